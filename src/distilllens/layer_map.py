@@ -1,0 +1,149 @@
+"""Which depth of the student copies which depth of the teacher."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_PAIR = re.compile(r"\s*(\d+)\s*:\s*(\d+)\s*")
+_YAML_HINT = (
+    'write it as "2:8" or "2:8,4:16", in quotes in YAML (unquoted, YAML reads 2:8 as the number 128)'
+)
+
+
+@dataclass(frozen=True)
+class LayerMap:
+    """Pairs ``(student depth, teacher depth)``, rising strictly on both sides.
+
+    A depth counts blocks: 0 is the embeddings, L the state after the last of L blocks.
+
+    Raises:
+        ValueError: no pair, a pair that is not two whole numbers >= 0, or depths that do not rise.
+
+    Source: arXiv 2602.13567; docs/paper.md.
+    """
+
+    pairs: tuple[tuple[int, int], ...]
+
+    def __init__(self, pairs: Iterable[tuple[int, int]]):
+        pairs = tuple(_checked_pair(pair) for pair in pairs)
+        if not pairs:
+            raise ValueError(f"a layer map needs at least one pair: {_YAML_HINT}")
+        for (s0, t0), (s1, t1) in zip(pairs, pairs[1:], strict=False):
+            if s1 <= s0 or t1 <= t0:
+                raise ValueError(
+                    f"depths of a layer map must rise strictly on both sides (valid: 0 to the number "
+                    f"of blocks, each once), but {s1}:{t1} follows {s0}:{t0}"
+                )
+        object.__setattr__(self, "pairs", pairs)
+
+    @classmethod
+    def parse(cls, text: str) -> LayerMap:
+        """``"2:8,4:16"`` -> pairs (2, 8) and (4, 16)."""
+        if not isinstance(text, str):
+            raise ValueError(f"layer map {text!r} is not a text: {_YAML_HINT}")
+        matches = [_PAIR.fullmatch(part) for part in text.split(",")]
+        if not all(matches):
+            raise ValueError(f"cannot read the layer map {text!r}: {_YAML_HINT}")
+        return cls((int(m[1]), int(m[2])) for m in matches)
+
+    @classmethod
+    def evenly(cls, n: int | str, student_layers: int, teacher_layers: int) -> LayerMap:
+        """``n`` pairs at ``round(k * L / (n + 1))``, k = 1..n; the last block is left out.
+
+        ``"auto"`` takes the largest n <= min(5, student_layers - 1) whose depths rise strictly from 1.
+        ``evenly(5, 12, 48)`` is the paper's 2:8,4:16,6:24,8:32,10:40.
+        """
+        if n == "auto":
+            return cls._auto(student_layers, teacher_layers)
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise ValueError(f"the number of layer pairs must be a whole number >= 1, got {n!r}")
+        sides = (_spread(n, student_layers), _spread(n, teacher_layers))
+        try:
+            return cls(zip(*sides, strict=True)).check(student_layers, teacher_layers)
+        except ValueError as error:
+            most = max(1, min(student_layers, teacher_layers) - 1)
+            raise ValueError(
+                f"{n} evenly spread pairs do not fit {student_layers} student and {teacher_layers} "
+                f"teacher blocks; valid: 1 to {most} pairs"
+            ) from error
+
+    @classmethod
+    def _auto(cls, student_layers, teacher_layers):
+        for n in range(min(5, student_layers - 1), 0, -1):
+            pairs = list(zip(_spread(n, student_layers), _spread(n, teacher_layers), strict=True))
+            if pairs[0] >= (1, 1) and min(pairs[0]) >= 1 and all(map(_rises, pairs, pairs[1:])):
+                return cls(pairs)
+        raise ValueError(
+            f"no pair of inner depths exists between {student_layers} student and {teacher_layers} "
+            f"teacher blocks; both need at least 2 (set lens_weight to 0 to train without the lens)"
+        )
+
+    @classmethod
+    def resolve(cls, spec: str, student_layers: int, teacher_layers: int) -> LayerMap:
+        """What a recipe's ``lens_layers`` means for two models: "auto", "3" or "2:8,4:16"."""
+        if isinstance(spec, int) and not isinstance(spec, bool):
+            spec = str(spec)
+        if not isinstance(spec, str):
+            raise ValueError(f"layer map {spec!r} is not a text: {_YAML_HINT}")
+        if spec == "auto":
+            return cls.evenly("auto", student_layers, teacher_layers)
+        if spec.strip().isdigit():
+            return cls.evenly(int(spec), student_layers, teacher_layers)
+        return cls.parse(spec).check(student_layers, teacher_layers)
+
+    def check(self, student_layers: int, teacher_layers: int) -> LayerMap:
+        """This map, if every depth exists in both models.
+
+        Raises:
+            ValueError: a depth beyond 0..L, with the valid range.
+        """
+        for student_depth, teacher_depth in self.pairs:
+            for who, depth, layers in (
+                ("student", student_depth, student_layers),
+                ("teacher", teacher_depth, teacher_layers),
+            ):
+                if depth > layers:
+                    raise ValueError(
+                        f"layer map pairs {who} depth {depth}, but the {who} has depths 0 to {layers}"
+                    )
+        return self
+
+    @property
+    def student_depths(self) -> tuple[int, ...]:
+        """The student's side, rising."""
+        return tuple(pair[0] for pair in self.pairs)
+
+    @property
+    def teacher_depths(self) -> tuple[int, ...]:
+        """The teacher's side, rising."""
+        return tuple(pair[1] for pair in self.pairs)
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __iter__(self):
+        return iter(self.pairs)
+
+    def __str__(self):
+        return ",".join(f"{s}:{t}" for s, t in self.pairs)
+
+
+def _spread(n, layers):
+    return [round(k * layers / (n + 1)) for k in range(1, n + 1)]
+
+
+def _rises(before, after):
+    return before[0] < after[0] and before[1] < after[1]
+
+
+def _checked_pair(pair):
+    try:
+        student_depth, teacher_depth = pair
+    except (TypeError, ValueError):
+        raise ValueError(f"a layer pair is (student depth, teacher depth), got {pair!r}") from None
+    for depth in (student_depth, teacher_depth):
+        if isinstance(depth, bool) or not isinstance(depth, int) or depth < 0:
+            raise ValueError(f"a depth is a whole number from 0, got {depth!r} in {pair!r}")
+    return student_depth, teacher_depth

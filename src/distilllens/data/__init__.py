@@ -1,0 +1,21 @@
+"""Text becomes records, and records become what the trainer and the benchmarks read."""
+
+from distilllens.data.format import (
+    drop_long_prompts,
+    format_instruction,
+    format_prompt,
+    to_training_examples,
+)
+from distilllens.data.load import load_hub, load_records
+from distilllens.data.records import kind_of, references
+
+__all__ = [
+    "drop_long_prompts",
+    "format_instruction",
+    "format_prompt",
+    "kind_of",
+    "load_hub",
+    "load_records",
+    "references",
+    "to_training_examples",
+]

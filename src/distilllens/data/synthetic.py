@@ -1,0 +1,99 @@
+"""The demo's instruction tasks: generated from a seed, with exact answers, one of two splits.
+
+Eight small questions that a transformer of a million parameters can learn on a CPU, in the schema
+of real instruction data, so that the demo walks the same road as Dolly does.
+"""
+
+from __future__ import annotations
+
+import random
+import string
+import zlib
+from collections.abc import Callable
+
+WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+SPLITS = ("train", "held_out")
+
+
+def _word(rng, shortest=3, longest=6, letters=string.ascii_lowercase):
+    return "".join(rng.choices(letters, k=rng.randint(shortest, longest)))
+
+
+def _copy(rng):
+    word = _word(rng)
+    return "Repeat the word.", word, word
+
+
+def _reverse(rng):
+    word = _word(rng)
+    return "Reverse the word.", word, word[::-1]
+
+
+def _capitals(rng):
+    word = _word(rng)
+    return "Write the word in capitals.", word, word.upper()
+
+
+def _sort(rng):
+    word = _word(rng, 3, 5)
+    return "Sort the letters.", word, "".join(sorted(word))
+
+
+def _count(rng):
+    word, letter = _word(rng, 4, 8, "abcd"), rng.choice("abcd")
+    return f"Count the letter {letter}.", word, str(word.count(letter))
+
+
+def _add(rng):
+    first, second = rng.randint(0, 49), rng.randint(0, 49)
+    return "Add the numbers.", f"{first} + {second}", str(first + second)
+
+
+def _weekday(rng):
+    start, days = rng.randrange(7), rng.randint(2, 30)
+    question = f"Which day is {days} days after {WEEKDAYS[start]}?"
+    return question, "", WEEKDAYS[(start + days) % 7]
+
+
+def _initials(rng):
+    words = [_word(rng, 2, 4) for _ in range(rng.randint(2, 4))]
+    return "Write the first letter of each word.", " ".join(words), "".join(w[0] for w in words)
+
+
+TASKS: dict[str, Callable[[random.Random], tuple[str, str, str]]] = {
+    "copy": _copy,
+    "reverse": _reverse,
+    "capitals": _capitals,
+    "sort": _sort,
+    "count": _count,
+    "add": _add,
+    "weekday": _weekday,
+    "initials": _initials,
+}
+
+
+def synthetic_records(num_records: int, *, split: str = "train", seed: int = 0) -> list[dict]:
+    """``num_records`` records of the eight tasks in turn, each with its ``task`` as a fourth field.
+
+    A question belongs to "held_out" when its checksum is divisible by 8, else to "train": whatever
+    the seeds, no question of one split is in the other. Within a split questions may repeat (there
+    are only 203 about weekdays). The same arguments give the same records on every machine.
+
+    Raises:
+        ValueError: ``num_records`` < 1 or an unknown split.
+    """
+    if num_records < 1:
+        raise ValueError(f"num_records must be at least 1, got {num_records!r}")
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; known are {', '.join(SPLITS)}")
+    rng = random.Random(f"{split} {seed}")
+    names = list(TASKS)
+    return [_draw(rng, names[row % len(names)], split) for row in range(num_records)]
+
+
+def _draw(rng, task, split):
+    while True:
+        instruction, text, output = TASKS[task](rng)
+        held_out = zlib.crc32(f"{instruction}\n{text}".encode()) % 8 == 0
+        if held_out == (split == "held_out"):
+            return {"instruction": instruction, "input": text, "output": output, "task": task}

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import re
-import string
 
 from distilllens.data.format import format_prompt
-from distilllens.data.synthetic import WEEKDAYS
 
 _PAD, _EOS, _UNKNOWN = "<pad>", "<eos>", "<unk>"
 _WORDS = (
-    "Repeat Reverse Write Sort Count Add Which the word in capitals letters letter numbers day is "
-    "days after first of each"
+    "Repeat Reverse Write Sort Count Add Which the word in capitals letters letter numbers number "
+    "is larger or first of each"
 )
 
 
 def synthetic_tokenizer():
-    """A ``PreTrainedTokenizerFast`` of about 150 tokens: 20 to 40 a record of the demo.
+    """A ``PreTrainedTokenizerFast`` of about 130 tokens: 20 to 40 a record of the demo.
 
     The fixed parts of the prompt template are one token each and the instructions' words too;
     any other text goes letter by letter. Printable ASCII survives a round trip, other characters
@@ -29,7 +27,7 @@ def synthetic_tokenizer():
     vocabulary = [_PAD, _EOS, _UNKNOWN, *pieces, *"\n", *map(chr, range(32, 127))]
     model = models.WordLevel({t: i for i, t in enumerate(vocabulary)}, unk_token=_UNKNOWN)
     tokenizer = Tokenizer(model)
-    # A word of the list is whole only where no letter follows, so that "days" is not "day" + "s".
+    # Whole only where no letter follows: "letters" is not "letter" + "s".
     words = "|".join(f"{re.escape(word)}(?![A-Za-z])" for word in _words())
     template = "|".join(map(re.escape, _template_pieces()))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(
@@ -54,6 +52,6 @@ def _template_pieces():
 
 
 def _words():
-    words = [*_WORDS.split(), *WEEKDAYS]
-    spaced = [f" {word}" for word in words if word not in string.ascii_letters]
+    words = _WORDS.split()
+    spaced = [f" {word}" for word in words]
     return [*spaced, *(word for word in words if word[0].isupper())]

@@ -1,0 +1,131 @@
+"""Records become prompts and responses that tokenize apart."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from distilllens.data import (
+    drop_long_prompts,
+    format_instruction,
+    format_prompt,
+    load_records,
+    to_training_examples,
+)
+from distilllens.data.synthetic_tokenizer import synthetic_tokenizer
+
+SHARED = os.environ.get("DISTILLLENS_SHARED")
+# Typed from Stanford Alpaca's published prompts, not taken from the code.
+PLAIN = """Below is an instruction that describes a task. \
+Write a response that appropriately completes the request.
+
+### Instruction:
+Name {one} colour.
+
+### Response:
+"""
+WITH_INPUT = """Below is an instruction that describes a task, paired with an input that provides \
+further context. Write a response that appropriately completes the request.
+
+### Instruction:
+Name {one} colour.
+
+### Input:
+The sky {input}.
+
+### Response:
+"""
+
+
+def test_prompts_equal_alpacas_text():
+    """Both templates are Alpaca's to the letter, and braces in a record are only text."""
+    record = {"instruction": "Name {one} colour.", "output": "Blue"}
+    assert format_prompt(record) == format_prompt({**record, "input": ""}) == PLAIN
+    assert format_prompt({**record, "input": "The sky {input}."}) == WITH_INPUT
+
+
+def test_the_first_reference_is_the_completion():
+    """Of several references the first is trained on; white space before it is taken off."""
+    record = {"instruction": "Name {one} colour.", "output": "\n\n Blue \n"}
+    assert format_instruction(record) == {"prompt": PLAIN, "completion": "Blue \n"}
+    many = {**record, "output": ["Red", "Blue"]}
+    assert format_instruction(many) == {"prompt": PLAIN, "completion": "Red"}
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        {"prompt": "a", "completion": " b"},
+        {"messages": [{"role": "user", "content": "a"}], "tools": []},
+        {"text": "a"},
+    ],
+)
+def test_other_kinds_pass_as_they_are(example):
+    """What SFTTrainer reads is passed on; fields it does not read are left out."""
+    assert to_training_examples([{**example, "source": "x"}]) == [example]
+
+
+def test_unknown_kinds_are_refused():
+    """A record that was never checked is not trained on in silence."""
+    with pytest.raises(ValueError, match=r"fields .'question'. is of no known kind"):
+        to_training_examples([{"question": "a"}])
+
+
+def test_long_prompts_are_dropped_and_counted():
+    """A prompt of exactly the limit stays; examples without a prompt always do."""
+    tokenizer = synthetic_tokenizer()
+    examples = [{"prompt": "x" * n, "completion": "y" * 99} for n in (3, 5, 4)]
+    plain = {"text": "z" * 99}
+    assert drop_long_prompts(examples, tokenizer, 4) == ([examples[0], examples[2]], 1)
+    assert drop_long_prompts([plain], tokenizer, 4) == ([plain], 0)
+    assert drop_long_prompts([], tokenizer, 4) == ([], 0)
+    with pytest.raises(
+        ValueError, match=r"all 3 prompts .* max_prompt_length = 2 .*shortest has 3"
+    ):
+        drop_long_prompts(examples, tokenizer, 2)
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        drop_long_prompts(examples, tokenizer, 0)
+
+
+def test_conversational_prompts_are_counted_through_the_chat_template():
+    """A prompt of messages is as long as the template renders it, generation prompt included."""
+    tokenizer = synthetic_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}>>"
+        "{% endif %}"
+    )
+    prompt = [{"role": "user", "content": "xyz"}]
+    example = {"prompt": prompt, "completion": [{"role": "assistant", "content": "b"}]}
+    assert drop_long_prompts([example], tokenizer, 5) == ([example], 0)
+    with pytest.raises(ValueError, match="the shortest has 5"):
+        drop_long_prompts([example], tokenizer, 4)
+
+
+@pytest.mark.skipif(not SHARED, reason="DISTILLLENS_SHARED is unset")
+def test_prompts_are_token_prefixes_on_dolly():
+    """GPT-2's ids of every Dolly prompt begin its ids of prompt + completion."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(Path(SHARED, "tokenizers", "gpt2"))
+    examples = to_training_examples(load_records(Path(SHARED, "data", "dolly_train.jsonl")))
+    prompts = tokenizer([e["prompt"] for e in examples])["input_ids"]
+    both = [e["prompt"] + e["completion"] + tokenizer.eos_token for e in examples]
+    for prompt, whole in zip(prompts, tokenizer(both, verbose=False)["input_ids"], strict=True):
+        assert whole[: len(prompt)] == prompt
+        assert whole[-1] == tokenizer.eos_token_id
+    # No prompt of MiniLLM's split is longer than 256 tokens (method of the published data).
+    assert drop_long_prompts(examples, tokenizer, 256) == (examples, 0)
+
+
+@pytest.mark.skipif(not SHARED, reason="DISTILLLENS_SHARED is unset")
+@pytest.mark.parametrize("name", ["gpt2", "llama2-32k"])
+def test_leading_newlines_of_an_answer_do_not_merge_with_the_prompt(name):
+    """An answer that begins with white space still leaves the prompt's tokens alone."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(Path(SHARED, "tokenizers", name))
+    for answer in ("\n\n\n  Blue", "  Blue", "\tBlue", "\n\n1."):
+        example = format_instruction({"instruction": "Name a colour.", "output": answer})
+        prompt = tokenizer(example["prompt"])["input_ids"]
+        whole = tokenizer(example["prompt"] + example["completion"])["input_ids"]
+        assert whole[: len(prompt)] == prompt

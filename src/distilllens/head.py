@@ -14,7 +14,7 @@ from torch.nn import functional as F
 class Head:
     """``logits = cap(scale * (W h + b))`` with ``cap(z) = softcap * tanh(z / softcap)``.
 
-    Holds references to a model's own parameters, never copies: what trains the model trains the head.
+    Holds references to a model's own parameters, never copies: training the model trains the head.
 
     Args:
         weight: ``[V, D]``.
@@ -23,7 +23,7 @@ class Head:
         softcap: bounds the logits to ``(-softcap, softcap)`` (Gemma 2); None for no cap.
 
     Raises:
-        ValueError: shapes that do not fit, a scale that is not finite or is 0, a softcap not above 0.
+        ValueError: shapes that do not fit, a scale that is 0 or not finite, a softcap not above 0.
     """
 
     weight: Tensor

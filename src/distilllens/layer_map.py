@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 _PAIR = re.compile(r"\s*(\d+)\s*:\s*(\d+)\s*")
 _YAML_HINT = (
-    'write it as "2:8" or "2:8,4:16", in quotes in YAML (unquoted, YAML reads 2:8 as the number 128)'
+    'write it as "2:8" or "2:8,4:16", in quotes in YAML '
+    "(unquoted, YAML reads 2:8 as the number 128)"
 )
 
 
@@ -30,11 +32,11 @@ class LayerMap:
         pairs = tuple(_checked_pair(pair) for pair in pairs)
         if not pairs:
             raise ValueError(f"a layer map needs at least one pair: {_YAML_HINT}")
-        for (s0, t0), (s1, t1) in zip(pairs, pairs[1:], strict=False):
+        for (s0, t0), (s1, t1) in pairwise(pairs):
             if s1 <= s0 or t1 <= t0:
                 raise ValueError(
-                    f"depths of a layer map must rise strictly on both sides (valid: 0 to the number "
-                    f"of blocks, each once), but {s1}:{t1} follows {s0}:{t0}"
+                    f"depths of a layer map must rise strictly on both sides (valid: 0 to the "
+                    f"number of blocks, each once), but {s1}:{t1} follows {s0}:{t0}"
                 )
         object.__setattr__(self, "pairs", pairs)
 
@@ -52,7 +54,8 @@ class LayerMap:
     def evenly(cls, n: int | str, student_layers: int, teacher_layers: int) -> LayerMap:
         """``n`` pairs at ``round(k * L / (n + 1))``, k = 1..n; the last block is left out.
 
-        ``"auto"`` takes the largest n <= min(5, student_layers - 1) whose depths rise strictly from 1.
+        ``"auto"`` takes the largest n <= min(5, student_layers - 1) whose depths rise strictly
+        from at least 1.
         ``evenly(5, 12, 48)`` is the paper's 2:8,4:16,6:24,8:32,10:40.
         """
         if n == "auto":
@@ -106,7 +109,8 @@ class LayerMap:
             ):
                 if depth > layers:
                     raise ValueError(
-                        f"layer map pairs {who} depth {depth}, but the {who} has depths 0 to {layers}"
+                        f"layer map pairs {who} depth {depth}, but the {who} has depths 0 to "
+                        f"{layers}"
                     )
         return self
 

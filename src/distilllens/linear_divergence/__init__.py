@@ -1,0 +1,190 @@
+"""A divergence of two Heads without the ``[N, V]`` matrices: the door, which checks and chooses."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from distilllens.divergence import parameters
+from distilllens.head import Head
+from distilllens.linear_divergence import chunked, reference
+
+_ENGINES = ("auto", "chunked", "reference")
+
+
+def linear_divergence(
+    student: Tensor,
+    student_head: Head,
+    teacher: Tensor,
+    teacher_head: Head,
+    *,
+    divergence: str = "jsd",
+    beta: float = 0.5,
+    temperature: float = 1.0,
+    weight: Tensor | None = None,
+    impl: str = "auto",
+    chunk_size: int | None = None,
+    **params: float,
+) -> tuple[Tensor, Tensor]:
+    """Divergence, in nats, between the vocabularies that two hidden states speak.
+
+    Equals, for a ``divergence`` of ``distilllens.divergence`` taken with its parameters::
+
+        D = divergence(student_head(student) / temperature, teacher_head(teacher) / temperature)
+        return (weight * D).sum(), D.detach()
+
+    without ever holding an ``[N, V]`` matrix: extra memory is at most four ``[chunk_size, V]``
+    float32 tiles. Gradients reach ``student``, ``student_head.weight`` and ``student_head.bias``
+    only, and are computed in the forward pass, if wanted: ``2 N V (Dt + 3 Ds)`` flops a call.
+    Rows are independent: several layer pairs are one call with their rows stacked, weight 1/P each.
+
+    Args:
+        student: normed hidden states ``[N, Ds]``.
+        student_head: its vocabulary ``[Vs, Ds]``.
+        teacher: normed hidden states ``[N, Dt]``; a constant.
+        teacher_head: its vocabulary ``[Vt, Dt]``; a constant. If Vs and Vt differ, the shared
+            prefix ``min(Vs, Vt)`` is compared, both renormalised over it.
+        divergence: a name of ``distilllens.divergence``.
+        beta: of ``jsd``, strictly between 0 and 1; other divergences leave it alone.
+        temperature: divides both models' (capped) logits.
+        weight: ``[N]``, a constant; None is ones.
+        impl: "chunked", "reference" (whole matrices) or "auto"; changes cost, never meaning.
+        chunk_size: tokens projected at once; None chooses by V.
+        params: the divergence's other parameters: ``forward_weight`` and ``reverse_weight``,
+            ``alpha``, ``mu``.
+
+    Returns:
+        The scalar ``sum(weight * D)``, a zero that is connected to the graph if N = 0; and D
+        ``[N]`` unweighted, for every row, detached. Models project in their heads' dtype (under
+        autocast in autocast's); both results are float32, float64 if either model is.
+
+    Raises:
+        ValueError: shapes that do not fit, temperature <= 0, chunk_size < 1, an unknown ``impl`` or
+            ``divergence`` (the message lists the known ones), a parameter that the divergence does
+            not take or that is out of range.
+
+    Source: arXiv 2602.13567; docs/paper.md lists what we changed and why.
+    """
+    given = dict(params)
+    # beta has a default for the sake of jsd; only another value is a mistake elsewhere.
+    if divergence == "jsd" or beta != 0.5:
+        given["beta"] = beta
+    params = parameters(divergence, given)
+    _check_rows("student", student, student_head)
+    _check_rows("teacher", teacher, teacher_head)
+    if len(student) != len(teacher):
+        raise ValueError(
+            f"student and teacher must have the same number of rows, got {len(student)} and "
+            f"{len(teacher)}"
+        )
+    student, student_head = _in_one_dtype(student, student_head)
+    with torch.no_grad():
+        teacher, teacher_head = _in_one_dtype(teacher, teacher_head)
+    arguments = {
+        "name": divergence,
+        "params": params,
+        "temperature": _checked_temperature(temperature),
+        "weight": _checked_weight(weight, student),
+    }
+    engine = _engine(impl, chunk_size, arguments)
+    with torch.autocast(student.device.type, enabled=False):
+        return engine.divergence(student, student_head, teacher, teacher_head, **arguments)
+
+
+def linear_cross_entropy(
+    student: Tensor,
+    student_head: Head,
+    labels: Tensor,
+    *,
+    temperature: float = 1.0,
+    weight: Tensor | None = None,
+    impl: str = "auto",
+    chunk_size: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy, in nats, of the vocabulary that a hidden state speaks against tokens.
+
+    Equals, without ever holding an ``[N, V]`` matrix::
+
+        D = F.cross_entropy(student_head(student) / temperature, labels, reduction="none")
+        return (weight * D).sum(), D.detach()
+
+    Range [0, inf]. ``labels [N]`` are tokens of the head, no ignored index among them; everything
+    else is as in ``linear_divergence``, at ``6 N V D`` flops a call.
+
+    Raises:
+        ValueError: as ``linear_divergence``, or labels that are not ``[N]`` whole numbers from 0 to
+            V - 1.
+    """
+    _check_rows("student", student, student_head)
+    _check_labels(labels, student, student_head)
+    student, student_head = _in_one_dtype(student, student_head)
+    arguments = {
+        "temperature": _checked_temperature(temperature),
+        "weight": _checked_weight(weight, student),
+    }
+    engine = _engine(impl, chunk_size, arguments)
+    with torch.autocast(student.device.type, enabled=False):
+        return engine.cross_entropy(student, student_head, labels, **arguments)
+
+
+def _engine(impl, chunk_size, arguments):
+    if impl not in _ENGINES:
+        raise ValueError(f"unknown impl {impl!r}; known: {', '.join(_ENGINES)}")
+    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
+        raise ValueError(f"chunk_size must be a whole number of at least 1, got {chunk_size!r}")
+    if impl == "reference":
+        return reference
+    arguments["chunk_size"] = chunk_size
+    return chunked
+
+
+def _check_rows(who, hidden, head):
+    if hidden.ndim != 2:
+        raise ValueError(f"{who} must be [N, D], got shape {list(hidden.shape)}")
+    if hidden.shape[1] != head.weight.shape[1]:
+        raise ValueError(
+            f"{who} has width {hidden.shape[1]}, but its head reads width {head.weight.shape[1]}"
+        )
+
+
+def _check_labels(labels, student, head):
+    if labels.shape != student.shape[:1] or labels.dtype.is_floating_point:
+        raise ValueError(
+            f"labels must be [{len(student)}] whole numbers like the student's rows, got "
+            f"{labels.dtype} of shape {list(labels.shape)}"
+        )
+    if labels.numel() and not 0 <= labels.min() <= labels.max() < head.vocab_size:
+        raise ValueError(
+            f"labels must be tokens from 0 to {head.vocab_size - 1}, got {labels.min().item()} to "
+            f"{labels.max().item()}; leave rows without a label out of the call"
+        )
+
+
+def _checked_temperature(temperature):
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature must be finite and above 0, got {temperature}")
+    return float(temperature)
+
+
+def _checked_weight(weight, student):
+    dtype = torch.promote_types(student.dtype, torch.float32)
+    if weight is None:
+        return student.new_ones(len(student), dtype=dtype)
+    if weight.shape != student.shape[:1]:
+        raise ValueError(
+            f"weight must be [{len(student)}] like the student's rows, got shape "
+            f"{list(weight.shape)}"
+        )
+    return weight.detach().to(student.device, dtype)
+
+
+def _in_one_dtype(hidden, head):
+    """Hidden states and head in the dtype that the model's own head would project in."""
+    device, dtype = hidden.device.type, head.weight.dtype
+    if torch.is_autocast_enabled(device) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+    bias = None if head.bias is None else head.bias.to(dtype)
+    return hidden.to(dtype), replace(head, weight=head.weight.to(dtype), bias=bias)

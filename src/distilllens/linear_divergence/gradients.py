@@ -1,0 +1,169 @@
+"""Value and analytic gradient of every divergence, in place, on a block of rows.
+
+Each function takes ``student [R, V]`` and ``teacher [R, V]`` logits, two scratch blocks of that
+shape, and whether a gradient is wanted. It returns the nats ``[R]``, leaves dD/d(student logits) in
+``student`` and overwrites everything else. With q = softmax(student) and g = dD/d(log q), the
+gradient is ``g - q * sum(g)``; each docstring gives the result.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from distilllens.divergence import adaptive_weights
+
+
+def cross_entropy(student, labels, work, wants_gradient):
+    """-log q[label]; gradient q - onehot(label)."""
+    labels = labels.unsqueeze(-1)
+    torch.log_softmax(student, -1, out=student)
+    value = -student.gather(-1, labels).squeeze(-1)
+    if wants_gradient:
+        student.exp_()
+        student.scatter_add_(-1, labels, torch.full_like(labels, -1, dtype=student.dtype))
+    return value
+
+
+def forward_kl(student, teacher, work, wants_gradient):
+    """sum p (log p - log q); gradient q - p."""
+    gap = _log_ratio(student, teacher, work).neg_()
+    p = teacher.exp_()
+    value, _ = _expectation(p, gap, work)
+    if wants_gradient:
+        student.exp_().sub_(p)
+    return value
+
+
+def reverse_kl(student, teacher, work, wants_gradient):
+    """D = sum q (log q - log p); gradient q (log q - log p - D)."""
+    gap = _log_ratio(student, teacher, work)
+    q = student.exp_()
+    value, gap = _expectation(q, gap, work)
+    if wants_gradient:
+        q.mul_(gap.sub_(value.unsqueeze(-1)))
+    return value
+
+
+def jeffreys(student, teacher, work, wants_gradient, *, forward_weight, reverse_weight):
+    """a KL(p || q) + b KL(q || p); gradient a (q - p) + b q (log q - log p - KL(q || p))."""
+    if forward_weight == 0:
+        value = reverse_kl(student, teacher, work, wants_gradient)
+        student.mul_(reverse_weight)
+        return value.mul_(reverse_weight)
+    if reverse_weight == 0:
+        value = forward_kl(student, teacher, work, wants_gradient)
+        student.mul_(forward_weight)
+        return value.mul_(forward_weight)
+    gap = _log_ratio(student, teacher, work)
+    return _both_kls(
+        student.exp_(), teacher.exp_(), gap, work, wants_gradient, forward_weight, reverse_weight
+    )
+
+
+def adaptive_kl(student, teacher, work, wants_gradient, *, mu):
+    """As jeffreys, the weights of each row being constants: its shares of head and tail."""
+    gap = _log_ratio(student, teacher, work)
+    q, p = student.exp_(), teacher.exp_()
+    head, tail = adaptive_weights(q, p, mu)
+    return _both_kls(q, p, gap, work, wants_gradient, head.unsqueeze(-1), tail.unsqueeze(-1))
+
+
+def _both_kls(q, p, gap, work, wants_gradient, a, b):
+    reverse, reverse_gap = _expectation(q, gap, work)
+    forward, _ = _expectation(p, gap, work)
+    value = _share(reverse, b) - _share(forward, a)
+    if wants_gradient:
+        inner = reverse_gap.sub_(reverse.unsqueeze(-1)).mul_(b).add_(a)
+        q.mul_(inner).sub_(p.mul_(a))
+    return value
+
+
+def _share(value, weight):
+    # A weight of 0 must not meet an infinite divergence.
+    weight = weight.squeeze(-1) if isinstance(weight, torch.Tensor) else weight
+    return torch.where(torch.as_tensor(weight != 0, device=value.device), value * weight, 0)
+
+
+def jsd(student, teacher, work, wants_gradient, *, beta):
+    """beta KL(p || m) + (1 - beta) KL(q || m); gradient (1 - beta) q (log(q / m) - KL(q || m))."""
+    mixture, scratch = work
+    q, p = _probabilities(student), _probabilities(teacher)
+    torch.lerp(p, q, 1 - beta, out=mixture)
+    to_teacher = torch.div(p, mixture, out=scratch).log_().mul_(p).sum(-1)
+    q_log = torch.div(q, mixture, out=scratch).log_().mul_(q)
+    to_student = q_log.sum(-1)
+    if wants_gradient:
+        q.mul_(to_student.unsqueeze(-1))
+        torch.sub(q_log, q, out=student).mul_(1 - beta)
+    return beta * to_teacher + (1 - beta) * to_student
+
+
+def skew_forward_kl(student, teacher, work, wants_gradient, *, alpha):
+    """KL(p || m), m = alpha p + (1 - alpha) q; g = -(1 - alpha) p q / m."""
+    ratio, scratch = work
+    q, p = _probabilities(student), _probabilities(teacher)
+    torch.div(p, torch.lerp(q, p, alpha, out=ratio), out=ratio)
+    value = torch.log(ratio, out=scratch).mul_(p).sum(-1)
+    if wants_gradient:
+        _centre(q, ratio.mul_(q).mul_(alpha - 1))
+    return value
+
+
+def skew_reverse_kl(student, teacher, work, wants_gradient, *, alpha):
+    """KL(q || m), m = (1 - alpha) p + alpha q; g = q (log(q / m) + 1 - alpha q / m)."""
+    ratio, scratch = work
+    q, p = _probabilities(student), _probabilities(teacher)
+    torch.div(q, torch.lerp(p, q, alpha, out=ratio), out=ratio)
+    log_ratio = torch.log(ratio, out=scratch)
+    value = torch.mul(log_ratio, q, out=teacher).sum(-1)
+    if wants_gradient:
+        _centre(q, log_ratio.sub_(ratio, alpha=alpha).add_(1).mul_(q))
+    return value
+
+
+def total_variation(student, teacher, work, wants_gradient):
+    """sum |q - p| / 2; g = q sign(q - p) / 2."""
+    gap = work[0]
+    q = torch.softmax(student, -1, out=student)
+    torch.sub(q, torch.softmax(teacher, -1, out=teacher), out=gap)
+    value = torch.abs(gap, out=work[1]).sum(-1) / 2
+    if wants_gradient:
+        _centre(q, gap.sign_().mul_(q).mul_(0.5))
+    return value
+
+
+def _probabilities(logits):
+    # Never 0, so that ratios and their logarithms are finite; the mass added is below V * 1e-38.
+    return torch.softmax(logits, -1, out=logits).clamp_min_(torch.finfo(logits.dtype).tiny)
+
+
+def _log_ratio(student, teacher, work):
+    torch.log_softmax(student, -1, out=student)
+    torch.log_softmax(teacher, -1, out=teacher)
+    return torch.sub(student, teacher, out=work[0])
+
+
+def _expectation(p, value, work):
+    """sum p value ``[R]`` with ``0 * inf = 0``, and ``value`` with its 0s where that mattered."""
+    mean = torch.mul(p, value, out=work[1]).sum(-1)
+    if mean.isnan().any():  # only ever with logits of -inf: masking costs nothing otherwise
+        value = torch.where(p > 0, value, 0)
+        mean = torch.mul(p, value, out=work[1]).sum(-1)
+    return mean, value
+
+
+def _centre(q, g):
+    # student holds q: it becomes g - q * sum(g).
+    torch.addcmul(g, q, g.sum(-1, keepdim=True), value=-1, out=q)
+
+
+DIVERGENCES = {
+    "forward_kl": forward_kl,
+    "reverse_kl": reverse_kl,
+    "jsd": jsd,
+    "jeffreys": jeffreys,
+    "adaptive_kl": adaptive_kl,
+    "skew_forward_kl": skew_forward_kl,
+    "skew_reverse_kl": skew_reverse_kl,
+    "total_variation": total_variation,
+}

@@ -1,0 +1,80 @@
+"""The command line: one file a command, each parses, makes one call and prints."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from importlib import import_module
+
+COMMANDS = {
+    "demo": "the whole story on a built-in teacher and data, offline, in about two minutes",
+    "train": "SFT, distillation or distillation through the logit lens: what the weights say",
+}
+
+_EXAMPLES = """\
+examples:
+  distilllens demo
+  distilllens train --config recipe.yaml
+  distilllens train --help
+  torchrun --nproc_per_node 2 -m distilllens train --config recipe.yaml
+
+Exit status: 0; 2 with one line on standard error for bad input. Set DISTILLLENS_DEBUG=1 to see
+where an error came from.
+"""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def __init__(self, *args, **kwargs):
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message):
+        """Exit with status 2 and one line."""
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, 2 for bad input, 130 when interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(argv)
+    except KeyboardInterrupt:
+        print("distilllens: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("DISTILLLENS_DEBUG"):
+            raise
+        if os.environ.get("RANK", "0") == "0":
+            print(f"distilllens: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _dispatch(argv):
+    if argv and argv[0] in COMMANDS:
+        return import_module(f"distilllens.cli.{argv[0]}").main(argv[1:])
+    parser = OneLineParser(
+        prog="distilllens",
+        description="Distil a causal language model through the logit lens.",
+        epilog=_EXAMPLES,
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_argument_group("commands").add_argument
+    commands("command", choices=COMMANDS, metavar="COMMAND", help="; ".join(map(": ".join, COMMANDS.items())))
+    if not argv:
+        parser.print_help()
+        return 2
+    parser.parse_args(argv)
+    raise AssertionError("unreachable: a known command was dispatched above")
+
+
+def _version():
+    import distilllens
+
+    return f"distilllens {distilllens.__version__}"
+
+
+def _one_line(error):
+    return " ".join(str(error).split()) or type(error).__name__

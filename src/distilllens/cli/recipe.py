@@ -1,0 +1,79 @@
+"""A YAML recipe, read with the care that YAML's traps ask for."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+import yaml
+
+
+def read_recipe(path: str) -> dict:
+    """The mapping in a YAML file.
+
+    Raises:
+        ValueError: no such file, broken UTF-8 or YAML (with the line), not a mapping.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"recipe {path} does not exist")
+    try:
+        recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"recipe {path} is not UTF-8: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else path
+        problem = getattr(error, "problem", None) or error
+        raise ValueError(f"{where}: broken YAML: {problem}") from None
+    if not isinstance(recipe, dict):
+        raise ValueError(f"recipe {path} must be a mapping of fields to values, got {recipe!r}")
+    return recipe
+
+
+def check_recipe(path: str, recipe: dict, actions: dict):
+    """Refuse fields that do not exist and values of a wrong type, with what would be right.
+
+    Args:
+        actions: field -> argparse action, whose ``type`` says what the field takes.
+
+    Raises:
+        ValueError: the first one.
+    """
+    for name, value in recipe.items():
+        if name not in actions:
+            close = difflib.get_close_matches(str(name), actions, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(f"{path}: unknown field {name!r}{hint}")
+        _check_value(path, name, value, actions[name])
+
+
+def _check_value(path, name, value, action):
+    if name == "lens_layers" and isinstance(value, int) and value > 60:
+        raise ValueError(
+            f"{path}: lens_layers is the number {value}: YAML reads 2:8 as 128; "
+            'write it in quotes, "2:8" or "2:8,4:16"'
+        )
+    takes_number = action.type in (int, float)
+    if takes_number and isinstance(value, str):
+        raise ValueError(f"{path}: {name} must be a number, got the text {value!r}{_number_hint(value)}")
+    if takes_number and not isinstance(value, int | float | list | None):
+        raise ValueError(f"{path}: {name} must be a number, got {value!r}")
+    if action.type is int and isinstance(value, float) and not value.is_integer():
+        raise ValueError(f"{path}: {name} must be a whole number, got {value}")
+    # argparse gives a flag that is true or false these constants.
+    if action.const is True and value not in (True, False, None):
+        raise ValueError(f"{path}: {name} must be true or false, got {value!r}")
+    if takes_number and isinstance(value, bool):
+        raise ValueError(f"{path}: {name} must be a number, got {value!r}")
+
+
+def _number_hint(text):
+    try:
+        number = float(text)
+    except ValueError:
+        return ""
+    if "e" in text.lower() and "." not in text:
+        mantissa, exponent = text.lower().split("e")
+        return f": YAML reads it as text without a point; write {mantissa}.0e{exponent}"
+    return f"; write {number:g} without quotes"

@@ -1,0 +1,52 @@
+"""The flags of ``distilllens train``: our fields, TRL's ModelConfig and DistillLensConfig."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+
+from trl import ModelConfig, TrlParser
+
+from distilllens.cli import OneLineParser
+from distilllens.train.config import DistillLensConfig
+from distilllens.train.job import JobArguments
+
+
+class _Parser(TrlParser):
+    """TrlParser with errors of one line and, in help, the examples as they are written."""
+
+    error = OneLineParser.error
+
+
+def make_parser(description: str) -> _Parser:
+    """A parser of all three dataclasses; ``--config`` is taken off before it sees the flags."""
+    parser = _Parser(
+        (JobArguments, ModelConfig, DistillLensConfig),
+        prog="distilllens train",
+        description=description,
+        usage="distilllens train --config recipe.yaml [--FIELD VALUE ...]",
+        allow_abbrev=False,
+    )
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--config", metavar="YAML", help="A recipe: the flags below, as YAML.")
+    return parser
+
+
+def parse(parser: _Parser, recipe: dict, flags: list[str]) -> tuple:
+    """``(job, model, training, given)``: three dataclasses and the fields that were set, by name.
+
+    Raises:
+        ValueError: an unknown flag, or a value that its field does not take.
+    """
+    if not ("output_dir" in recipe or any(f.split("=")[0] == "--output_dir" for f in flags)):
+        raise ValueError("output_dir is missing: the folder for checkpoints and the final model")
+    parser.set_defaults_with_config(**recipe)
+    job, model, training = parser.parse_args_into_dataclasses(flags)
+    names = set(recipe) | {flag.split("=")[0].lstrip("-") for flag in flags if flag.startswith("--")}
+    given = {
+        field.name: getattr(part, field.name)
+        for part in (job, model, training)
+        for field in fields(part)
+        if field.name in names
+    }
+    return job, model, training, given

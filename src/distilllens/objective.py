@@ -1,0 +1,158 @@
+"""Cross-entropy + output divergence + lens divergence -> LossTerms."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from distilllens.divergence import divergence
+from distilllens.head import Head
+from distilllens.layer_map import LayerMap
+from distilllens.lens import LayerStates
+from distilllens.linear_divergence import linear_cross_entropy, linear_divergence
+
+IGNORED_LABEL = -100
+
+
+@dataclass(frozen=True, eq=False)
+class LossTerms:
+    """What one batch contributes: sums over its valid tokens, in nats. Divide by a count once, above.
+
+    Attributes:
+        total: scalar, the weighted sum with its gradient; connected to the graph without tokens too.
+        cross_entropy: scalar, unweighted and detached like the terms that follow.
+        output: divergence at the output, or None when it was not measured.
+        lens: mean over the pairs, or None.
+        lens_by_pair: ``[P]`` in the order of the layer map, or None.
+        num_tokens: N, the valid tokens.
+    """
+
+    total: Tensor
+    cross_entropy: Tensor
+    output: Tensor | None
+    lens: Tensor | None
+    lens_by_pair: Tensor | None
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Objective:
+    """``w_ce * CE + w_out * D_out(p_L, q_L) + w_lens * mean over pairs of D_lens(p_t, q_s)``.
+
+    Args:
+        layer_map: the pairs of the lens term; None for a loss without it.
+        output_divergence, lens_divergence: names of :func:`distilllens.divergence`.
+        output_kwargs, lens_kwargs: their parameters, as ``{"beta": 0.5}``.
+        output_weight, lens_weight, cross_entropy_weight: finite, >= 0.
+        temperature: divides both models' logits in both divergences (not in the cross-entropy).
+
+    Raises:
+        ValueError: an unknown divergence or parameter, a weight below 0, a temperature <= 0.
+
+    Source: arXiv 2602.13567; docs/paper.md lists the deviations.
+    """
+
+    layer_map: LayerMap | None = None
+    output_divergence: str = "reverse_kl"
+    output_kwargs: dict = field(default_factory=dict)
+    output_weight: float = 1.0
+    lens_divergence: str = "jsd"
+    lens_kwargs: dict = field(default_factory=dict)
+    lens_weight: float = 1.0
+    cross_entropy_weight: float = 0.0
+    temperature: float = 1.0
+
+    def __post_init__(self):
+        divergence(self.output_divergence, **self.output_kwargs)
+        divergence(self.lens_divergence, **self.lens_kwargs)
+        for name in ("output_weight", "lens_weight", "cross_entropy_weight"):
+            weight = getattr(self, name)
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ValueError(f"{name} must be a finite number >= 0, got {weight}")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+
+    def __call__(
+        self,
+        student: LayerStates,
+        student_head: Head,
+        teacher: LayerStates | None,
+        teacher_head: Head | None,
+        labels: Tensor,
+        *,
+        measure_all: bool = False,
+    ) -> LossTerms:
+        """The terms of one batch.
+
+        A divergence of weight 0 is skipped unless ``measure_all``; the cross-entropy is always measured.
+
+        Args:
+            student, teacher: head-ready states, ``[B, T, D]`` at the map's depths and ``final``.
+                Without a teacher (None) only the cross-entropy is left.
+            labels: ``[B, T]``, -100 where the token is no target. Shifted here, and only here.
+        """
+        valid = target_positions(labels)
+        targets = labels[:, 1:][valid[:, :-1]]
+        weight = self.cross_entropy_weight
+        final = student.final[valid]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
+            cross_entropy, _ = linear_cross_entropy(final, student_head, targets)
+        # The empty sum keeps the graph connected when no term has a weight or no token is valid.
+        total = final[:0].sum() if weight == 0 else weight * cross_entropy
+        output = lens = lens_by_pair = None
+        if teacher is not None and (self.output_weight > 0 or measure_all):
+            output = self._output(final, student_head, teacher.final[valid], teacher_head)
+            total = total + self.output_weight * output if self.output_weight > 0 else total
+        if teacher is not None and self.layer_map and (self.lens_weight > 0 or measure_all):
+            lens, lens_by_pair = self._lens(student, student_head, teacher, teacher_head, valid)
+            total = total + self.lens_weight * lens if self.lens_weight > 0 else total
+        return LossTerms(
+            total=total,
+            cross_entropy=cross_entropy.detach(),
+            output=None if output is None else output.detach(),
+            lens=None if lens is None else lens.detach(),
+            lens_by_pair=lens_by_pair,
+            num_tokens=targets.numel(),
+        )
+
+    def _output(self, student, student_head, teacher, teacher_head):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.output_weight > 0):
+            loss, _ = linear_divergence(
+                student,
+                student_head,
+                teacher,
+                teacher_head,
+                divergence=self.output_divergence,
+                temperature=self.temperature,
+                **self.output_kwargs,
+            )
+        return loss
+
+    def _lens(self, student, student_head, teacher, teacher_head, valid):
+        pairs = self.layer_map.pairs
+        # All pairs' tokens are rows of one call, so the head's gradient is built once.
+        student_rows = torch.cat([student[depth][valid] for depth, _ in pairs])
+        teacher_rows = torch.cat([teacher[depth][valid] for _, depth in pairs])
+        weight = student_rows.new_full((len(student_rows),), 1 / len(pairs), dtype=torch.float32)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.lens_weight > 0):
+            loss, per_token = linear_divergence(
+                student_rows,
+                student_head,
+                teacher_rows,
+                teacher_head,
+                divergence=self.lens_divergence,
+                temperature=self.temperature,
+                weight=weight,
+                **self.lens_kwargs,
+            )
+        return loss, per_token.view(len(pairs), -1).sum(1)
+
+
+def target_positions(labels: Tensor) -> Tensor:
+    """``[B, T]`` bool: positions whose *next* token is a target. The last position never is."""
+    valid = torch.zeros_like(labels, dtype=torch.bool)
+    valid[:, :-1] = labels[:, 1:] != IGNORED_LABEL
+    return valid

@@ -1,0 +1,63 @@
+"""A teacher is whatever turns a batch into its states: a live model here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from distilllens.head import Head
+from distilllens.lens import LayerStates, LogitLens, read_states
+
+
+class TeacherSource(Protocol):
+    """Turns a batch into the teacher's head-ready states, without a gradient."""
+
+    num_layers: int
+
+    def read(
+        self, depths: Iterable[int], *, normalize: bool, **inputs: Tensor
+    ) -> tuple[LayerStates, Head]:
+        """States ``[B, T, Dt]`` at ``depths`` and at the end, and the head that reads them."""
+
+
+class LiveTeacher:
+    """A teacher that runs beside the student, frozen and in evaluation mode.
+
+    Args:
+        lens: the teacher's lens; its model must be one that training can read.
+        run: calls ``method(**inputs)`` inside the forward of the model's wrapper, where a sharded
+            model's weights are gathered; the default calls it as it is.
+        gather: the head with plain weights, where a wrapper shards them.
+
+    Raises:
+        ValueError: a model whose lens training cannot read.
+    """
+
+    def __init__(
+        self,
+        lens: LogitLens,
+        run: Callable = lambda method, **inputs: method(**inputs),
+        gather: Callable[[LogitLens], Head] = lambda lens: lens.head,
+    ):
+        lens.check_trainable()
+        self.lens = lens
+        self.num_layers = lens.num_layers
+        self._run = run
+        self._gather = gather
+
+    @torch.no_grad()
+    def read(self, depths, *, normalize, **inputs):
+        """States ``[B, T, Dt]`` at ``depths`` and at the end, and the head that reads them."""
+        depths = tuple(depths)
+
+        def method(**inputs):
+            states = read_states(self.lens, depths, normalize=normalize, **inputs)
+            # A tuple: wrappers walk what a forward returns, and know tensors in tuples.
+            return (states.final, *(states[depth] for depth in depths))
+
+        final, *states = self._run(method, **inputs)
+        states = LayerStates(dict(zip(depths, states, strict=True)), normed=normalize, final=final)
+        return states, self._gather(self.lens)

@@ -1,0 +1,85 @@
+"""What must hold between student, teacher, tokenizers and data before a run may start."""
+
+from __future__ import annotations
+
+from transformers import AutoTokenizer
+
+PROBE = "It's 3.14 o'clock:\n\tnaïve café, 東京 — <tag> {x: 1}\n\nDone.  Two  spaces!"
+
+
+def check_tokenizers(student, teacher):
+    """Refuse two tokenizers that do not number the same tokens alike.
+
+    Padding of the vocabulary behind the last token is no difference.
+
+    Raises:
+        ValueError: with the first place where they differ.
+    """
+    student_tokens = {i: token for token, i in student.get_vocab().items()}
+    teacher_tokens = {i: token for token, i in teacher.get_vocab().items()}
+    for i in sorted(student_tokens.keys() | teacher_tokens.keys()):
+        ours, theirs = student_tokens.get(i), teacher_tokens.get(i)
+        if ours != theirs:
+            raise ValueError(
+                f"student and teacher have different tokenizers ({len(student_tokens)} and "
+                f"{len(teacher_tokens)} tokens): token {i} is {_say(ours)} for the student and "
+                f"{_say(theirs)} for the teacher; distil between models that share one"
+            )
+    ours = student(PROBE, add_special_tokens=False)["input_ids"]
+    theirs = teacher(PROBE, add_special_tokens=False)["input_ids"]
+    if ours != theirs:
+        at = next((k for k, pair in enumerate(zip(ours, theirs, strict=False)) if len({*pair}) > 1), -1)
+        raise ValueError(
+            "student and teacher have different tokenizers: they share a vocabulary but split "
+            f"{PROBE!r} differently, first at token {at}"
+        )
+
+
+def load_teacher_tokenizer(path: str, **kwargs):
+    """The teacher's tokenizer, or None where its folder has none."""
+    try:
+        return AutoTokenizer.from_pretrained(path, **kwargs)
+    except (OSError, ValueError):
+        return None
+
+
+def check_lengths(who: str, config, max_length: int | None, default: int | None, longest: int):
+    """Refuse sequences that are longer than a model's positions.
+
+    ``max_length`` beyond the positions is refused when it was asked for or when the data need it; the
+    default of a length is no wish.
+
+    Raises:
+        ValueError: with the length and the number of positions.
+    """
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions <= 0:
+        return
+    if max_length is not None and max_length > positions and max_length != default:
+        raise ValueError(
+            f"max_length {max_length} is beyond the {who}'s {positions} positions; "
+            f"set max_length to {positions} or less"
+        )
+    if longest > positions:
+        raise ValueError(
+            f"the data hold a sequence of {longest} tokens, beyond the {who}'s {positions} positions; "
+            f"set max_length to {positions} or less"
+        )
+
+
+def check_vocabulary(who: str, model, largest: int):
+    """Refuse token ids that a model has no embedding for.
+
+    Raises:
+        ValueError: with the id and the number of rows.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    if largest >= rows:
+        raise ValueError(
+            f"the data hold token {largest}, but the {who} has only {rows} embeddings: "
+            "its tokenizer is another one"
+        )
+
+
+def _say(token):
+    return "missing" if token is None else repr(token)

@@ -1,0 +1,194 @@
+"""Every knob of training, checked where it enters. Nothing below this file sees the dataclass."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from trl import SFTConfig
+
+from distilllens.layer_map import LayerMap
+from distilllens.objective import Objective
+
+
+@dataclass
+class DistillLensConfig(SFTConfig):
+    """``trl.SFTConfig`` and what the logit lens adds to it.
+
+    Every default of ``SFTConfig`` stays, but for three that follow the machine when they are not set:
+    ``bf16`` (where an accelerator has it), ``activation_checkpointing`` (off on the CPU) and
+    ``router_aux_loss_coef`` (0: the loss reads states, not a router).
+
+    Raises:
+        ValueError: a value that no training could mean; the message names it and what would be right.
+    """
+
+    _VALID_DICT_FIELDS = [  # noqa: RUF012 - transformers reads it as a class attribute
+        *SFTConfig._VALID_DICT_FIELDS,
+        "teacher_model_init_kwargs",
+        "output_divergence_kwargs",
+        "lens_divergence_kwargs",
+    ]
+
+    teacher_model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "The teacher: a folder or a hub id. Without one, training is plain SFT."},
+    )
+    teacher_model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Arguments of from_pretrained for the teacher, such as {dtype: bfloat16}."},
+    )
+    teacher_cache: str | None = field(
+        default=None, metadata={"help": "Folder of a teacher cache (not available yet)."}
+    )
+    output_divergence: str = field(
+        default="reverse_kl",
+        metadata={"help": "Divergence between the last predictions; docs/divergences.md has the names."},
+    )
+    output_divergence_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Its parameters, such as {beta: 0.5} or {alpha: 0.1}."}
+    )
+    output_weight: float = field(default=1.0, metadata={"help": "Weight of the output divergence."})
+    cross_entropy_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the cross-entropy with the labels."}
+    )
+    lens_divergence: str = field(
+        default="jsd",
+        metadata={"help": "Divergence between intermediate predictions, read by the logit lens."},
+    )
+    lens_beta: float = field(
+        default=0.5, metadata={"help": "beta of lens_divergence jsd; 0.5 is the symmetric one."}
+    )
+    lens_divergence_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Parameters of any other lens_divergence."}
+    )
+    lens_weight: float = field(
+        default=1.0,
+        metadata={"help": "Weight of the lens divergence (a mean over the pairs). 0 is plain KD."},
+    )
+    lens_layers: str = field(
+        default="auto",
+        metadata={
+            "help": 'Which depths meet: "auto", a number of pairs such as "3", or student:teacher '
+            'pairs such as "2:8,4:16" (in quotes in YAML).'
+        },
+    )
+    lens_norm: bool = field(
+        default=True,
+        metadata={"help": "Apply the final norm before the head at every depth. The paper's code does not."},
+    )
+    temperature: float = field(
+        default=1.0,
+        metadata={"help": "Divides both models' logits, at output and lens alike; no T^2 factor."},
+    )
+
+    # The three that follow the machine. None means: not set.
+    bf16: bool | None = field(
+        default=None, metadata={"help": "bf16 autocast; by default where an accelerator has it."}
+    )
+    activation_checkpointing: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Recompute activations in backward; by default on an accelerator, not on the CPU.",
+            "nargs": "?",
+            "const": True,
+        },
+    )
+    gradient_checkpointing: bool | None = field(
+        default=None,
+        metadata={
+            "help": "The older name of activation_checkpointing.",
+            "nargs": "?",
+            "const": True,
+        },
+    )
+
+    def __post_init__(self):
+        self._follow_the_machine()
+        super().__post_init__()
+        self._check_types()
+        self._check_scope()
+        self.objective(layer_map=None)  # checks divergences, weights and temperature
+        self._check_lens_layers()
+
+    def _follow_the_machine(self):
+        accelerator = torch.accelerator.is_available() and not self.use_cpu
+        if self.bf16 is None:
+            has_bf16 = accelerator and (
+                not torch.cuda.is_available() or torch.cuda.is_bf16_supported()
+            )
+            self.bf16 = has_bf16 and not self.fp16
+        if self.activation_checkpointing is None:
+            asked = self.gradient_checkpointing
+            self.activation_checkpointing = accelerator if asked is None else asked
+        if self.gradient_checkpointing_kwargs and not self.activation_checkpointing_kwargs:
+            self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
+        if self.router_aux_loss_coef is None:
+            self.router_aux_loss_coef = 0.0
+
+    def _check_types(self):
+        numbers = "output_weight lens_weight cross_entropy_weight temperature lens_beta".split()
+        for name in numbers:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"{name} must be a number, got {value!r}")
+            if not math.isfinite(value):
+                raise ValueError(f"{name} must be finite, got {value}")
+        for name in ("output_divergence", "lens_divergence"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} must be a name, got {getattr(self, name)!r}")
+        for name in ("output_divergence_kwargs", "lens_divergence_kwargs", "teacher_model_init_kwargs"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, dict):
+                raise ValueError(f"{name} must be a mapping such as {{beta: 0.5}}, got {value!r}")
+        if not isinstance(self.lens_norm, bool):
+            raise ValueError(f"lens_norm must be true or false, got {self.lens_norm!r}")
+
+    def _check_scope(self):
+        if self.max_length is not None and self.max_length < 2:
+            raise ValueError(f"max_length must be at least 2 tokens, got {self.max_length}")
+        if self.loss_type != "nll":
+            raise ValueError(
+                f"loss_type {self.loss_type!r} does not combine with this objective; leave it at 'nll' "
+                "and choose output_divergence, lens_divergence and the three weights"
+            )
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor must be 0, got {self.label_smoothing_factor}: "
+                "the cross-entropy here is the plain one"
+            )
+        if self.router_aux_loss_coef:
+            raise ValueError(
+                f"router_aux_loss_coef must be 0, got {self.router_aux_loss_coef}: "
+                "the loss reads states and heads, not a router"
+            )
+        if self.teacher_cache is not None:
+            raise ValueError(
+                f"teacher_cache {self.teacher_cache!r}: a cached teacher is not available in this "
+                "version; set teacher_model_name_or_path"
+            )
+
+    def _check_lens_layers(self):
+        if isinstance(self.lens_layers, int) and not isinstance(self.lens_layers, bool):
+            self.lens_layers = str(self.lens_layers)
+        if self.lens_layers != "auto" and not str(self.lens_layers).strip().isdigit():
+            LayerMap.parse(self.lens_layers)
+
+    def objective(self, layer_map: LayerMap | None) -> Objective:
+        """The objective that these settings describe, over a layer map."""
+        lens_kwargs = dict(self.lens_divergence_kwargs or {})
+        if self.lens_divergence == "jsd":
+            lens_kwargs.setdefault("beta", self.lens_beta)
+        return Objective(
+            layer_map=layer_map,
+            output_divergence=self.output_divergence,
+            output_kwargs=dict(self.output_divergence_kwargs or {}),
+            output_weight=self.output_weight,
+            lens_divergence=self.lens_divergence,
+            lens_kwargs=lens_kwargs,
+            lens_weight=self.lens_weight,
+            cross_entropy_weight=self.cross_entropy_weight,
+            temperature=self.temperature,
+        )

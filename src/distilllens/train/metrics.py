@@ -1,0 +1,45 @@
+"""Logged terms as sums over counts: their means do not depend on how tokens were batched."""
+
+from __future__ import annotations
+
+import torch
+
+from distilllens.layer_map import LayerMap
+from distilllens.objective import LossTerms
+
+
+def named_terms(terms: LossTerms, layer_map: LayerMap | None) -> dict[str, torch.Tensor]:
+    """The sums of one batch under the names of the log; terms that were not measured are left out."""
+    named = {"loss": terms.total.detach(), "cross_entropy": terms.cross_entropy}
+    if terms.output is not None:
+        named["output_loss"] = terms.output
+    if terms.lens is not None:
+        named["lens_loss"] = terms.lens
+        pairs = zip(layer_map, terms.lens_by_pair, strict=True)
+        named |= {f"lens_loss/{s}:{t}": value for (s, t), value in pairs}
+    return named
+
+
+class TermSums:
+    """Sums and the number of tokens behind them, since the last reset."""
+
+    def __init__(self):
+        self._sums = {}
+
+    def add(self, named: dict[str, torch.Tensor], num_tokens: int):
+        """Add one batch."""
+        for name, value in {**named, "num_tokens": torch.as_tensor(float(num_tokens))}.items():
+            # float64: a float32 sum over many batches would round differently by batch size.
+            value = value.detach().to("cpu", torch.float64)
+            self._sums[name] = self._sums.get(name, 0) + value
+
+    def means(self, reduce) -> dict[str, float]:
+        """Nats per valid token over all processes, and forget; ``reduce`` sums a tensor over them."""
+        if not self._sums:
+            return {}
+        names = sorted(self._sums)
+        sums = reduce(torch.stack([self._sums[name] for name in names]))
+        totals = dict(zip(names, sums.tolist(), strict=True))
+        self._sums = {}
+        num_tokens = max(totals.pop("num_tokens"), 1)
+        return {name: value / num_tokens for name, value in totals.items()}

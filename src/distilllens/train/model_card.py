@@ -1,0 +1,60 @@
+"""The README.md of a trained model: what it was distilled from, and how."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+_LIBRARIES = ("distilllens", "trl", "transformers", "torch")
+
+
+def model_card(model_name: str, student: str, teacher: str | None, objective, lens_norm: bool) -> str:
+    """Markdown with the hub's metadata in front."""
+    tags = ["trl", "sft"] if teacher is None else ["trl", "distillation", "distilllens", "logit-lens"]
+    head = ["---", "library_name: transformers", "tags:", *(f"- {tag}" for tag in tags), "---"]
+    rows = _sft_rows(student) if teacher is None else _rows(student, teacher, objective, lens_norm)
+    how = "supervised fine-tuning" if teacher is None else "distillation through the logit lens"
+    return "\n".join(
+        [
+            *head,
+            "",
+            f"# {model_name}",
+            "",
+            f"Made by {how} with DistillLens (arXiv 2602.13567).",
+            "",
+            "| | |",
+            "|---|---|",
+            *(f"| {name} | {value} |" for name, value in rows),
+            "",
+            "Versions: " + ", ".join(f"{name} {version(name)}" for name in _LIBRARIES) + ".",
+            "",
+        ]
+    )
+
+
+def _sft_rows(student):
+    return [("started from", f"`{student}`"), ("loss", "cross-entropy")]
+
+
+def _rows(student, teacher, objective, lens_norm):
+    lens = "none (weight 0)"
+    if objective.lens_weight > 0:
+        lens = _divergence(objective.lens_divergence, objective.lens_kwargs)
+    return [
+        ("student started from", f"`{student}`"),
+        ("teacher", f"`{teacher}`"),
+        ("layer map (student:teacher)", f"`{objective.layer_map}`" if objective.lens_weight else "none"),
+        ("output divergence", _divergence(objective.output_divergence, objective.output_kwargs)),
+        ("lens divergence", lens),
+        ("lens reads through the final norm", "yes" if lens_norm else "no"),
+        (
+            "weights (output, lens, cross-entropy)",
+            f"{objective.output_weight:g}, {objective.lens_weight:g}, "
+            f"{objective.cross_entropy_weight:g}",
+        ),
+        ("temperature", f"{objective.temperature:g}"),
+    ]
+
+
+def _divergence(name, kwargs):
+    given = ", ".join(f"{key} {value:g}" for key, value in kwargs.items())
+    return f"{name} ({given})" if given else name

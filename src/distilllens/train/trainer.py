@@ -1,0 +1,308 @@
+"""DistillLensTrainer: an SFTTrainer whose loss also reads the models through the logit lens."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM
+from trl import SFTTrainer
+
+from distilllens.data import format_instruction
+from distilllens.layer_map import LayerMap
+from distilllens.lens import LogitLens, read_states
+from distilllens.teacher import LiveTeacher
+from distilllens.train import _trl
+from distilllens.train.checkpoint import mark_whole
+from distilllens.train.checks import (
+    check_lengths,
+    check_tokenizers,
+    check_vocabulary,
+    load_teacher_tokenizer,
+)
+from distilllens.train.config import DistillLensConfig
+from distilllens.train.metrics import TermSums, named_terms
+from distilllens.train.model_card import model_card
+from distilllens.train.redirect import run_inside_forward
+
+logger = logging.getLogger(__name__)
+
+
+class DistillLensTrainer(SFTTrainer):
+    """Train a student by cross-entropy, an output divergence and a lens divergence.
+
+    To its user an ``SFTTrainer``: same data (and instruction/input/output records), same arguments,
+    same checkpoints. It logs ``loss`` (the weighted total) and, unweighted and in nats per valid
+    token, ``output_loss``, ``lens_loss``, ``lens_loss/2:8`` ... and ``cross_entropy``; evaluation
+    measures every term whatever its weight.
+
+    Args:
+        model: the student, a model or its name.
+        teacher_model: a model or its name; default ``args.teacher_model_name_or_path``. Without a
+            teacher, training is plain SFT and needs ``cross_entropy_weight`` > 0.
+        args: a ``DistillLensConfig``.
+
+    Raises:
+        ValueError: a model that the lens cannot read exactly in training, a layer map that does not
+            fit, tokenizers that differ, sequences beyond a model's positions, no example left.
+
+    Source: arXiv 2602.13567; docs/paper.md.
+    """
+
+    _tag_names = ["trl", "distilllens"]  # noqa: RUF012 - transformers reads it as a class attribute
+    _name = "DistillLens"
+    # compute_loss divides by the tokens of the whole optimizer step.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model,
+        teacher_model=None,
+        args: DistillLensConfig | None = None,
+        *,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        peft_config=None,
+        compute_loss_func=None,
+        compute_metrics=None,
+        **kwargs,
+    ):
+        args = args if args is not None else DistillLensConfig(output_dir="distilllens-student")
+        teacher_model = teacher_model or args.teacher_model_name_or_path
+        self._check_arguments(model, teacher_model, args, compute_loss_func, compute_metrics)
+        num_given = len(train_dataset) if isinstance(train_dataset, Dataset) else None
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=_formatted(train_dataset),
+            eval_dataset=_formatted(eval_dataset),
+            processing_class=processing_class,
+            peft_config=peft_config,
+            **kwargs,
+        )
+        _trl.drop_fused_head(self.model)
+        _trl.replace_progress_bar(self)
+        # Else transformers does not count tokens for a student whose forward takes no loss arguments.
+        self.model_accepts_loss_kwargs = True
+        self._check_counts(num_given)
+        self.student_lens = LogitLens(self.model)
+        self.student_lens.check_trainable()
+        self.teacher = None if teacher_model is None else self._make_teacher(teacher_model)
+        self.objective = args.objective(self._layer_map())
+        self._check_data()
+        self._terms = {"train": TermSums(), "eval": TermSums()}
+
+    def _send_telemetry(self):
+        """Nothing is sent anywhere."""
+
+    @staticmethod
+    def _check_arguments(model, teacher, args, compute_loss_func, compute_metrics):
+        if not isinstance(args, DistillLensConfig):
+            raise ValueError(f"args must be a DistillLensConfig, got {type(args).__name__}")
+        if teacher is None and args.cross_entropy_weight == 0:
+            raise ValueError(
+                "nothing to learn from: there is no teacher and cross_entropy_weight is 0; set "
+                "teacher_model_name_or_path, or cross_entropy_weight: 1 for plain SFT"
+            )
+        weights = (args.cross_entropy_weight, args.output_weight, args.lens_weight)
+        if not any(weights):
+            raise ValueError("cross_entropy_weight, output_weight and lens_weight are all 0")
+        if teacher is not None and teacher is model and not isinstance(model, str):
+            raise ValueError("student and teacher are the same object; pass a copy as the teacher")
+        for name, value in (
+            ("compute_loss_func", compute_loss_func),
+            ("compute_metrics", compute_metrics),
+        ):
+            if value is not None:
+                raise ValueError(
+                    f"{name} is not supported: the loss is the objective of args, and no logits are "
+                    "built; use a callback for metrics of your own"
+                )
+
+    def _make_teacher(self, teacher):
+        if isinstance(teacher, str):
+            teacher = self._load_teacher(teacher)
+        teacher.eval()
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        if not sharded and getattr(teacher, "hf_device_map", None) is None:
+            teacher.to(self.accelerator.device)
+        lens = LogitLens(teacher)  # before sharding: the proof runs the plain model
+        wrapper = _trl.shard_teacher(teacher, self.accelerator) if sharded else teacher
+
+        def run(method, **inputs):
+            return run_inside_forward(wrapper, teacher, method, **inputs)
+
+        return LiveTeacher(lens, run=run, gather=_trl.gathered_head)
+
+    def _load_teacher(self, name):
+        kwargs = {
+            "dtype": "auto",
+            "trust_remote_code": self.args.trust_remote_code,
+            **(self.args.teacher_model_init_kwargs or {}),
+        }
+        hub = {key: kwargs[key] for key in ("revision", "trust_remote_code") if key in kwargs}
+        tokenizer = load_teacher_tokenizer(name, **hub)
+        if tokenizer is not None:
+            check_tokenizers(self.processing_class, tokenizer)
+        return AutoModelForCausalLM.from_pretrained(name, **kwargs)
+
+    def _layer_map(self):
+        if self.teacher is None:
+            return None
+        layers = (self.student_lens.num_layers, self.teacher.num_layers)
+        if self.args.lens_weight > 0 or self.args.lens_layers != "auto":
+            return LayerMap.resolve(self.args.lens_layers, *layers)
+        try:
+            return LayerMap.evenly("auto", *layers)
+        except ValueError:
+            return None  # plain KD between models too shallow for a lens
+
+    def _check_counts(self, num_given):
+        num_left = len(self.train_dataset) if isinstance(self.train_dataset, Dataset) else None
+        if num_left == 0:
+            raise ValueError(
+                f"none of the {num_given} training examples has a response token within "
+                f"max_length {self.args.max_length}; raise max_length or shorten the prompts"
+            )
+        if num_left is not None and not self.args.packing and num_left < num_given:
+            logger.warning(
+                "%d of %d training examples have no response token within max_length %s and are left out",
+                num_given - num_left,
+                num_given,
+                self.args.max_length,
+            )
+
+    def _check_data(self):
+        longest, largest = 0, 0
+        for dataset in (self.train_dataset, *_each(self.eval_dataset)):
+            if isinstance(dataset, Dataset) and "input_ids" in dataset.column_names:
+                for row in dataset.with_format(None)["input_ids"]:
+                    longest, largest = max(longest, len(row)), max(largest, *row)
+        if self.args.packing:
+            longest = 0  # a packed row restarts its positions with every document
+        default = DistillLensConfig.__dataclass_fields__["max_length"].default
+        lenses = {"student": self.student_lens}
+        lenses |= {"teacher": self.teacher.lens} if self.teacher is not None else {}
+        for who, lens in lenses.items():
+            check_lengths(who, lens.model.config, self.args.max_length, default, longest)
+            check_vocabulary(who, lens.model, largest)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The weighted total of a micro-batch over the valid tokens of the whole optimizer step."""
+        if return_outputs:
+            raise ValueError("return_outputs is not supported: no logits are built")
+        training = self.model.training
+        inner = self.accelerator.unwrap_model(model)
+        total, named, num_tokens = run_inside_forward(model, inner, self._batch_terms, **inputs)
+        self._terms["train" if training else "eval"].add(named, num_tokens)
+        if num_items_in_batch is None:
+            return total / max(num_tokens, 1)
+        loss = total / torch.as_tensor(num_items_in_batch).clamp(min=1)
+        if self.args.average_tokens_across_devices:
+            # The count is that of all processes, and data parallelism averages their gradients.
+            loss = loss * self.accelerator.num_processes
+        return loss
+
+    def _batch_terms(self, labels, **inputs):
+        layer_map, normalize = self.objective.layer_map, self.args.lens_norm
+        training = self.model.training
+        needed = layer_map and (self.objective.lens_weight > 0 or not training)
+        depths = layer_map.student_depths if needed else ()
+        teacher = teacher_head = None
+        with self.accelerator.autocast():
+            student = read_states(self.student_lens, depths, normalize=normalize, **inputs)
+            if self.teacher is not None:
+                depths = layer_map.teacher_depths if needed else ()
+                teacher, teacher_head = self.teacher.read(depths, normalize=normalize, **inputs)
+            with _trl.gather_head(self.model):
+                terms = self.objective(
+                    student,
+                    self.student_lens.head,
+                    teacher,
+                    teacher_head,
+                    labels,
+                    measure_all=not training,
+                )
+        return terms.total, named_terms(terms, layer_map), terms.num_tokens
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """The loss alone: no logits are built in evaluation either."""
+        inputs = self._prepare_inputs(inputs)
+        packing = self.args.packing if self.args.eval_packing is None else self.args.eval_packing
+        _trl.mask_repeated_rows(inputs, self.accelerator, packing)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self.compute_loss(model, inputs).detach(), None, None
+
+    def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
+        """The loop of transformers; its loss and the terms are sums over counts instead of means of means."""
+        self._terms["eval"] = TermSums()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        means = self._terms["eval"].means(self._sum_over_processes)
+        output.metrics.update({f"{metric_key_prefix}_{key}": value for key, value in means.items()})
+        return output
+
+    def log(self, logs, start_time=None):
+        """Put the means since the last log in place of the trainer's own loss."""
+        if self.model.training and "loss" in logs:
+            logs |= self._terms["train"].means(self._sum_over_processes)
+        super().log(logs, start_time)
+
+    def _sum_over_processes(self, sums):
+        device = self.accelerator.device
+        if device.type == "mps":
+            sums = sums.float()
+        return self.accelerator.reduce(sums.to(device), reduction="sum").cpu()
+
+    def _save_checkpoint(self, model, trial):
+        # An older checkpoint goes only after the newer one is whole on the disk.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            run_dir = self._get_output_dir(trial=trial)
+            mark_whole(Path(run_dir) / f"checkpoint-{self.state.global_step}")
+            _trl.rotate_checkpoints(
+                output_dir=run_dir,
+                save_total_limit=limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None):
+        """Write README.md: the teacher, the layer map and the weights of the loss."""
+        if not self.is_world_process_zero():
+            return
+        teacher = self.args.teacher_model_name_or_path
+        if teacher is None and self.teacher is not None:
+            teacher = self.teacher.lens.model.config.name_or_path or "a model object"
+        card = model_card(
+            model_name or Path(self.args.output_dir).name,
+            self.student_lens.model.config.name_or_path or "a model object",
+            teacher,
+            self.objective,
+            self.args.lens_norm,
+        )
+        Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
+        (Path(self.args.output_dir) / "README.md").write_text(card, encoding="utf-8")
+
+
+def _each(dataset):
+    if dataset is None:
+        return ()
+    return dataset.values() if isinstance(dataset, dict) else (dataset,)
+
+
+def _formatted(dataset):
+    """Instruction records become prompt and completion; every other dataset is SFTTrainer's to read."""
+    if isinstance(dataset, dict):
+        return type(dataset)({key: _formatted(value) for key, value in dataset.items()})
+    columns = getattr(dataset, "column_names", None) or ()
+    if not {"instruction", "output"} <= set(columns):
+        return dataset
+    return dataset.map(format_instruction, remove_columns=list(columns))

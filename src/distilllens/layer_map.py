@@ -54,34 +54,31 @@ class LayerMap:
     def evenly(cls, n: int | str, student_layers: int, teacher_layers: int) -> LayerMap:
         """``n`` pairs at ``round(k * L / (n + 1))``, k = 1..n; the last block is left out.
 
-        ``"auto"`` takes the largest n <= min(5, student_layers - 1) whose depths rise strictly
-        from at least 1.
+        ``"auto"`` is as many as fit, at most 5: ``min(5, student_layers - 1, teacher_layers - 1)``.
         ``evenly(5, 12, 48)`` is the paper's 2:8,4:16,6:24,8:32,10:40.
+
+        Raises:
+            ValueError: an n that is no whole number >= 1, or whose rounded depths do not rise.
         """
+        # Steps of at least one block never round to one depth, so this many always rise from 1.
+        most = min(student_layers, teacher_layers) - 1
         if n == "auto":
-            return cls._auto(student_layers, teacher_layers)
+            n = min(5, most)
+            if n < 1:
+                raise ValueError(
+                    f"no pair of inner depths exists between {student_layers} student and "
+                    f"{teacher_layers} teacher blocks; both need at least 2 (set lens_weight to 0 "
+                    f"to train without the lens)"
+                )
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise ValueError(f"the number of layer pairs must be a whole number >= 1, got {n!r}")
-        sides = (_spread(n, student_layers), _spread(n, teacher_layers))
         try:
-            return cls(zip(*sides, strict=True)).check(student_layers, teacher_layers)
+            return cls(zip(_spread(n, student_layers), _spread(n, teacher_layers), strict=True))
         except ValueError as error:
-            most = max(1, min(student_layers, teacher_layers) - 1)
             raise ValueError(
                 f"{n} evenly spread pairs do not fit {student_layers} student and {teacher_layers} "
-                f"teacher blocks; valid: 1 to {most} pairs"
+                f"teacher blocks; valid: 1 to {max(1, most)} pairs"
             ) from error
-
-    @classmethod
-    def _auto(cls, student_layers, teacher_layers):
-        for n in range(min(5, student_layers - 1), 0, -1):
-            pairs = list(zip(_spread(n, student_layers), _spread(n, teacher_layers), strict=True))
-            if pairs[0] >= (1, 1) and min(pairs[0]) >= 1 and all(map(_rises, pairs, pairs[1:])):
-                return cls(pairs)
-        raise ValueError(
-            f"no pair of inner depths exists between {student_layers} student and {teacher_layers} "
-            f"teacher blocks; both need at least 2 (set lens_weight to 0 to train without the lens)"
-        )
 
     @classmethod
     def resolve(cls, spec: str, student_layers: int, teacher_layers: int) -> LayerMap:
@@ -136,10 +133,6 @@ class LayerMap:
 
 def _spread(n, layers):
     return [round(k * layers / (n + 1)) for k in range(1, n + 1)]
-
-
-def _rises(before, after):
-    return before[0] < after[0] and before[1] < after[1]
 
 
 def _checked_pair(pair):

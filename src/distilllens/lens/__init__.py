@@ -1,0 +1,21 @@
+"""Reading a model's layers as distributions over its vocabulary."""
+
+from distilllens.lens.capture import LayerStates, capture, read_states
+from distilllens.lens.logit_lens import LogitLens
+from distilllens.lens.trajectory import (
+    DepthDivergence,
+    Trajectory,
+    divergence_by_depth,
+    trajectory,
+)
+
+__all__ = [
+    "DepthDivergence",
+    "LayerStates",
+    "LogitLens",
+    "Trajectory",
+    "capture",
+    "divergence_by_depth",
+    "read_states",
+    "trajectory",
+]

@@ -1,0 +1,122 @@
+"""One forward of a model -> its stream at the depths asked for."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distilllens.lens.anatomy import Anatomy, locate
+from distilllens.lens.logit_lens import LogitLens
+from distilllens.lens.probe import accepts, logits_of, unwrap, without_cache
+from distilllens.lens.streams import check_depths, collected, stacked_read
+
+_ANATOMIES: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True, eq=False)
+class LayerStates:
+    """The states of one model on one batch, by depth.
+
+    Args:
+        states: depth -> ``[B, T, D]`` (0 = embeddings, L = after the last block).
+        normed: whether the final norm has been applied, so that the head may read them.
+        final: the head-ready last state ``[B, T, D]``; None where nobody computed it.
+    """
+
+    states: dict[int, Tensor]
+    normed: bool
+    final: Tensor | None = None
+
+    def __getitem__(self, depth: int) -> Tensor:
+        return self.states[depth]
+
+    def __contains__(self, depth) -> bool:
+        return depth in self.states
+
+    def __iter__(self):
+        return iter(self.states)
+
+    def __len__(self):
+        return len(self.states)
+
+
+def capture(model, depths, **inputs) -> LayerStates:
+    """The un-normed stream after each block asked for, from one forward in the caller's grad mode.
+
+    Equals hooks on the blocks of ``model(**inputs)``; only the depths asked for stay alive, and the
+    logits ``[B, T, V]`` are never built. ``labels`` are left out: no state depends on them.
+
+    Args:
+        model: a causal LM of transformers (PEFT-wrapped too) or its LogitLens. For a bare model the
+            blocks are located by a tiny forward, once.
+        depths: whole numbers from 0 (embeddings) to L (before the final norm), in any order.
+        inputs: ``input_ids [B, T]``, ``attention_mask`` and so on, as the model takes them.
+
+    Raises:
+        ValueError: a depth outside 0..L, or a model whose blocks cannot be found.
+    """
+    if isinstance(model, LogitLens):
+        model, anatomy = model.model, model.anatomy
+    else:
+        model, anatomy = _located(model)
+    depths = check_depths(depths, anatomy.num_layers)
+    inputs = {name: value for name, value in inputs.items() if name != "labels"}
+    with collected(anatomy, depths) as states:
+        _run_without_logits(model, anatomy, inputs)
+    return LayerStates({depth: states[depth] for depth in depths}, normed=False)
+
+
+def read_states(lens: LogitLens, depths, *, normalize: bool = True, **inputs) -> LayerStates:
+    """The training path: head-ready states at some depths, and the last, from one backbone call.
+
+    Equals ``lens.normalize(capture(lens, depths, **inputs)[d])`` at every depth d, and ``final``
+    the same at L; but the model's own final norm runs only once, over all depths stacked along the
+    batch, and the head module never. Call it inside the wrapped model's forward (DDP, FSDP2,
+    ZeRO-3), then read ``lens.head`` there.
+
+    Args:
+        lens: in mode "closed"; ``lens.check_trainable()`` proves once what is computed here.
+        normalize: False leaves ``states`` un-normed; ``final`` is normed all the same.
+
+    Raises:
+        ValueError: a depth outside 0..L; a mode that is not "closed"; ``normalize=False`` where the
+            stream's width is not the head's.
+
+    Source: arXiv 2602.13567.
+    """
+    lens._need_closed("states for training")
+    depths = check_depths(depths, lens.num_layers)
+    states, final = stacked_read(lens, depths, normalize=normalize, inputs=inputs)
+    for depth, state in states.items():
+        if state.shape[-1] != final.shape[-1]:
+            raise ValueError(
+                f"the state at depth {depth} is {state.shape[-1]} wide and the head reads "
+                f"{final.shape[-1]}: normalize=False cannot work for {type(lens.model).__name__}"
+            )
+    return LayerStates(states, normed=normalize, final=final)
+
+
+def _located(model) -> tuple[torch.nn.Module, Anatomy]:
+    model = unwrap(model)
+    anatomy = _ANATOMIES.get(model)
+    if anatomy is None or not anatomy.still_holds(model):
+        try:
+            anatomy, _ = locate(model)
+        except Exception as error:
+            raise ValueError(f"no blocks to read in {type(model).__name__}: {error}") from error
+        _ANATOMIES[model] = anatomy
+    return model, anatomy
+
+
+def _run_without_logits(model, anatomy, inputs):
+    """Run the model with no logits where it can do that, else its backbone."""
+    if accepts(model, "logits_to_keep", by_name=True) and "logits_to_keep" not in inputs:
+        device = next(model.parameters()).device
+        inputs = {"logits_to_keep": torch.zeros(0, dtype=torch.long, device=device), **inputs}
+        logits = logits_of(model(**without_cache(model, inputs)))
+        assert logits is None or logits.shape[-2] == 0
+    else:
+        anatomy.backbone(**without_cache(anatomy.backbone, inputs))

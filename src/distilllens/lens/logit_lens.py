@@ -1,0 +1,266 @@
+"""What a causal language model would say if its stack stopped at a block."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from distilllens.head import Head
+from distilllens.lens.anatomy import locate
+from distilllens.lens.probe import undisturbed, unwrap
+from distilllens.lens.readout import read_out
+from distilllens.lens.stand_in import (
+    logits_around_backbone,
+    logits_around_blocks,
+    normed_around_blocks,
+)
+from distilllens.lens.streams import block_arguments, stacked_error
+from distilllens.lens.structure import worst
+
+_HALF = (torch.bfloat16, torch.float16)
+
+
+class LogitLens:
+    """The model's own read-out, at any depth.
+
+    ``lens.logits(h)`` equals the logits of the model's own forward with every block replaced by
+    ``return h``. One tiny forward finds the blocks, the final norm and the head; construction then
+    proves that equality at every depth, or refuses. The model is left as it was.
+
+    ``mode`` says how logits are computed:
+        - "closed": final norm -> head -> scale and soft cap, on ``[..., D]``; for training.
+        - "head": the model's own forward around a backbone that returns the normed state.
+        - "stub": the model's own forward around blocks that return the state.
+
+    Build it after PEFT has wrapped the model, in the dtype and with the adapters of its use.
+
+    Raises:
+        ValueError: the model's class and why it cannot be read exactly.
+
+    Source: the logit lens, nostalgebraist 2020; arXiv 2602.13567.
+    """
+
+    def __init__(self, model: nn.Module):
+        name = type(model).__name__
+        try:
+            self.model = unwrap(model)
+            name = type(self.model).__name__
+            self._examine()
+        except Exception as error:
+            kind = (
+                "" if type(error) is ValueError else f"the probe failed: {type(error).__name__}: "
+            )
+            raise ValueError(f"no exact logit lens for {name}: {kind}{error}") from error
+        self._trainable: str | None = None
+
+    def _examine(self):
+        model = self.model
+        _check_kind(model)
+        self.anatomy, probe = locate(model)
+        self._filler = int(probe.ids[-1, -1])
+        with undisturbed(model):
+            self._check_last_block_decides(probe)
+            self._readout, self._reason = read_out(model, self.anatomy, probe)
+            self._direct = self._backbone_is_enough(probe)
+            self.mode = self._prove(probe)
+
+    def _check_last_block_decides(self, probe):
+        ids = torch.full_like(probe.ids, self._filler)
+        last = probe.states[-1]
+        jammed = logits_around_blocks(self.model, self.anatomy, last, ids, noise=True)
+        error = worst(jammed, probe.logits)
+        if not error <= _tolerance(probe.logits):
+            raise ValueError(
+                f"its logits depend on more than the output of its last block (they move by "
+                f"{error:.1e} of the largest when the rest is noise)"
+            )
+
+    def _backbone_is_enough(self, probe) -> bool:
+        """Whether the backbone alone runs its blocks on the tensors that the model does."""
+        if self.anatomy.backbone is None:
+            return False
+        return block_arguments(self.model, self.anatomy, probe)
+
+    def _prove(self, probe) -> str:
+        """The cheapest mode that equals the model's own stubbed forward at every depth."""
+        modes = ["closed", "head", "stub"]
+        if self._readout is None or self._readout.head is None:
+            modes.remove("closed")
+        if self._readout is None:
+            modes.remove("head")
+        errors = dict.fromkeys(modes, 0.0)
+        for hidden in probe.states:
+            if hidden.shape != probe.states[-1].shape:
+                raise ValueError("its blocks return streams of different shapes")
+            truth = logits_around_blocks(self.model, self.anatomy, hidden, probe.ids)
+            for mode in modes:
+                errors[mode] = max(errors[mode], self._error(mode, hidden, truth))
+        for mode, error in errors.items():
+            if error <= _tolerance(probe.logits):
+                return mode
+            if mode == "closed":
+                self._reason = f"norm and head alone miss its logits by {error:.1e} of the largest"
+        raise ValueError(f"the lens misses its own logits by {min(errors.values()):.1e}")
+
+    def _error(self, mode, hidden, truth):
+        try:
+            return worst(self._logits(mode, hidden), truth)
+        except Exception:  # a tail that cannot run on its own is no tail
+            if mode == "stub":
+                raise
+            return float("inf")
+
+    @property
+    def num_layers(self) -> int:
+        """L, the number of blocks; depths are 0 (embeddings) to L."""
+        return self.anatomy.num_layers
+
+    @property
+    def backbone(self) -> nn.Module | None:
+        """The module that holds the blocks and the final norm."""
+        return self.anatomy.backbone
+
+    @property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """The L blocks, in order."""
+        return self.anatomy.blocks
+
+    @property
+    def head(self) -> Head:
+        """The head on live parameters; read anew each time, because sharding swaps them.
+
+        Raises:
+            ValueError: the mode is not "closed", or the head is no plain linear layer (LoRA on it).
+        """
+        self._need_closed("a head")
+        module = _active(self.model.get_output_embeddings())
+        plain = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+        if not plain or self._readout.outer:
+            raise ValueError(
+                f"{self._name}'s output embedding is a {type(module).__name__}, no plain "
+                f"nn.Linear: its weight alone does not give the logits (keep adapters off the head)"
+            )
+        size, before, after = self._readout.vocab_size, self._readout.before, self._readout.after
+        if module.bias is not None and before.factor != 1.0:
+            raise ValueError(f"{self._name} scales its states before a head with a bias")
+        whole = size == module.weight.shape[0]
+        weight = module.weight if whole else module.weight[:size]
+        bias = module.bias if whole or module.bias is None else module.bias[:size]
+        return Head(weight, bias, before.factor * after.factor, self._readout.softcap)
+
+    def logits(self, hidden: Tensor, normalize: bool = True) -> Tensor:
+        """The logits ``[..., V]`` of a stream ``[..., D]`` (of a normed state: normalize=False).
+
+        In mode "stub" the stream comes in the shape that ``capture`` returns.
+        """
+        if not normalize:
+            return self._project(self.mode, hidden)
+        return self._logits(self.mode, hidden)
+
+    def normalize(self, hidden: Tensor) -> Tensor:
+        """The stream ``[..., D]`` -> what the backbone returns: what the head reads."""
+        return self._normalize(self.mode, hidden)
+
+    def check_trainable(self) -> None:
+        """Prove, once, that one backbone forward reads all depths as the model does.
+
+        Raises:
+            ValueError: why this model can be inspected but not trained through the lens.
+        """
+        if self._trainable is None:
+            self._trainable = self._why_not_trainable()
+        if self._trainable:
+            raise ValueError(f"{self._name} cannot be trained through the lens: {self._trainable}")
+
+    def _why_not_trainable(self) -> str:
+        try:
+            head = self.head
+            if not self.anatomy.batch_first or not self._direct:
+                return "its blocks hand on no [B, T, D] stream that its backbone alone can make"
+            error = stacked_error(self, head)
+        except Exception as error:
+            return str(error)
+        if error > _tolerance(head.weight):
+            return (
+                f"its final norm, run once over all depths, misses its own logits by {error:.1e} "
+                f"of the largest"
+            )
+        return ""
+
+    @property
+    def _name(self):
+        return type(self.model).__name__
+
+    def _need_closed(self, what):
+        if self.mode != "closed":
+            raise ValueError(
+                f"{self._name} gives {what} only in mode 'closed', and its mode is '{self.mode}': "
+                f"{self._reason}"
+            )
+
+    def _logits(self, mode, hidden):
+        if mode != "stub":
+            return self._project(mode, self._normalize(mode, hidden))
+        return self._framed(hidden, logits_around_blocks)
+
+    def _normalize(self, mode, hidden):
+        if mode != "stub":
+            return self._readout.normalize(hidden)
+        if not self._direct:
+            raise ValueError(f"{self._name} has no backbone that norms a state on its own")
+        return self._framed(hidden, normed_around_blocks)
+
+    def _project(self, mode, normed):
+        if mode == "closed":
+            return self._readout.project(normed)
+        if self.backbone is None:
+            raise ValueError(f"{self._name} has no backbone to stand in for")
+        rows = normed if normed.ndim == 3 else normed.reshape(1, -1, normed.shape[-1])
+        ids = self._ids(rows.shape[:2], rows.device)
+        logits = logits_around_backbone(self.model, self.anatomy, rows, ids)
+        return logits.reshape(*normed.shape[:-1], logits.shape[-1])
+
+    def _framed(self, hidden, forward):
+        """Run a stubbed forward on a stream in the model's shape, or on rows ``[..., D]``."""
+        batch, token, extra = self.anatomy.axes()
+        stream = hidden
+        if hidden.ndim != len(self.anatomy.stream_shape):
+            if not self.anatomy.batch_first:
+                raise ValueError(
+                    f"{self._name}'s stream has {len(self.anatomy.stream_shape)} axes, got shape "
+                    f"{list(hidden.shape)}: pass it as capture returns it"
+                )
+            stream = hidden.reshape(1, -1, hidden.shape[-1])
+        shape = (stream.shape[batch], stream.shape[token] - extra)
+        out = forward(self.model, self.anatomy, stream, self._ids(shape, stream.device))
+        return out if stream is hidden else out.reshape(*hidden.shape[:-1], out.shape[-1])
+
+    def _ids(self, shape, device):
+        return torch.full(tuple(shape), self._filler, device=device)
+
+
+def _check_kind(model):
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(model, "get_output_embeddings"):
+        raise ValueError("it is no model of transformers with a language-model head")
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError("it is an encoder-decoder, not a causal language model")
+    if model.get_output_embeddings() is None:
+        raise ValueError("it has no output embedding, so no logits over a vocabulary")
+
+
+def _tolerance(tensor) -> float:
+    """1e-5 of the largest logit; in half precision, one rounding of it."""
+    return torch.finfo(tensor.dtype).eps if tensor.dtype in _HALF else 1e-5
+
+
+def _active(module):
+    """The module in use inside a PEFT ``ModulesToSaveWrapper``; any other module itself."""
+    saved = getattr(module, "modules_to_save", None)
+    if not isinstance(saved, nn.ModuleDict) or not hasattr(module, "original_module"):
+        return module
+    names = getattr(module, "active_adapters", None) or [getattr(module, "active_adapter", None)]
+    chosen = [name for name in names if name in saved]
+    if getattr(module, "disable_adapters", False) or not chosen:
+        return module.original_module
+    return saved[chosen[0]]

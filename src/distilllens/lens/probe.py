@@ -1,0 +1,166 @@
+"""One tiny forward of a model, watched: which module ran inside which, on which tensors."""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from distilllens.lens.structure import first_float, named_floats, rebuild
+
+NUM_ROWS, NUM_TOKENS = 2, 7  # unequal and unlike any usual width: they tell the axes of a stream
+
+
+@dataclass(eq=False)
+class Call:
+    """One run of a module: its floating inputs and its output, as they were at that moment."""
+
+    index: int
+    started: int
+    module: nn.Module
+    parent: int | None
+    inputs: list[tuple[int | str, Tensor]]
+    output: object = None
+    live: Tensor | None = None  # the stream itself, to see whether a later block wrote into it
+    ended: int = field(default=-1)
+
+    @property
+    def stream(self) -> Tensor | None:
+        """The first floating tensor of the output."""
+        return first_float(self.output)
+
+
+def unwrap(model) -> nn.Module:
+    """The transformers model inside DDP, ``torch.compile`` or PEFT, none of which is imported.
+
+    Raises:
+        ValueError: not a module, or a PEFT method that adds virtual tokens.
+    """
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif hasattr(model, "get_base_model"):
+            config = getattr(model, "active_peft_config", None)
+            if getattr(config, "is_prompt_learning", False):
+                raise ValueError(
+                    f"{type(model).__name__} adds virtual tokens ({type(config).__name__}), which "
+                    f"the model inside does not see; use LoRA or another adapter in the layers"
+                )
+            model = model.get_base_model()
+        else:
+            break
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"the lens reads a model of transformers, got {type(model).__name__}")
+    return model
+
+
+@contextmanager
+def undisturbed(model: nn.Module):
+    """Evaluation mode without gradients; modes and random states come back, module by module."""
+    # Not model.eval(): a model may override train(), and modules may differ in their mode.
+    modes = [(module, module.training) for module in model.modules()]
+    cuda = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(cuda)), torch.no_grad():
+        try:
+            for module, _ in modes:
+                module.training = False
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+
+def accepts(module: nn.Module, name: str, *, by_name: bool = False) -> bool:
+    """Whether a forward takes this keyword (``by_name``: names it; ``**kwargs`` do not count)."""
+    parameters = inspect.signature(type(module).forward).parameters
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return name in parameters or (anything and not by_name)
+
+
+def without_cache(module: nn.Module, inputs: dict) -> dict:
+    """``inputs`` plus ``use_cache=False`` where the module knows it and nobody brought a cache."""
+    if inputs.get("past_key_values") is None and accepts(module, "use_cache", by_name=True):
+        return {"use_cache": False, **inputs}
+    return inputs
+
+
+def probe_ids(model: nn.Module, num_rows=NUM_ROWS, num_tokens=NUM_TOKENS) -> Tensor:
+    """Ordinary token ids ``[num_rows, num_tokens]``, none of them special to the config."""
+    embedding = model.get_input_embeddings()
+    special = set(numbers(model.config.to_dict(), "token_id"))
+    size = getattr(embedding, "num_embeddings", None) or min(64, embedding.weight.shape[0])
+    usable = [i for i in range(3, size) if i not in special][:61] or [0]
+    count = num_rows * num_tokens
+    ids = [usable[(7 * i + 3) % len(usable)] for i in range(count)]
+    return torch.tensor(ids, device=embedding.weight.device).view(num_rows, num_tokens)
+
+
+def numbers(tree, ending: str = "") -> list[float]:
+    """The numbers anywhere in a config whose name ends so."""
+    found = []
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    for name, value in items:
+        if isinstance(value, dict | list | tuple):
+            found += numbers(value, "" if str(name).endswith(ending) else ending)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found += [value] if str(name).endswith(ending) else []
+    return found
+
+
+def logits_of(output) -> Tensor:
+    """The logits of a causal LM's output, whether an object or a tuple."""
+    logits = getattr(output, "logits", None)
+    return first_float(output) if logits is None else logits
+
+
+def watched(model: nn.Module, nesting: int) -> list[nn.Module]:
+    """The modules outside every ModuleList, and the members of those at most ``nesting`` deep."""
+    found, seen = [], set()
+
+    def visit(module, depth):
+        if id(module) in seen:
+            return
+        seen.add(id(module))
+        found.append(module)
+        inner = depth + isinstance(module, nn.ModuleList)
+        for child in module.children():
+            if inner < nesting or not isinstance(module, nn.ModuleList):
+                visit(child, inner)
+            elif id(child) not in seen:
+                seen.add(id(child))
+                found.append(child)
+
+    visit(model, 0)
+    return found
+
+
+def record(model: nn.Module, inputs: dict, nesting: int = 1) -> tuple[list[Call], object]:
+    """Run the model once: the calls of its watched modules in order of start, and its output."""
+    calls, stack, clock = [], [], iter(range(1 << 30))
+
+    def enter(module, args, kwargs):
+        taken = [(key, t.detach().clone()) for key, t in named_floats(args, kwargs)]
+        parent = stack[-1] if stack else None
+        stack.append(len(calls))
+        calls.append(Call(len(calls), next(clock), module, parent, taken))
+
+    def leave(module, args, kwargs, output):
+        call = calls[stack.pop()]
+        call.live = first_float(output)
+        call.output = rebuild(output, lambda i, t: t.detach().clone())
+        call.ended = next(clock)
+
+    with ExitStack() as hooks:
+        for module in watched(model, nesting):
+            for handle in (
+                module.register_forward_pre_hook(enter, with_kwargs=True),
+                module.register_forward_hook(leave, with_kwargs=True),
+            ):
+                hooks.callback(handle.remove)
+        output = model(**without_cache(model, inputs))
+    return calls, output

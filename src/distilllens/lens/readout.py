@@ -1,0 +1,206 @@
+"""The way from the last block to the logits: tail modules, head module, scale and soft cap."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from distilllens.lens.anatomy import Anatomy, Probe
+from distilllens.lens.probe import Call, numbers
+from distilllens.lens.stand_in import logits_around_blocks
+from distilllens.lens.structure import first_float, ratio, same
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A module of the tail, and the dtypes of its input and its weight when it was watched."""
+
+    module: nn.Module
+    input_dtype: torch.dtype
+    weight_dtype: torch.dtype | None
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        # mamba and zaya cast between their last block and their norm. Under autocast, or once the
+        # model has another dtype, the recorded one says nothing.
+        same_weight = self.weight_dtype in (None, _weight_dtype(self.module))
+        if same_weight and not torch.is_autocast_enabled(hidden.device.type):
+            hidden = hidden.to(self.input_dtype)
+        return first_float(self.module(hidden))
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Multiply by a number, or divide by it: the two round differently in bfloat16."""
+
+    number: float = 1.0
+    divide: bool = False
+
+    @property
+    def factor(self) -> float:
+        """The number to multiply by."""
+        return 1.0 / self.number if self.divide else self.number
+
+    def __call__(self, value: Tensor) -> Tensor:
+        if self.number == 1.0:
+            return value
+        return value / self.number if self.divide else value * self.number
+
+
+@dataclass(frozen=True, eq=False)
+class Readout:
+    """``tail`` makes the backbone's output, ``outer`` the head's input, then head and transform."""
+
+    tail: tuple[Step, ...]
+    outer: tuple[Step, ...] = ()
+    head: Step | None = None  # None: the way from the backbone to the logits is not this simple
+    before: Scale = Scale()
+    after: Scale = Scale()
+    softcap: float | None = None
+    vocab_size: int = 0
+    logits_dtype: torch.dtype | None = None
+
+    def normalize(self, hidden: Tensor) -> Tensor:
+        """The stream after a block -> what the backbone would return."""
+        for step in self.tail:
+            hidden = step(hidden)
+        return hidden
+
+    def project(self, normed: Tensor) -> Tensor:
+        """What the backbone would return -> logits."""
+        for step in self.outer:
+            normed = step(normed)
+        logits = self.head(self.before(normed))[..., : self.vocab_size]
+        if self.logits_dtype is not None:
+            logits = logits.to(self.logits_dtype)
+        logits = self.after(logits)
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits
+
+
+def read_out(model: nn.Module, anatomy: Anatomy, probe: Probe) -> tuple[Readout | None, str]:
+    """The readout as far as modules explain it, and why it goes no further ("" if it is whole)."""
+    if anatomy.backbone is None:
+        return None, "its blocks run in the model itself, with no backbone module around them"
+    backbone = next(c for c in probe.calls if c.module is anatomy.backbone and c.parent == 0)
+    last = probe.block_calls[-1]
+    inner = [c for c in probe.calls if c.parent in probe.around - {0} and c.started > last.ended]
+    tail, rest = _walk(backbone.stream, inner)
+    if not same(rest, last.stream):
+        return None, "an operation that is no module stands between its last block and the end"
+    readout = Readout(tail)
+    module = model.get_output_embeddings()
+    heads = [c for c in probe.calls if c.module is module]
+    if len(heads) != 1 or heads[0].parent not in probe.around or len(heads[0].inputs) != 1:
+        return readout, "its output embedding is only a part of a larger head"
+    return _with_head(model, anatomy, probe, readout, heads[0], backbone)
+
+
+def _with_head(model, anatomy, probe, readout, head, backbone):
+    taken = head.inputs[0][1]
+    outer = [c for c in probe.calls if c.parent == 0 and backbone.ended < c.started < head.started]
+    steps, rest = _walk(taken, outer)
+    constant = 1.0 if same(rest, backbone.stream) else ratio(rest, backbone.stream)
+    if constant is None or (steps and constant != 1.0):
+        return readout, "an operation that is no module stands between its backbone and its head"
+    known = [n for n in numbers(model.config.to_dict()) if n and math.isfinite(n)]
+    widths = {float(taken.shape[-1]), *map(float, known)}
+    quotients = [a / b for a in widths for b in widths if 1e-4 < abs(a / b) < 1e4]
+    found = _ramp(model, anatomy, probe, head.module, known)
+    if found is None:
+        return readout, "its logits are no scale and no soft cap of what its head returns"
+    after, softcap = found
+    return Readout(
+        tail=readout.tail,
+        outer=steps,
+        head=_step(head),
+        before=_snap(constant, known + sorted(quotients)),
+        after=after,
+        softcap=softcap,
+        vocab_size=probe.logits.shape[-1],
+        logits_dtype=probe.logits.dtype if probe.logits.dtype != head.stream.dtype else None,
+    ), ""
+
+
+def _walk(tensor: Tensor, calls: list[Call]) -> tuple[tuple[Step, ...], Tensor]:
+    """Backwards from a tensor: the modules that made it, each from the only tensor it took."""
+    steps = []
+    for call in sorted(calls, key=lambda c: -c.started):
+        if call.stream is not None and len(call.inputs) == 1 and same(call.stream, tensor):
+            steps.append(_step(call))
+            tensor = call.inputs[0][1]
+    return tuple(reversed(steps)), tensor
+
+
+def _step(call: Call) -> Step:
+    return Step(call.module, call.inputs[0][1].dtype, _weight_dtype(call.module))
+
+
+def _weight_dtype(module):
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
+
+
+def _ramp(model, anatomy, probe, head, known):
+    """What becomes of known head outputs from -300 to 300: a scale and a soft cap, or None.
+
+    Real logits would not tell: while they are small, ``cap * tanh(x / cap)`` looks linear.
+    """
+    given = []
+
+    def emit(module, args, output):
+        steps = torch.linspace(-10, 10, output.shape[-1], device=output.device).sinh()
+        given.append((steps * (300 / steps[-1])).to(output.dtype))
+        return given[0].expand_as(output)
+
+    handle = head.register_forward_hook(emit)
+    try:
+        logits = logits_around_blocks(model, anatomy, probe.states[-1], probe.ids)
+    finally:
+        handle.remove()
+    size = logits.shape[-1]
+    ramp, seen = given[0][:size].double(), logits[0, 0].double()
+    exact = logits.dtype in (torch.float32, torch.float64) and given[0].dtype == logits.dtype
+    tolerance = 1e-5 if exact else 2e-2
+    near = ramp.abs().argmin()
+    after = _snap(float(seen[near] / ramp[near]), known)
+    line = ramp * after.factor
+    if _close(line, seen, tolerance):
+        return after, None
+    softcap = _cap(float(line[0].abs()), float(seen[0].abs()))
+    if softcap is None:
+        return None
+    softcap = _snap(softcap, known).factor
+    fits = _close(softcap * torch.tanh(line / softcap), seen, tolerance)
+    return (after, softcap) if fits else None
+
+
+def _close(found, seen, tolerance):
+    return bool(((found - seen).abs() <= tolerance * (seen.abs() + 1e-6)).all())
+
+
+def _cap(uncapped: float, capped: float) -> float | None:
+    """The cap of ``capped = cap * tanh(uncapped / cap)``, which rises with the cap."""
+    if not 0 < capped < uncapped:
+        return None
+    low, high = capped / 2, 1e6
+    for _ in range(200):
+        middle = (low + high) / 2
+        if middle * math.tanh(uncapped / middle) < capped:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _snap(value: float, known: list[float]) -> Scale:
+    """The number of the config, or reciprocal, or 1, that a measured constant stands for."""
+    choices = [Scale(1.0)] + [Scale(float(n), d) for n in known for d in (False, True)]
+    close = [c for c in choices if abs(c.factor - value) <= 5e-3 * abs(value)]
+    if not close:
+        return Scale(value)
+    best = min(abs(c.factor - value) for c in close)
+    nearest = [c for c in close if abs(c.factor - value) <= best + 1e-6 * abs(value)]
+    return nearest[0]

@@ -1,0 +1,83 @@
+"""The model's own forward around stand-ins: its blocks or its backbone return what they are given.
+
+This is the definition of the lens: what the model would emit if its stack stopped here.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from distilllens.lens.anatomy import Anatomy
+from distilllens.lens.probe import logits_of, without_cache
+from distilllens.lens.structure import first_float, rebuild, with_first
+
+
+@contextmanager
+def standing_in(model: nn.Module, forwards: dict[nn.Module, object]):
+    """Replace forwards for a moment, and switch checkpointing off meanwhile.
+
+    A checkpointed stand-in would be recomputed in backward, when the real forward is back.
+    """
+    before = [(module, "forward", vars(module).get("forward")) for module in forwards]
+    before += [
+        (module, "gradient_checkpointing", True)
+        for module in model.modules()
+        if vars(module).get("gradient_checkpointing") is True
+    ]
+    try:
+        for module, forward in forwards.items():
+            module.forward = forward
+        for module, name, _ in before:
+            if name == "gradient_checkpointing":
+                module.gradient_checkpointing = False
+        yield
+    finally:
+        for module, name, value in before:
+            if value is None:
+                vars(module).pop(name, None)
+            else:
+                setattr(module, name, value)
+
+
+def stopped(anatomy: Anatomy, hidden: Tensor, *, noise: bool = False) -> dict:
+    """Stand-ins for all blocks that return ``hidden``.
+
+    ``noise``: only the last one does; the others, and whatever else a block returns, are noise.
+    A model that reads more than the last block's output gives itself away.
+    """
+
+    def stand_in(output, is_last):
+        def change(i, old):
+            if i == 0 and (is_last or not noise):
+                return hidden
+            return torch.randn_like(old) if noise else old
+
+        return lambda *args, **kwargs: rebuild(output, change)
+
+    last = anatomy.num_layers - 1
+    return {
+        block: stand_in(output, i == last)
+        for i, (block, output) in enumerate(zip(anatomy.blocks, anatomy.block_outputs, strict=True))
+    }
+
+
+def logits_around_blocks(model, anatomy: Anatomy, hidden: Tensor, ids: Tensor, **how) -> Tensor:
+    """The model's logits ``[B, T, V]`` when every block returns ``hidden``."""
+    with standing_in(model, stopped(anatomy, hidden, **how)):
+        return logits_of(model(**without_cache(model, {"input_ids": ids})))
+
+
+def normed_around_blocks(model, anatomy: Anatomy, hidden: Tensor, ids: Tensor) -> Tensor:
+    """The backbone's output ``[B, T, D]`` when every block returns ``hidden``."""
+    with standing_in(model, stopped(anatomy, hidden)):
+        return first_float(anatomy.backbone(**without_cache(anatomy.backbone, {"input_ids": ids})))
+
+
+def logits_around_backbone(model, anatomy: Anatomy, normed: Tensor, ids: Tensor) -> Tensor:
+    """The model's logits ``[B, T, V]`` when its backbone returns ``normed``."""
+    output = with_first(anatomy.backbone_output, normed)
+    with standing_in(model, {anatomy.backbone: lambda *args, **kwargs: output}):
+        return logits_of(model(**without_cache(model, {"input_ids": ids})))

@@ -1,0 +1,165 @@
+"""What each depth of a model says, and how far two models are from each other: numbers only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distilllens.lens.capture import capture
+from distilllens.lens.logit_lens import LogitLens
+
+_IGNORED = -100  # the label that asks for no prediction
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """The prediction of the next token at each depth.
+
+    Args:
+        depths: K depths, 0 = embeddings.
+        tokens: the likeliest tokens ``[K, B, T, top_k]``, most likely first.
+        probabilities: theirs, ``[K, B, T, top_k]``.
+        entropy: of the whole distribution, in nats, 0 to log V, ``[K, B, T]``.
+    """
+
+    depths: tuple[int, ...]
+    tokens: Tensor
+    probabilities: Tensor
+    entropy: Tensor
+
+
+@dataclass(frozen=True)
+class DepthDivergence:
+    """Two models compared at pairs of depths.
+
+    Args:
+        pairs: K pairs (student depth, teacher depth).
+        means: divergence in nats at each pair, averaged over ``num_tokens`` positions.
+        num_tokens: the positions compared.
+    """
+
+    pairs: tuple[tuple[int, int], ...]
+    means: tuple[float, ...]
+    num_tokens: int
+
+
+@torch.no_grad()
+def trajectory(model, *, depths=None, top_k: int = 5, chunk_size: int = 512, **inputs):
+    """The likeliest next tokens and the entropy at each depth, as a ``Trajectory``.
+
+    Equals ``softmax(lens.logits(states[d]))`` sorted, at ``chunk_size`` positions a time.
+
+    Args:
+        model: a causal LM or its LogitLens.
+        depths: default all, 0 to L.
+        inputs: ``input_ids [B, T]`` and whatever else the model takes.
+
+    Raises:
+        ValueError: a depth outside 0..L; top_k outside 1..V; a model that the lens cannot read.
+
+    Source: the logit lens, nostalgebraist 2020.
+    """
+    lens = model if isinstance(model, LogitLens) else LogitLens(model)
+    depths = tuple(range(lens.num_layers + 1)) if depths is None else tuple(depths)
+    layer_states = capture(lens, depths, **inputs)
+    every = torch.ones(_shape(inputs), dtype=torch.bool)
+    found = []
+    for depth in depths:
+        parts = []
+        for logits in _logits_in_chunks(lens, layer_states[depth], every, chunk_size):
+            if not 1 <= top_k <= logits.shape[-1]:
+                raise ValueError(f"top_k must be 1 to {logits.shape[-1]}, got {top_k}")
+            log_p = logits.float().log_softmax(-1)
+            best = log_p.topk(top_k)
+            entropy = torch.special.entr(log_p.exp()).sum(-1)
+            parts.append((best.indices, best.values.exp(), entropy))
+        found.append([torch.cat(column) for column in zip(*parts, strict=True)])
+    tokens, probabilities, entropy = (torch.stack(c) for c in zip(*found, strict=True))
+    shape = (len(depths), *every.shape)
+    return Trajectory(
+        depths,
+        tokens.view(*shape, top_k),
+        probabilities.view(*shape, top_k),
+        entropy.view(shape),
+    )
+
+
+@torch.no_grad()
+def divergence_by_depth(
+    student,
+    teacher,
+    pairs,
+    *,
+    divergence: Callable[[Tensor, Tensor], Tensor],
+    labels: Tensor | None = None,
+    chunk_size: int = 512,
+    **inputs,
+) -> DepthDivergence:
+    """The mean divergence, in nats, of two models at pairs of depths, on one batch.
+
+    Equals ``divergence(student_logits, teacher_logits).mean()`` over the positions whose next label
+    is not -100, at ``chunk_size`` of them a time. Vocabularies of unequal size: the shared prefix is
+    cut out before the softmax.
+
+    Args:
+        student, teacher: causal LMs or their LogitLenses.
+        pairs: (student depth, teacher depth), a LayerMap for instance.
+        divergence: ``([N, V], [N, V]) -> [N]``, the student first (``distilllens.divergence``).
+        labels: ``[B, T]``, not shifted; default: ``input_ids`` where ``attention_mask`` is not 0.
+        inputs: for both models, ``input_ids [B, T]`` among them.
+
+    Raises:
+        ValueError: a depth outside 0..L, no position to compare.
+    """
+    student, teacher = (m if isinstance(m, LogitLens) else LogitLens(m) for m in (student, teacher))
+    pairs = tuple((int(s), int(t)) for s, t in pairs)
+    valid = _valid(labels, inputs)
+    count = int(valid.sum())
+    if count == 0:
+        raise ValueError("no position to compare: every next label is -100 or masked")
+    student_states = capture(student, [s for s, _ in pairs], **inputs)
+    teacher_states = capture(teacher, [t for _, t in pairs], **inputs)
+    means = []
+    for s, t in pairs:
+        total = 0.0
+        for ours, theirs in zip(
+            _logits_in_chunks(student, student_states[s], valid, chunk_size),
+            _logits_in_chunks(teacher, teacher_states[t], valid, chunk_size),
+            strict=True,
+        ):
+            shared = min(ours.shape[-1], theirs.shape[-1])
+            theirs = theirs[..., :shared].to(ours.device)
+            total += float(divergence(ours[..., :shared].float(), theirs.float()).double().sum())
+        means.append(total / count)
+    return DepthDivergence(pairs, tuple(means), count)
+
+
+def _shape(inputs):
+    given = inputs.get("input_ids")
+    given = inputs["inputs_embeds"][..., 0] if given is None else given
+    return given.shape
+
+
+def _valid(labels, inputs):
+    """Positions ``[B, T]`` that predict a label, the last never among them."""
+    valid = torch.zeros(_shape(inputs), dtype=torch.bool)
+    if labels is not None:
+        valid[:, :-1] = labels[:, 1:].cpu() != _IGNORED
+    elif inputs.get("attention_mask") is not None:
+        mask = inputs["attention_mask"].cpu() != 0
+        valid[:, :-1] = mask[:, 1:] & mask[:, :-1]
+    else:
+        valid[:, :-1] = True
+    return valid
+
+
+def _logits_in_chunks(lens, state, mask, chunk_size):
+    """Logits ``[n, V]`` of the masked positions of a state, a chunk at a time."""
+    if lens.mode == "stub":  # its streams come only in the model's own shape
+        yield from lens.logits(state)[mask.to(state.device)].split(chunk_size)
+        return
+    for rows in lens.normalize(state)[mask.to(state.device)].split(chunk_size):
+        yield lens.logits(rows, normalize=False)

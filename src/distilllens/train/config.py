@@ -123,6 +123,8 @@ class DistillLensConfig(SFTConfig):
         if self.activation_checkpointing is None:
             asked = self.gradient_checkpointing
             self.activation_checkpointing = accelerator if asked is None else asked
+        # Pinned memory without an accelerator is nothing but a warning.
+        self.dataloader_pin_memory = self.dataloader_pin_memory and accelerator
         if self.gradient_checkpointing_kwargs and not self.activation_checkpointing_kwargs:
             self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
         if self.router_aux_loss_coef is None:

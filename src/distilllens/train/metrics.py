@@ -37,7 +37,7 @@ class TermSums:
         """Nats per valid token over all processes, and forget; ``reduce`` sums a tensor over them."""
         if not self._sums:
             return {}
-        names = sorted(self._sums)
+        names = list(self._sums)
         sums = reduce(torch.stack([self._sums[name] for name in names]))
         totals = dict(zip(names, sums.tolist(), strict=True))
         self._sums = {}

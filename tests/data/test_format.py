@@ -10,6 +10,7 @@ from distilllens.data import (
     format_instruction,
     format_prompt,
     load_records,
+    to_dataset,
     to_training_examples,
 )
 from distilllens.data.synthetic_tokenizer import synthetic_tokenizer
@@ -63,6 +64,12 @@ def test_the_first_reference_is_the_completion():
 def test_other_kinds_pass_as_they_are(example):
     """What SFTTrainer reads is passed on; fields it does not read are left out."""
     assert to_training_examples([{**example, "source": "x"}]) == [example]
+
+
+def test_a_dataset_holds_the_training_examples():
+    """The table's rows are the examples, in order."""
+    records = [{"instruction": "a", "output": "b"}, {"instruction": "c", "output": ["d", "e"]}]
+    assert list(to_dataset(records)) == to_training_examples(records)
 
 
 def test_unknown_kinds_are_refused():

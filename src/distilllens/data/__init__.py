@@ -4,6 +4,7 @@ from distilllens.data.format import (
     drop_long_prompts,
     format_instruction,
     format_prompt,
+    to_dataset,
     to_training_examples,
 )
 from distilllens.data.load import load_hub, load_records
@@ -17,5 +18,6 @@ __all__ = [
     "load_hub",
     "load_records",
     "references",
+    "to_dataset",
     "to_training_examples",
 ]

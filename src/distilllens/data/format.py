@@ -59,6 +59,13 @@ def _example(record):
     return {field: record[field] for field in (*fields, *_PASSED_ON) if field in record}
 
 
+def to_dataset(records: Iterable[dict]):
+    """The training examples of records as a ``datasets.Dataset``, held in memory."""
+    from datasets import Dataset
+
+    return Dataset.from_list(to_training_examples(records))
+
+
 def drop_long_prompts(
     examples: list[dict], tokenizer, max_prompt_length: int
 ) -> tuple[list[dict], int]:

@@ -135,7 +135,7 @@ class LogitLens:
         self._need_closed("a head")
         module = _active(self.model.get_output_embeddings())
         plain = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
-        if not plain or self._readout.outer:
+        if not plain:
             raise ValueError(
                 f"{self._name}'s output embedding is a {type(module).__name__}, no plain "
                 f"nn.Linear: its weight alone does not give the logits (keep adapters off the head)"

@@ -51,10 +51,9 @@ class Scale:
 
 @dataclass(frozen=True, eq=False)
 class Readout:
-    """``tail`` makes the backbone's output, ``outer`` the head's input, then head and transform."""
+    """``tail`` makes the backbone's output of the last block's; then come head and transform."""
 
     tail: tuple[Step, ...]
-    outer: tuple[Step, ...] = ()
     head: Step | None = None  # None: the way from the backbone to the logits is not this simple
     before: Scale = Scale()
     after: Scale = Scale()
@@ -70,8 +69,6 @@ class Readout:
 
     def project(self, normed: Tensor) -> Tensor:
         """What the backbone would return -> logits."""
-        for step in self.outer:
-            normed = step(normed)
         logits = self.head(self.before(normed))[..., : self.vocab_size]
         if self.logits_dtype is not None:
             logits = logits.to(self.logits_dtype)
@@ -101,11 +98,9 @@ def read_out(model: nn.Module, anatomy: Anatomy, probe: Probe) -> tuple[Readout 
 
 def _with_head(model, anatomy, probe, readout, head, backbone):
     taken = head.inputs[0][1]
-    outer = [c for c in probe.calls if c.parent == 0 and backbone.ended < c.started < head.started]
-    steps, rest = _walk(taken, outer)
-    constant = 1.0 if same(rest, backbone.stream) else ratio(rest, backbone.stream)
-    if constant is None or (steps and constant != 1.0):
-        return readout, "an operation that is no module stands between its backbone and its head"
+    constant = 1.0 if same(taken, backbone.stream) else ratio(taken, backbone.stream)
+    if constant is None:
+        return readout, "something more than a constant stands between its backbone and its head"
     known = [n for n in numbers(model.config.to_dict()) if n and math.isfinite(n)]
     widths = {float(taken.shape[-1]), *map(float, known)}
     quotients = [a / b for a in widths for b in widths if 1e-4 < abs(a / b) < 1e4]
@@ -115,7 +110,6 @@ def _with_head(model, anatomy, probe, readout, head, backbone):
     after, softcap = found
     return Readout(
         tail=readout.tail,
-        outer=steps,
         head=_step(head),
         before=_snap(constant, known + sorted(quotients)),
         after=after,

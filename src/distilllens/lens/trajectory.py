@@ -101,8 +101,8 @@ def divergence_by_depth(
     """The mean divergence, in nats, of two models at pairs of depths, on one batch.
 
     Equals ``divergence(student_logits, teacher_logits).mean()`` over the positions whose next label
-    is not -100, at ``chunk_size`` of them a time. Vocabularies of unequal size: the shared prefix is
-    cut out before the softmax.
+    is not -100, at ``chunk_size`` of them a time. Of vocabularies of unequal size the shared prefix
+    is compared, cut out before the softmax.
 
     Args:
         student, teacher: causal LMs or their LogitLenses.

@@ -1,0 +1,140 @@
+"""``distilllens demo``: one teacher, two students of one start, and what the lens made of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+_DESCRIPTION = """\
+Distil a built-in teacher into two students from one initialisation: one by plain KD (output only),
+one by DistillLens (output and lens). Both see the same data, steps and learning rate. Prints what
+was measured on held-out questions and draws the divergence from the teacher by depth.
+
+Offline, on the CPU, about two minutes on two cores. One seed is a demonstration, no benchmark.
+"""
+TEACHER = Path(__file__).parent / "demo_teacher"
+MARKER = "demo.json"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of the command."""
+    parser.add_argument(
+        "--output", type=Path, default=Path("demo"), metavar="DIR", help="default: ./demo"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=400, help="training steps of each student (default: 400)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the start and the order of data (default: 0)"
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Parse the flags and run; raises ValueError or OSError for bad input."""
+    from distilllens.cli import OneLineParser
+
+    parser = OneLineParser(prog="distilllens demo", description=_DESCRIPTION)
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train both students, print the table, write the figure, the models and ``demo.json``.
+
+    Raises:
+        ValueError: steps < 1, a seed below 0, an output that is a file or holds other things.
+        OSError: an output that cannot be written.
+    """
+    _check(args)
+    _claim(args.output)
+    # The demo never leaves the machine, and its tables need no progress bars of their own.
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    print("loading torch, transformers and trl ...", file=sys.stderr, flush=True)
+    from distilllens.cli.demo_run import run_demo
+
+    result = run_demo(TEACHER, args.output, steps=args.steps, seed=args.seed)
+    print(table(result))
+    figure = _draw(result, args.output)
+    _write_marker(args.output, {**result, "finished": True})
+    print(f"\nwritten to {args.output}: teacher, kd and distilllens (models){figure}, {MARKER}")
+    return 0
+
+
+def table(result: dict) -> str:
+    """The rows of a result as text, one line a model; "-" where nothing is to be measured."""
+    pairs = result["pairs"]
+    heads = ["", "cross-entropy", "KL to teacher"]
+    heads += [*(f"JSD {pair}" for pair in pairs), "exact match", "seconds"]
+    lines = [heads]
+    for row in result["rows"]:
+        jsd = [f"{value:.4f}" for value in row["jsd"]] or ["-"] * len(pairs)
+        kl = "-" if row["kl"] is None else f"{row['kl']:.4f}"
+        seconds = "-" if row["seconds"] is None else f"{row['seconds']:.0f}"
+        exact = f"{100 * row['exact_match']:.1f} %"
+        lines.append([row["name"], f"{row['cross_entropy']:.4f}", kl, *jsd, exact, seconds])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = "\n".join(
+        "  ".join(
+            [line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])],
+        )
+        for line in lines
+    )
+    return (
+        f"\n{result['questions']} held-out questions, {result['steps']} steps, seed "
+        f"{result['seed']}. Cross-entropy and KL(teacher || student) at the\noutput, and the "
+        "Jensen-Shannon divergence (JSD) from the teacher by depth (student:teacher, the\n"
+        "last pair is the output), in nats per token of the answers; answers by greedy generation.\n\n"
+        + text
+    )
+
+
+def _check(args):
+    if args.steps < 1:
+        raise ValueError(f"--steps must be at least 1, got {args.steps}")
+    if not 0 <= args.seed < 2**32:
+        raise ValueError(f"--seed must be between 0 and {2**32 - 1}, got {args.seed}")
+    output = args.output
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output {output} is a file; name a folder")
+    if output.exists() and any(output.iterdir()) and not _is_demo(output):
+        raise ValueError(
+            f"--output {output} is not empty and holds no earlier demo; name another folder"
+        )
+
+
+def _is_demo(folder):
+    try:
+        return "finished" in json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _claim(output):
+    """Make the folder ours before any work, so that an unwritable one is known at once."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        _write_marker(output, {"finished": False})
+    except OSError as error:
+        raise OSError(f"--output {output} cannot be written: {error.strerror}") from error
+
+
+def _write_marker(output, result):
+    text = json.dumps(result, indent=1) + "\n"
+    (output / MARKER).write_text(text, encoding="utf-8")
+
+
+def _draw(result, output):
+    from distilllens.report import plot_divergence_by_depth
+
+    name = "divergence_by_depth.png"
+    depths = [tuple(map(int, pair.split(":"))) for pair in result["pairs"]]
+    curves = {row["name"]: row["jsd"] for row in result["rows"] if row["seconds"] is not None}
+    try:
+        plot_divergence_by_depth(output / name, depths, curves)
+    except ImportError as error:
+        print(f"no figure: {error}", file=sys.stderr)
+        return ""
+    return f", {name}"

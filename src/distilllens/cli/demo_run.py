@@ -1,0 +1,177 @@
+"""The demo's work: build, train twice, measure. It imports torch and trl, so it loads late."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    set_seed,
+)
+from transformers.utils import logging as transformers_logging
+
+from distilllens.data import to_dataset, to_training_examples
+from distilllens.data.synthetic import synthetic_records
+from distilllens.divergence import divergence
+from distilllens.layer_map import LayerMap
+from distilllens.lens import LogitLens, divergence_by_depth
+from distilllens.train import DistillLensConfig, DistillLensTrainer
+
+BATCH_SIZE = 32
+LEARNING_RATE = 2e-3
+NUM_HELD_OUT = 256
+STUDENT = {"layers": 4, "width": 64, "heads": 4}
+RUNS = (("plain KD", "kd", {"lens_weight": 0.0}), ("DistillLens", "distilllens", {}))
+
+
+def run_demo(teacher_dir: Path, output: Path, *, steps: int, seed: int) -> dict:
+    """Train both students, save all models under ``output``; returns what was measured."""
+    transformers_logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(teacher_dir)
+    teacher = AutoModelForCausalLM.from_pretrained(teacher_dir, dtype=torch.float32).eval()
+    set_seed(seed)
+    start = make_llama(tokenizer, **STUDENT)
+    layers = (start.config.num_hidden_layers, teacher.config.num_hidden_layers)
+    # The lens pairs of training, and the output as a last one.
+    pairs = LayerMap([*LayerMap.evenly("auto", *layers), layers])
+    held_out = synthetic_records(NUM_HELD_OUT, split="held_out", seed=seed)
+    records = synthetic_records(min(steps * BATCH_SIZE, 8000), seed=seed)
+    rows = [
+        measure("teacher", teacher, None, pairs, held_out, tokenizer),
+        measure("student at start", start, teacher, pairs, held_out, tokenizer),
+    ]
+    for name, folder, settings in RUNS:
+        student = copy.deepcopy(start)
+        began = time.perf_counter()
+        train(student, teacher, records, tokenizer, name, steps=steps, seed=seed, **settings)
+        seconds = time.perf_counter() - began
+        rows.append(measure(name, student, teacher, pairs, held_out, tokenizer, seconds))
+        student.save_pretrained(output / folder)
+        tokenizer.save_pretrained(output / folder)
+    teacher.save_pretrained(output / "teacher")
+    tokenizer.save_pretrained(output / "teacher")
+    return {
+        "steps": steps,
+        "seed": seed,
+        "questions": NUM_HELD_OUT,
+        "pairs": [f"{student}:{teacher}" for student, teacher in pairs],
+        "rows": rows,
+    }
+
+
+def make_llama(tokenizer, *, layers: int, width: int, heads: int) -> LlamaForCausalLM:
+    """A Llama of a size for the demo, from torch's global random state."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=width * 8 // 3 // 8 * 8,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            max_position_embeddings=128,
+            tie_word_embeddings=True,
+            # Llama's own 0.02 is meant for widths in the thousands; narrow ones learn faster so.
+            initializer_range=0.05,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def train(student, teacher, records, tokenizer, name, *, steps, seed, **settings) -> None:
+    """Train ``student`` in place, with a progress bar; ``settings`` go to DistillLensConfig."""
+    print(f"{name}: {steps} steps", flush=True)
+    settings = {
+        "per_device_train_batch_size": BATCH_SIZE,
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": min(50, steps // 8),
+        **settings,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        args = DistillLensConfig(
+            output_dir=folder,
+            max_steps=steps,
+            seed=seed,
+            use_cpu=True,
+            logging_steps=10,
+            save_strategy="no",
+            report_to="none",
+            **settings,
+        )
+        DistillLensTrainer(
+            student,
+            teacher,
+            args,
+            train_dataset=to_dataset(records),
+            processing_class=tokenizer,
+        ).train()
+
+
+@torch.no_grad()
+def measure(name, model, teacher, pairs, records, tokenizer, seconds=None) -> dict:
+    """One row: cross-entropy, KL(teacher || model) and JSD by pair in nats per answer token.
+
+    Without a teacher (the teacher's own row) KL is None and the JSDs are an empty list.
+    """
+    model.eval()
+    examples = to_training_examples(records)
+    inputs, labels = _batch(examples, tokenizer)
+    kl, jsd = None, ()
+    if teacher is not None:
+        lenses = LogitLens(model), LogitLens(teacher)
+
+        def means(which, kind):
+            found = divergence_by_depth(*lenses, which, divergence=kind, labels=labels, **inputs)
+            return found.means
+
+        jsd = means(pairs, divergence("jsd"))
+        (kl,) = means(pairs.pairs[-1:], divergence("forward_kl"))
+    return {
+        "name": name,
+        "cross_entropy": float(model(**inputs, labels=labels).loss),
+        "kl": kl,
+        "jsd": list(jsd),
+        "exact_match": exact_match(model, examples, tokenizer),
+        "seconds": seconds,
+    }
+
+
+def exact_match(model, examples: list[dict], tokenizer) -> float:
+    """Share of examples whose greedy answer is the completion to the letter, in 0..1."""
+    prompts = tokenizer(
+        [e["prompt"] for e in examples], padding=True, padding_side="left", return_tensors="pt"
+    )
+    longest = max(len(ids) for ids in tokenizer([e["completion"] for e in examples])["input_ids"])
+    model.eval()
+    ids = model.generate(
+        input_ids=prompts["input_ids"],
+        attention_mask=prompts["attention_mask"],
+        max_new_tokens=longest + 1,
+        do_sample=False,
+        use_cache=True,
+    )
+    answers = tokenizer.batch_decode(
+        ids[:, prompts["input_ids"].shape[1] :], skip_special_tokens=True
+    )
+    right = [a == e["completion"] for a, e in zip(answers, examples, strict=True)]
+    return sum(right) / len(right)
+
+
+def _batch(examples, tokenizer):
+    texts = [e["prompt"] + e["completion"] + tokenizer.eos_token for e in examples]
+    batch = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
+    prompts = tokenizer([e["prompt"] for e in examples])["input_ids"]
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    for row, prompt in enumerate(prompts):
+        labels[row, : len(prompt)] = -100
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    return inputs, labels

@@ -82,13 +82,14 @@ def table(result: dict) -> str:
         )
         for line in lines
     )
-    return (
-        f"\n{result['questions']} held-out questions, {result['steps']} steps, seed "
-        f"{result['seed']}. Cross-entropy and KL(teacher || student) at the\noutput, and the "
-        "Jensen-Shannon divergence (JSD) from the teacher by depth (student:teacher, the\n"
-        "last pair is the output), in nats per token of the answers; answers by greedy generation.\n\n"
-        + text
-    )
+    conditions = f"{result['questions']} held-out questions, {result['steps']} steps"
+    return f"""
+{conditions}, seed {result["seed"]}; in nats per token of the answers:
+cross-entropy, KL(teacher || student) at the output, and the Jensen-Shannon divergence (JSD)
+from the teacher by depth, student:teacher, the last pair being the output. Exact match is of
+answers generated greedily.
+
+{text}"""
 
 
 def _check(args):

@@ -1,0 +1,126 @@
+"""The demo refuses bad input in one line, ships a working teacher, and prints what it measured."""
+
+import builtins
+import json
+
+import pytest
+
+from distilllens.cli import main
+from distilllens.cli.demo import MARKER, TEACHER, table
+
+
+def refused(capsys, argv, message):
+    """The command ends with status 2 and one line on standard error; returns nothing else."""
+    assert main(["demo", *map(str, argv)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1 and message in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--steps", "0"], "--steps must be at least 1, got 0"),
+        (["--steps", "-3"], "--steps must be at least 1, got -3"),
+        (["--steps", "many"], "invalid int value: 'many'"),
+        (["--seed", "-1"], "--seed must be between 0 and"),
+        (["--step", "3"], "unrecognized arguments: --step 3"),
+    ],
+)
+def test_bad_numbers_are_refused_before_anything_is_written(tmp_path, capsys, argv, message):
+    """A value that means nothing ends in one line, status 2 and no folder."""
+    refused(capsys, ["--output", tmp_path / "new", *argv], message)
+    assert not (tmp_path / "new").exists()
+
+
+def test_bad_outputs_are_refused(tmp_path, capsys):
+    """A file, a place below a file, and a folder of other things are no output; nothing changes."""
+    file = tmp_path / "file"
+    file.write_text("mine")
+    refused(capsys, ["--output", file], "is a file; name a folder")
+    refused(capsys, ["--output", file / "demo"], "cannot be written: Not a directory")
+    refused(capsys, ["--output", tmp_path], "is not empty and holds no earlier demo")
+    (tmp_path / MARKER).write_text("[]")
+    refused(capsys, ["--output", tmp_path], "is not empty and holds no earlier demo")
+    assert file.read_text() == "mine"
+
+
+def test_the_table_says_what_was_measured():
+    """Every number of a result is in its row; "-" stands where there is nothing to measure."""
+    blank = {"cross_entropy": 0.25, "kl": None, "jsd": [], "exact_match": 0.875, "seconds": None}
+    student = {"cross_entropy": 1.5, "kl": 0.75, "jsd": [0.125, 0.0625], "exact_match": 0.5}
+    rows = [{"name": "teacher", **blank}, {"name": "plain KD", **student, "seconds": 31.4}]
+    result = {"pairs": ["1:2", "4:6"], "steps": 7, "seed": 3, "questions": 256, "rows": rows}
+    text = table(result)
+    assert "256 held-out questions, 7 steps, seed 3" in text
+    head, teacher, kd = (line.split() for line in text.splitlines()[-3:])
+    assert head[-7:] == ["JSD", "1:2", "JSD", "4:6", "exact", "match", "seconds"]
+    assert teacher == ["teacher", "0.2500", "-", "-", "-", "87.5", "%", "-"]
+    assert kd == ["plain", "KD", "1.5000", "0.7500", "0.1250", "0.0625", "50.0", "%", "31"]
+
+
+def test_the_shipped_teacher_answers_and_is_small():
+    """At most 4 MB, read exactly by the lens, and right on most held-out questions."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from distilllens import LogitLens
+    from distilllens.cli.demo_run import exact_match
+    from distilllens.data import to_training_examples
+    from distilllens.data.synthetic import synthetic_records
+    from distilllens.data.synthetic_tokenizer import synthetic_tokenizer
+
+    assert (TEACHER / "model.safetensors").stat().st_size <= 4_000_000
+    model = AutoModelForCausalLM.from_pretrained(TEACHER)
+    tokenizer = AutoTokenizer.from_pretrained(TEACHER)
+    assert tokenizer.get_vocab() == synthetic_tokenizer().get_vocab()
+    model.float()
+    assert LogitLens(model).mode == "closed"
+    examples = to_training_examples(synthetic_records(128, split="held_out", seed=1))
+    # tools/make_demo_teacher.py measured its exact match on 1024 questions; see docs.
+    assert exact_match(model, examples, tokenizer) >= 0.8
+
+
+@pytest.mark.slow
+def test_a_short_demo_leaves_models_figure_and_numbers(tmp_path, capsys):
+    """Three steps write everything, the rows hold what they should, and a second run may follow."""
+    from transformers import AutoModelForCausalLM
+
+    argv = ["demo", "--steps", "3", "--output", str(tmp_path / "demo")]
+    assert main(argv) == 0
+    first = json.loads((tmp_path / "demo" / MARKER).read_text())
+    assert main([*argv, "--seed", "0"]) == 0
+    again = json.loads((tmp_path / "demo" / MARKER).read_text())
+    for row, twin in zip(first["rows"], again["rows"], strict=True):
+        assert {**row, "seconds": 0} == {**twin, "seconds": 0}  # the seed decides everything
+    assert first["finished"] is True
+    names = [row["name"] for row in first["rows"]]
+    assert names == ["teacher", "student at start", "plain KD", "DistillLens"]
+    teacher, start, *students = first["rows"]
+    assert teacher["kl"] is None and teacher["jsd"] == []
+    for row in (start, *students):
+        assert row["kl"] > 0 and len(row["jsd"]) == len(first["pairs"])
+        assert row["cross_entropy"] > teacher["cross_entropy"]
+    for row in students:
+        assert row["kl"] < start["kl"]
+    for name in ("teacher", "kd", "distilllens"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "demo" / name)
+    assert (tmp_path / "demo" / "divergence_by_depth.png").read_bytes().startswith(b"\x89PNG")
+    assert "DistillLens" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_without_matplotlib_the_table_is_still_printed(tmp_path, capsys, monkeypatch):
+    """A missing plot extra costs the figure and says how to get it; the status stays 0."""
+    real = builtins.__import__
+
+    def without_matplotlib(name, *args, **kwargs):
+        if name.split(".")[0] == "matplotlib":
+            raise ImportError("No module named 'matplotlib'")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_matplotlib)
+    assert main(["demo", "--steps", "1", "--output", str(tmp_path / "demo")]) == 0
+    out, err = capsys.readouterr()
+    assert "pip install 'distilllens[plot]'" in err
+    assert "exact match" in out
+    assert not list((tmp_path / "demo").glob("*.png"))

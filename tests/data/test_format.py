@@ -120,8 +120,13 @@ def test_prompts_are_token_prefixes_on_dolly():
     for prompt, whole in zip(prompts, tokenizer(both, verbose=False)["input_ids"], strict=True):
         assert whole[: len(prompt)] == prompt
         assert whole[-1] == tokenizer.eos_token_id
-    # No prompt of MiniLLM's split is longer than 256 tokens (method of the published data).
-    assert drop_long_prompts(examples, tokenizer, 256) == (examples, 0)
+    # MiniLLM's split leaves out prompts of more than 256 tokens. That its longest has exactly 256
+    # says that this template and tokenizer are theirs.
+    longest = max(range(len(prompts)), key=lambda row: len(prompts[row]))
+    assert len(prompts[longest]) == 256
+    some = [*examples[:9], examples[longest]]
+    assert drop_long_prompts(some, tokenizer, 256) == (some, 0)
+    assert drop_long_prompts(some, tokenizer, 255) == (examples[:9], 1)
 
 
 @pytest.mark.skipif(not SHARED, reason="DISTILLLENS_SHARED is unset")

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from distilllens.data import load_hub, load_records
 
@@ -67,6 +69,20 @@ def test_records_come_back_as_written(tmp_path, record):
     for name in ("a.jsonl", "b.json", "c.jsonl", "d.jsonl.gz"):
         assert load_records(tmp_path / name) == [record, record], name
     assert load_records(str(tmp_path)) == [record] * 8
+
+
+TEXTS = st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip)
+
+
+@given(texts=st.lists(TEXTS, min_size=1, max_size=5), as_ascii=st.booleans())
+def test_any_text_survives_every_form(tmp_path_factory, texts, as_ascii):
+    """Whatever Unicode a text holds, it comes back from .jsonl and .json as it was."""
+    records = [{"text": text} for text in texts]
+    lines = [json.dumps(record, ensure_ascii=as_ascii) for record in records]
+    folder = tmp_path_factory.mktemp("any")
+    (folder / "a.jsonl").write_bytes("\n".join(lines).encode())
+    (folder / "b.json").write_bytes(f"[{','.join(lines)}]".encode())
+    assert load_records(folder / "a.jsonl") == load_records(folder / "b.json") == records
 
 
 def test_lists_and_folders_keep_their_order(tmp_path):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distilllens.lens.anatomy import Anatomy, locate
 from distilllens.lens.logit_lens import LogitLens
-from distilllens.lens.probe import accepts, logits_of, unwrap, without_cache
+from distilllens.lens.probe import accepts, unwrap, without_cache
 from distilllens.lens.streams import check_depths, collected, stacked_read
 
 _ANATOMIES: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
@@ -112,11 +112,16 @@ def _located(model) -> tuple[torch.nn.Module, Anatomy]:
 
 
 def _run_without_logits(model, anatomy, inputs):
-    """Run the model with no logits where it can do that, else its backbone."""
-    if accepts(model, "logits_to_keep", by_name=True) and "logits_to_keep" not in inputs:
+    """Run the model with no logits where it can do that, else its backbone.
+
+    The model first: sharding and a patched forward (autocast) hang on it. ``logits_to_keep`` as an
+    empty index and not as 0, which means all positions.
+    """
+    if accepts(model, "logits_to_keep", by_name=True) or anatomy.backbone is None:
         device = next(model.parameters()).device
-        inputs = {"logits_to_keep": torch.zeros(0, dtype=torch.long, device=device), **inputs}
-        logits = logits_of(model(**without_cache(model, inputs)))
-        assert logits is None or logits.shape[-2] == 0
+        nothing = torch.zeros(0, dtype=torch.long, device=device)
+        if accepts(model, "logits_to_keep"):
+            inputs = {**inputs, "logits_to_keep": nothing}
+        model(**without_cache(model, inputs))
     else:
         anatomy.backbone(**without_cache(anatomy.backbone, inputs))

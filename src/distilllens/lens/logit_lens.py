@@ -161,6 +161,11 @@ class LogitLens:
         """The stream ``[..., D]`` -> what the backbone returns: what the head reads."""
         return self._normalize(self.mode, hidden)
 
+    def head_ready(self, normed: Tensor) -> Tensor:
+        """What the backbone returns, in the dtype in which the model hands it to its head."""
+        self._need_closed("states for training")
+        return self._readout.head.cast(normed)
+
     def check_trainable(self) -> None:
         """Prove, once, that one backbone forward reads all depths as the model does.
 

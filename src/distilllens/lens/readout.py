@@ -16,19 +16,25 @@ from distilllens.lens.structure import first_float, ratio, same
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A module of the tail, and the dtypes of its input and its weight when it was watched."""
+    """A module on the way, and the dtypes of its input and its weight when it was watched."""
 
     module: nn.Module
     input_dtype: torch.dtype
     weight_dtype: torch.dtype | None
+    casts: bool  # the model itself casts what it hands to this module (mamba, zaya)
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        # mamba and zaya cast between their last block and their norm. Under autocast, or once the
-        # model has another dtype, the recorded one says nothing.
-        same_weight = self.weight_dtype in (None, _weight_dtype(self.module))
-        if same_weight and not torch.is_autocast_enabled(hidden.device.type):
-            hidden = hidden.to(self.input_dtype)
-        return first_float(self.module(hidden))
+        return first_float(self.module(self.cast(hidden)))
+
+    def cast(self, hidden: Tensor) -> Tensor:
+        """The input in the dtype that the model would hand over."""
+        weight_dtype = _weight_dtype(self.module)
+        if torch.is_autocast_enabled(hidden.device.type):
+            return hidden
+        if self.weight_dtype not in (None, weight_dtype):  # the model has been given another dtype
+            return hidden.to(weight_dtype) if self.casts else hidden
+        foreign = hidden.dtype not in (self.input_dtype, self.weight_dtype)
+        return hidden.to(self.input_dtype) if self.casts or foreign else hidden
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ def read_out(model: nn.Module, anatomy: Anatomy, probe: Probe) -> tuple[Readout 
     backbone = next(c for c in probe.calls if c.module is anatomy.backbone and c.parent == 0)
     last = probe.block_calls[-1]
     inner = [c for c in probe.calls if c.parent in probe.around - {0} and c.started > last.ended]
-    tail, rest = _walk(backbone.stream, inner)
+    tail, rest = _walk(backbone.stream, inner, last.stream)
     if not same(rest, last.stream):
         return None, "an operation that is no module stands between its last block and the end"
     readout = Readout(tail)
@@ -110,7 +116,7 @@ def _with_head(model, anatomy, probe, readout, head, backbone):
     after, softcap = found
     return Readout(
         tail=readout.tail,
-        head=_step(head),
+        head=_step(head, backbone.stream),
         before=_snap(constant, known + sorted(quotients)),
         after=after,
         softcap=softcap,
@@ -119,18 +125,20 @@ def _with_head(model, anatomy, probe, readout, head, backbone):
     ), ""
 
 
-def _walk(tensor: Tensor, calls: list[Call]) -> tuple[tuple[Step, ...], Tensor]:
+def _walk(tensor: Tensor, calls: list[Call], start: Tensor) -> tuple[tuple[Step, ...], Tensor]:
     """Backwards from a tensor: the modules that made it, each from the only tensor it took."""
-    steps = []
+    chain = []
     for call in sorted(calls, key=lambda c: -c.started):
         if call.stream is not None and len(call.inputs) == 1 and same(call.stream, tensor):
-            steps.append(_step(call))
+            chain.insert(0, call)
             tensor = call.inputs[0][1]
-    return tuple(reversed(steps)), tensor
+    makers = [start, *(call.stream for call in chain)]
+    return tuple(_step(c, made) for c, made in zip(chain, makers, strict=False)), tensor
 
 
-def _step(call: Call) -> Step:
-    return Step(call.module, call.inputs[0][1].dtype, _weight_dtype(call.module))
+def _step(call: Call, made: Tensor) -> Step:
+    taken = call.inputs[0][1].dtype
+    return Step(call.module, taken, _weight_dtype(call.module), taken != made.dtype)
 
 
 def _weight_dtype(module):

@@ -69,7 +69,7 @@ def stacked_read(lens, depths, *, normalize: bool, inputs: dict) -> tuple[dict, 
         sizes.append(last.shape[0])
         if not inner:
             return None
-        return with_first(output, torch.cat([*(states[d] for d in inner), last]))
+        return with_first(output, torch.cat([*(states[d].to(last.dtype) for d in inner), last]))
 
     with collected(anatomy, inner if normalize else depths) as states:
         handle = anatomy.blocks[-1].register_forward_hook(stack)
@@ -82,7 +82,7 @@ def stacked_read(lens, depths, *, normalize: bool, inputs: dict) -> tuple[dict, 
             f"{type(lens.model).__name__} returned {output.shape[0]} rows for "
             f"{len(inner) + 1} stacked depths of {sizes[0]} rows"
         )
-    *normed, final = output.split(sizes[0])
+    *normed, final = lens.head_ready(output).split(sizes[0])
     if not normalize:
         return {d: states[d] for d in depths}, final
     ready = dict(zip(inner, normed, strict=True)) | {anatomy.num_layers: final}

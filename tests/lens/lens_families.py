@@ -1,6 +1,6 @@
 """Tiny random models of many families, and the truth about them by hand-named blocks.
 
-Nothing here uses distilllens.lens. Sizes: vocabulary 128, width 32, 3 to 5 blocks. Every norm
+Nothing here uses distilllens.lens. Sizes: vocabulary 113, width 32, 3 to 5 blocks. Every norm
 weight and bias is moved off its initial value and every transform of the logits is non-trivial, so
 that an operation the lens forgets shows.
 """
@@ -13,7 +13,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 IDS = torch.tensor([[5, 9, 17, 33, 6, 90, 12, 44, 8], [71, 4, 19, 3, 60, 21, 100, 11, 14]])
 
 _LLAMA = {
-    "vocab_size": 128,
+    "vocab_size": 113,
     "hidden_size": 32,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
@@ -26,9 +26,9 @@ _LLAMA = {
 }
 _MHA = {**_LLAMA, "num_key_value_heads": 4}
 _BERT = {**{k: v for k, v in _LLAMA.items() if "key_value" not in k}, "is_decoder": True}
-_GPT = {"vocab_size": 128, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}
+_GPT = {"vocab_size": 113, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}
 _OPT = {
-    "vocab_size": 128,
+    "vocab_size": 113,
     "hidden_size": 32,
     "word_embed_proj_dim": 32,
     "num_hidden_layers": 3,
@@ -48,7 +48,7 @@ CLOSED = {
         "gpt_neo",
         "transformer.h",
         {
-            "vocab_size": 128,
+            "vocab_size": 113,
             "hidden_size": 32,
             "num_layers": 4,
             "num_heads": 4,
@@ -63,7 +63,7 @@ CLOSED = {
     "ctrl": (
         "ctrl",
         "transformer.h",
-        {"vocab_size": 128, "n_embd": 32, "n_layer": 3, "n_head": 4, "dff": 48, "n_positions": 64},
+        {"vocab_size": 113, "n_embd": 32, "n_layer": 3, "n_head": 4, "dff": 48, "n_positions": 64},
     ),
     "opt": ("opt", "model.decoder.layers", _OPT),
     "opt-350m": (
@@ -79,7 +79,7 @@ CLOSED = {
     "bloom": (
         "bloom",
         "transformer.h",
-        {"vocab_size": 128, "hidden_size": 32, "n_layer": 3, "n_head": 4},
+        {"vocab_size": 113, "hidden_size": 32, "n_layer": 3, "n_head": 4},
     ),
     "falcon": (
         "falcon",
@@ -89,7 +89,7 @@ CLOSED = {
     "mpt": (
         "mpt",
         "transformer.blocks",
-        {"vocab_size": 128, "d_model": 32, "n_layers": 3, "n_heads": 4, "max_seq_len": 64},
+        {"vocab_size": 113, "d_model": 32, "n_layers": 3, "n_heads": 4, "max_seq_len": 64},
     ),
     "phi": ("phi", "model.layers", _LLAMA),
     "phi3": ("phi3", "model.layers", _LLAMA),
@@ -153,13 +153,13 @@ CLOSED = {
     "mamba": (
         "mamba",
         "backbone.layers",
-        {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 3, "state_size": 8},
+        {"vocab_size": 113, "hidden_size": 32, "num_hidden_layers": 3, "state_size": 8},
     ),
     "mamba2": (
         "mamba2",
         "backbone.layers",
         {
-            "vocab_size": 128,
+            "vocab_size": 113,
             "hidden_size": 32,
             "num_hidden_layers": 3,
             "num_heads": 4,
@@ -172,7 +172,7 @@ CLOSED = {
     "rwkv": (
         "rwkv",
         "rwkv.blocks",
-        {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 3, "context_length": 64},
+        {"vocab_size": 113, "hidden_size": 32, "num_hidden_layers": 3, "context_length": 64},
     ),
     "recurrent_gemma": (
         "recurrent_gemma",
@@ -215,7 +215,7 @@ CLOSED = {
     "xglm": (
         "xglm",
         "model.layers",
-        {"vocab_size": 128, "d_model": 32, "num_layers": 3, "attention_heads": 4, "ffn_dim": 48},
+        {"vocab_size": 113, "d_model": 32, "num_layers": 3, "attention_heads": 4, "ffn_dim": 48},
     ),
     "openai-gpt": ("openai-gpt", "transformer.h", _GPT),
     "gpt_bigcode": ("gpt_bigcode", "transformer.h", _GPT),
@@ -237,7 +237,7 @@ STUB = {
         {
             **_GEMMA,
             "num_hidden_layers": 5,
-            "vocab_size_per_layer_input": 128,
+            "vocab_size_per_layer_input": 113,
             "hidden_size_per_layer_input": 8,
             "laurel_rank": 4,
             "num_kv_shared_layers": 0,
@@ -249,13 +249,13 @@ STUB = {
     "xlnet": (
         "xlnet",
         "transformer.layer",
-        {"vocab_size": 128, "d_model": 32, "n_layer": 3, "n_head": 4, "d_inner": 48},
+        {"vocab_size": 113, "d_model": 32, "n_layer": 3, "n_head": 4, "d_inner": 48},
     ),
     "rwkv-rescaled": (
         "rwkv",
         "rwkv.blocks",
         {
-            "vocab_size": 128,
+            "vocab_size": 113,
             "hidden_size": 32,
             "num_hidden_layers": 4,
             "context_length": 64,
@@ -268,7 +268,7 @@ REFUSED = {
         "reformer",
         "",
         {
-            "vocab_size": 128,
+            "vocab_size": 113,
             "hidden_size": 32,
             "attention_head_size": 8,
             "num_attention_heads": 4,
@@ -281,7 +281,7 @@ REFUSED = {
             "local_num_chunks_before": 0,
         },
     ),
-    "xlm": ("xlm", "", {"vocab_size": 128, "emb_dim": 32, "n_layers": 3, "n_heads": 4}),
+    "xlm": ("xlm", "", {"vocab_size": 113, "emb_dim": 32, "n_layers": 3, "n_heads": 4}),
     "hrm_text": ("hrm_text", "", {**_MHA, "head_dim": 8}),
 }
 ALL = CLOSED | HEAD | STUB | REFUSED

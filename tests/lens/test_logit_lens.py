@@ -237,7 +237,7 @@ def test_rows_and_gradients_pass_through(family):
     assert model.model.norm.weight.grad.abs().sum() > 0
     assert model.lm_head.weight.grad.abs().sum() > 0
     head = LogitLens(family("bert"))
-    assert head.logits(torch.randn(5, 32)).shape == (5, 128)
+    assert head.logits(torch.randn(5, 32)).shape == (5, 113)
     with pytest.raises(ValueError, match=r"stream has 4 axes, got shape \[5, 32\]"):
         LogitLens(family("gemma3n")).logits(torch.randn(5, 32))
 
@@ -246,14 +246,14 @@ def test_head_is_read_live():
     """Weights swapped after construction are the weights of ``lens.head``."""
     model = families.build("llama")
     lens = LogitLens(model)
-    model.lm_head.weight = nn.Parameter(torch.zeros(128, 32))
+    model.lm_head.weight = nn.Parameter(torch.zeros(113, 32))
     assert lens.head.weight is model.lm_head.weight
 
 
 def test_a_scale_before_a_biased_head_has_no_head():
     """``W (c h) + b`` is no ``c (W h + b)``: the lens reads it, the Head refuses."""
     model = families.build("minicpm3")
-    model.lm_head.bias = nn.Parameter(torch.randn(128))
+    model.lm_head.bias = nn.Parameter(torch.randn(113))
     lens = LogitLens(model)
     with pytest.raises(ValueError, match="scales its states before a head with a bias"):
         _ = lens.head

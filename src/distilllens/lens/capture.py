@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distilllens.lens.anatomy import Anatomy, locate
 from distilllens.lens.logit_lens import LogitLens
-from distilllens.lens.probe import accepts, unwrap, without_cache
+from distilllens.lens.probe import accepts, unwrap
 from distilllens.lens.streams import check_depths, collected, stacked_read
 
 _ANATOMIES: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
@@ -122,6 +122,6 @@ def _run_without_logits(model, anatomy, inputs):
         nothing = torch.zeros(0, dtype=torch.long, device=device)
         if accepts(model, "logits_to_keep"):
             inputs = {**inputs, "logits_to_keep": nothing}
-        model(**without_cache(model, inputs))
+        model(**inputs)
     else:
-        anatomy.backbone(**without_cache(anatomy.backbone, inputs))
+        anatomy.backbone(**inputs)

@@ -134,11 +134,11 @@ class LogitLens:
         """
         self._need_closed("a head")
         module = _active(self.model.get_output_embeddings())
-        plain = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
-        if not plain:
+        kind = type(module)
+        if not isinstance(module, nn.Linear) or kind.forward is not nn.Linear.forward:
             raise ValueError(
-                f"{self._name}'s output embedding is a {type(module).__name__}, no plain "
-                f"nn.Linear: its weight alone does not give the logits (keep adapters off the head)"
+                f"{self._name}'s output embedding is a {kind.__module__}.{kind.__qualname__}, no "
+                f"plain nn.Linear: its weight alone does not give the logits (keep adapters off the head)"
             )
         size, before, after = self._readout.vocab_size, self._readout.before, self._readout.after
         if module.bias is not None and before.factor != 1.0:

@@ -261,3 +261,23 @@ def test_training_read_never_calls_the_head(family):
     model.model.norm.register_forward_hook(lambda m, args, out: calls.append(out.shape))
     read_states(lens, [1, 2], input_ids=families.IDS)
     assert calls == [(6, 9, 32)]  # once, over two depths and the last, of 2 rows each
+
+
+def test_gradients_survive_a_lens_made_inside_autocast():
+    """Autocast caches cast weights; a probe without gradients must not leave it such copies."""
+    model = families.build("llama")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        states = capture(model, [3], input_ids=families.IDS)  # locates the blocks in here
+        LogitLens(model).logits(states[3]).float().sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_a_model_that_returns_tuples_is_read(family):
+    """``return_dict=False`` in the config changes the form of outputs, not their meaning."""
+    model = families.build("gpt_neo", return_dict=False)
+    lens = LogitLens(model)
+    lens.check_trainable()
+    with torch.no_grad():
+        states = capture(lens, [4], input_ids=families.IDS)
+        expected = model(input_ids=families.IDS)[0]
+    assert families.error(lens.logits(states[4]), expected) <= 1e-6

@@ -16,7 +16,7 @@ from distilllens.lens.probe import (
     record,
     undisturbed,
 )
-from distilllens.lens.structure import ratio, same
+from distilllens.lens.structure import ratio, same, with_first
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +115,7 @@ def locate(model: nn.Module) -> tuple[Anatomy, Probe]:
         blocks=tuple(call.module for call in run),
         blocks_path=path,
         key=key,
-        block_outputs=tuple(call.output for call in run),
+        block_outputs=tuple(with_first(c.output, c.stream.new_empty(0)) for c in run),
         backbone=backbone.module if backbone else None,
         backbone_output=backbone.output if backbone else None,
         stream_shape=tuple(run[-1].stream.shape),

@@ -138,7 +138,7 @@ class LogitLens:
         if not isinstance(module, nn.Linear) or kind.forward is not nn.Linear.forward:
             raise ValueError(
                 f"{self._name}'s output embedding is a {kind.__module__}.{kind.__qualname__}, no "
-                f"plain nn.Linear: its weight alone does not give the logits (keep adapters off the head)"
+                f"plain nn.Linear: its weight alone does not give the logits (an adapter on it?)"
             )
         size, before, after = self._readout.vocab_size, self._readout.before, self._readout.after
         if module.bias is not None and before.factor != 1.0:

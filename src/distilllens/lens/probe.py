@@ -73,6 +73,8 @@ def undisturbed(model: nn.Module):
         finally:
             for module, training in modes:
                 module.training = training
+            # Weights cast without gradients must not serve a training forward in the same region.
+            torch.clear_autocast_cache()
 
 
 def accepts(module: nn.Module, name: str, *, by_name: bool = False) -> bool:

@@ -51,8 +51,8 @@ def stopped(anatomy: Anatomy, hidden: Tensor, *, noise: bool = False) -> dict:
 
     def stand_in(output, is_last):
         def change(i, old):
-            if i == 0 and (is_last or not noise):
-                return hidden
+            if i == 0:
+                return torch.randn_like(hidden) if noise and not is_last else hidden
             return torch.randn_like(old) if noise else old
 
         return lambda *args, **kwargs: rebuild(output, change)

@@ -122,11 +122,11 @@ def adaptive_weights(q: Tensor, p: Tensor, mu: float) -> tuple[Tensor, Tensor]:
     the top one; equal probabilities are taken in the order of the vocabulary.
     """
     falling, order = p.sort(dim=-1, descending=True, stable=True)
-    in_head = falling.cumsum(-1) <= mu
+    in_head = falling.cumsum_(-1) <= mu
     in_head[..., :1] = True
     gap = (q - p).abs_().gather(-1, order)
-    head = torch.where(in_head, gap, 0).sum(-1)
-    tail = torch.where(in_head, 0, gap).sum(-1)
+    tail = gap.masked_fill(in_head, 0).sum(-1)
+    head = gap.masked_fill_(~in_head, 0).sum(-1)
     total = (head + tail).clamp_min(torch.finfo(p.dtype).tiny)
     return head / total, tail / total
 

@@ -103,6 +103,8 @@ class _Logits:
         in_place = self.tile.dtype == plan.dtype
         self.block = None if in_place else hidden.new_empty(block, plan.size, dtype=plan.dtype)
         self.slope = None
+        if head.softcap is not None:
+            self.slope = hidden.new_empty(block, plan.size, dtype=plan.dtype)
 
     def project(self, start, stop):
         """Put the rows' ``W h + b`` into the tile."""
@@ -112,7 +114,7 @@ class _Logits:
         else:
             torch.addmm(self.bias, self.hidden[start:stop], self.weight.T, out=tile)
 
-    def rows(self, first, last, wants_slope=False):
+    def rows(self, first, last):
         """Logits over the temperature, to be overwritten."""
         rows = self.tile[first:last]
         if self.block is not None:
@@ -121,14 +123,13 @@ class _Logits:
         if softcap is None:
             return rows if self.constant == 1 else rows.mul_(self.constant)
         rows.mul_(self.head.scale / softcap).tanh_()
-        if wants_slope:
-            self.slope = 1 - rows * rows
+        torch.mul(rows, rows, out=self.slope[: last - first]).neg_().add_(1)
         return rows.mul_(softcap / self.temperature)
 
     def put_gradient(self, rows, first, last):
         """Turn the gradient of what ``rows`` gave into that of the tile, but for the constant."""
         if self.slope is not None:
-            rows.mul_(self.slope)
+            rows.mul_(self.slope[: last - first])
         if self.block is not None:
             self.tile[first:last].copy_(rows)
 
@@ -203,7 +204,7 @@ def _evaluate(plan, student, head, weight, needs):
         row_weight = weight[start:stop] * logits.constant
         for first in range(0, stop - start, block):
             last = min(first + block, stop - start)
-            rows = logits.rows(first, last, wants_slope=wants_gradient)
+            rows = logits.rows(first, last)
             scratch = work[:, : last - first].unbind()
             value = plan.kernel(rows, other.rows(first, last), scratch, wants_gradient)
             per_token[start + first : start + last] = value
@@ -217,9 +218,11 @@ def _evaluate(plan, student, head, weight, needs):
 
 
 def _block_rows(chunk, plan, device):
-    if device.type != "cpu":
-        return -(-chunk // 4)
-    return max(1, min(chunk, _BLOCK_BYTES // (plan.size * plan.dtype.itemsize)))
+    # An eighth of a chunk at most, so that all blocks together stay within two tiles.
+    rows = chunk // 8
+    if device.type == "cpu":
+        rows = min(rows, _BLOCK_BYTES // (plan.size * plan.dtype.itemsize))
+    return max(1, rows)
 
 
 class _Chunked(torch.autograd.Function):

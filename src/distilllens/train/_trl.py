@@ -5,6 +5,8 @@ Written against trl 1.16 and transformers 5.23; an upgrade is checked here first
 
 from __future__ import annotations
 
+import time
+
 import torch
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import rotate_checkpoints
@@ -18,6 +20,8 @@ __all__ = [
     "LossProgress",
     "base_model_of",
     "drop_fused_head",
+    "end_training",
+    "forget_evaluation",
     "gather_head",
     "gathered_head",
     "mask_repeated_rows",
@@ -115,3 +119,27 @@ def mask_repeated_rows(inputs, accelerator, packed: bool):
         return
     own = state.remainder - accelerator.process_index * count
     inputs["labels"] = labels.masked_fill(rows >= own, -100)
+
+
+def forget_evaluation(model, accelerator):
+    """Let a model that was evaluated before training be wrapped for training after all.
+
+    ``Trainer.evaluate`` marks the bare model as prepared; ``train`` then finds the mark, takes the model
+    for a wrapped one, and two processes train apart without a word (transformers 5.23).
+    """
+    if accelerator.num_processes > 1 and getattr(model, "_is_accelerate_prepared", False):
+        model._is_accelerate_prepared = False
+        accelerator._models = [other for other in accelerator._models if other is not model]
+        if model.__dict__.pop("_original_forward", None) is not None:
+            model.__dict__.pop("forward", None)  # the autocast, which preparing hangs on again
+
+
+def end_training(accelerator):
+    """Leave the process group so that the interpreter can exit.
+
+    gloo's thread drops the tensors of its last collective under the GIL; an interpreter that shuts
+    down meanwhile holds the GIL while it joins that thread, and hangs. A moment lets it finish.
+    """
+    if accelerator.num_processes > 1:
+        time.sleep(0.5)
+    accelerator.end_training()

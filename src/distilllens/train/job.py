@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_se
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from distilllens.data import drop_long_prompts, load_hub, load_records, to_training_examples
-from distilllens.train import run
+from distilllens.train import _trl, run
 from distilllens.train.config import DistillLensConfig
 from distilllens.train.trainer import DistillLensTrainer
 
@@ -105,7 +105,7 @@ def run_job(job: JobArguments, model: ModelConfig, args: DistillLensConfig, give
         run.write_run(args.output_dir, identity, command=_command())
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     _save_final(trainer, identity)
-    trainer.accelerator.end_training()
+    _trl.end_training(trainer.accelerator)
     return f"the final model and its tokenizer are in {args.output_dir}"
 
 

@@ -1,0 +1,135 @@
+"""Toy models, tokenizer and data for tests of training; no test in here."""
+
+import copy
+
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+WORDS = "the cat dog sat ran on a mat hill and then it was red big old new day to of".split()
+
+
+def tokenizer(words=WORDS):
+    """A word-level tokenizer: <eos>, <unk>, then the words in order."""
+    vocab = {token: i for i, token in enumerate(["<eos>", "<unk>", *words])}
+    core = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<eos>", pad_token="<eos>", unk_token="<unk>"
+    )
+
+
+def llama(layers=3, hidden=16, *, vocab=24, seed=0, tied=True, positions=64):
+    """A Llama with weights large enough for predictions to differ."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=positions,
+        tie_word_embeddings=tied,
+        initializer_range=0.2,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(config)
+
+
+def gpt2(layers=2, hidden=16, *, vocab=24, seed=0, dropout=0.0):
+    """A GPT-2 with weights large enough for predictions to differ."""
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=vocab,
+        n_embd=hidden,
+        n_layer=layers,
+        n_head=2,
+        n_positions=64,
+        resid_pdrop=dropout,
+        embd_pdrop=dropout,
+        attn_pdrop=dropout,
+        initializer_range=0.2,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return GPT2LMHeadModel(config)
+
+
+def examples(count=8, *, seed=0, longest=9):
+    """Prompts and completions of unequal lengths."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def words(low, high):
+        length = int(torch.randint(low, high, (), generator=generator))
+        picks = torch.randint(len(WORDS), (length,), generator=generator)
+        return " ".join(WORDS[i] for i in picks)
+
+    return [{"prompt": words(1, 5), "completion": " " + words(1, longest)} for _ in range(count)]
+
+
+def dataset(count=8, **kwargs):
+    """Those examples as a Dataset."""
+    return Dataset.from_list(examples(count, **kwargs))
+
+
+def config(output_dir, **kwargs):
+    """A DistillLensConfig for a few plain SGD steps: no momentum, no decay, no clipping, no saving."""
+    from distilllens import DistillLensConfig
+
+    settings = {
+        "max_steps": 3,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 0.1,
+        "lr_scheduler_type": "constant",
+        "optim": "sgd",
+        "max_grad_norm": 0.0,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "bf16": False,
+        "max_length": 64,
+    }
+    return DistillLensConfig(output_dir=str(output_dir), **(settings | kwargs))
+
+
+def trainer(args, *, student=None, teacher="default", data=None, **kwargs):
+    """A trainer of toys; ``args`` is a config or an output folder, ``teacher=None`` is none."""
+    from distilllens import DistillLensConfig, DistillLensTrainer
+
+    parts = {k: kwargs.pop(k) for k in ("eval_dataset", "peft_config", "callbacks") if k in kwargs}
+    return DistillLensTrainer(
+        llama() if student is None else student,
+        llama(4, 24, seed=1) if isinstance(teacher, str) else teacher,
+        args=args if isinstance(args, DistillLensConfig) else config(args, **kwargs),
+        train_dataset=dataset() if data is None else data,
+        processing_class=tokenizer(),
+        **parts,
+    )
+
+
+def weights(model):
+    """A copy of the trainable weights by name."""
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def drift(before, after):
+    """The largest difference of any weight."""
+    assert before.keys() == after.keys()
+    return max(float((before[name] - after[name]).abs().max()) for name in before)
+
+
+def twin(model):
+    """An independent copy."""
+    return copy.deepcopy(model)

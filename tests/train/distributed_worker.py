@@ -1,0 +1,66 @@
+"""Started by torchrun: a few toy steps on two gloo processes; each saves what it found.
+
+usage: distributed_worker.py {ddp,fsdp2} OUTPUT [--untied] [--lora]
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import toys
+import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+
+from distilllens.train._trl import end_training
+
+torch.set_num_threads(1)
+FSDP2 = {
+    "version": 2,
+    "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+    "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"],
+    "state_dict_type": "FULL_STATE_DICT",
+    "cpu_ram_efficient_loading": False,
+}
+
+
+def main(kind, output, *flags):
+    """Train, gather the weights and save them."""
+    settings = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2}
+    if kind == "fsdp2":
+        settings |= {"fsdp": True, "fsdp_config": FSDP2}
+    args = toys.config(output, **settings)
+    if kind == "fsdp2":
+        # On the CPU accelerate quietly runs DDP for an FSDP recipe, unless it takes itself for several GPUs.
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    trainer = toys.trainer(
+        args,
+        student=toys.llama(tied="--untied" not in flags),
+        eval_dataset=toys.dataset(7, seed=3),
+        peft_config=lora() if "--lora" in flags else None,
+    )
+    before = trainer.evaluate() if kind == "ddp" else None
+    trainer.train()
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    torch.save(
+        {
+            "weights": state,
+            "wrapper": type(trainer.model_wrapped).__name__,
+            "log": trainer.state.log_history,
+            "before": before,
+        },
+        f"{output}/rank{trainer.accelerator.process_index}.pt",
+    )
+    end_training(trainer.accelerator)
+
+
+def lora():
+    """Adapters on every linear layer of the blocks."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights="gaussian")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,57 @@
+"""Two processes take the step that one takes; weights are compared, for equal losses prove nothing."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import toys
+import torch
+
+WORKER = Path(__file__).with_name("distributed_worker.py")
+
+
+def on_two_processes(tmp_path, kind, *flags):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    result = subprocess.run(
+        [*command, str(WORKER), kind, str(tmp_path), *flags],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    return [torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [(), ("--untied",)], ids=["tied", "untied"])
+@pytest.mark.parametrize(
+    ("kind", "wrapper"), [("ddp", "DistributedDataParallel"), ("fsdp2", "FSDPLlamaForCausalLM")]
+)
+def test_two_processes_step_like_one(tmp_path, kind, wrapper, flags):
+    """Batch 2 on each of two processes ends at the weights of batch 4 on one, to 1e-6."""
+    found, _ = on_two_processes(tmp_path, kind, *flags)
+    assert found["wrapper"] == wrapper, "not the wrapper that the test is about"
+    alone = toys.trainer(
+        tmp_path / "alone", student=toys.llama(tied=not flags), eval_dataset=toys.dataset(7, seed=3)
+    )
+    before = alone.evaluate()
+    alone.train()
+    expected = alone.model.state_dict()
+    start = toys.llama(tied=not flags).state_dict()
+    assert max(float((start[n] - expected[n]).abs().max()) for n in start) > 1e-3
+    for name, value in found["weights"].items():
+        name = name.removeprefix("module.")
+        assert torch.allclose(value, expected[name], atol=1e-6, rtol=0), name
+    rows = [row for row in alone.state.log_history if "loss" in row]
+    for a, b in zip([row for row in found["log"] if "loss" in row], rows, strict=True):
+        for key in ("loss", "output_loss", "lens_loss", "cross_entropy"):
+            assert math.isclose(a[key], b[key], rel_tol=1e-5), key
+    if kind == "ddp":
+        # Seven samples in batches of two on two processes: the sample that fills up counts once.
+        for key in ("eval_loss", "eval_output_loss", "eval_lens_loss", "eval_cross_entropy"):
+            assert math.isclose(found["before"][key], before[key], rel_tol=1e-6), key

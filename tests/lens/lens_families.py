@@ -36,6 +36,8 @@ _OPT = {
     "ffn_dim": 48,
     "max_position_embeddings": 64,
 }
+_RWKV = {"vocab_size": 113, "hidden_size": 32, "num_hidden_layers": 3, "context_length": 64}
+_MAMBA = {"vocab_size": 113, "hidden_size": 32, "num_hidden_layers": 3, "state_size": 8}
 _MOE = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
 _MAMBA2 = {"mamba_d_state": 8, "mamba_n_heads": 4, "mamba_n_groups": 1, "mamba_chunk_size": 8}
 _MLA = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8}
@@ -150,30 +152,13 @@ CLOSED = {
             "first_k_dense_replace": 1,
         },
     ),
-    "mamba": (
-        "mamba",
-        "backbone.layers",
-        {"vocab_size": 113, "hidden_size": 32, "num_hidden_layers": 3, "state_size": 8},
-    ),
+    "mamba": ("mamba", "backbone.layers", _MAMBA),
     "mamba2": (
         "mamba2",
         "backbone.layers",
-        {
-            "vocab_size": 113,
-            "hidden_size": 32,
-            "num_hidden_layers": 3,
-            "num_heads": 4,
-            "head_dim": 16,
-            "state_size": 8,
-            "n_groups": 1,
-            "chunk_size": 8,
-        },
+        {**_MAMBA, "num_heads": 4, "head_dim": 16, "n_groups": 1, "chunk_size": 8},
     ),
-    "rwkv": (
-        "rwkv",
-        "rwkv.blocks",
-        {"vocab_size": 113, "hidden_size": 32, "num_hidden_layers": 3, "context_length": 64},
-    ),
+    "rwkv": ("rwkv", "rwkv.blocks", _RWKV),
     "recurrent_gemma": (
         "recurrent_gemma",
         "model.layers",
@@ -254,13 +239,7 @@ STUB = {
     "rwkv-rescaled": (
         "rwkv",
         "rwkv.blocks",
-        {
-            "vocab_size": 113,
-            "hidden_size": 32,
-            "num_hidden_layers": 4,
-            "context_length": 64,
-            "rescale_every": 2,
-        },
+        {**_RWKV, "num_hidden_layers": 4, "rescale_every": 2},
     ),
 }
 REFUSED = {

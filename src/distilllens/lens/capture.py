@@ -87,7 +87,7 @@ def read_states(lens: LogitLens, depths, *, normalize: bool = True, **inputs) ->
 
     Source: arXiv 2602.13567.
     """
-    lens._need_closed("states for training")
+    lens.require_closed("states for training")
     depths = check_depths(depths, lens.num_layers)
     states, final = stacked_read(lens, depths, normalize=normalize, inputs=inputs)
     for depth, state in states.items():

@@ -14,7 +14,7 @@ from distilllens.lens.stand_in import (
     logits_around_blocks,
     normed_around_blocks,
 )
-from distilllens.lens.streams import block_arguments, stacked_error
+from distilllens.lens.streams import same_block_arguments, stacked_error
 from distilllens.lens.structure import worst
 
 _HALF = (torch.bfloat16, torch.float16)
@@ -79,7 +79,7 @@ class LogitLens:
         """Whether the backbone alone runs its blocks on the tensors that the model does."""
         if self.anatomy.backbone is None:
             return False
-        return block_arguments(self.model, self.anatomy, probe)
+        return same_block_arguments(self.model, self.anatomy, probe)
 
     def _prove(self, probe) -> str:
         """The cheapest mode that equals the model's own stubbed forward at every depth."""
@@ -132,7 +132,7 @@ class LogitLens:
         Raises:
             ValueError: the mode is not "closed", or the head is no plain linear layer (LoRA on it).
         """
-        self._need_closed("a head")
+        self.require_closed("a head")
         module = _active(self.model.get_output_embeddings())
         kind = type(module)
         if not isinstance(module, nn.Linear) or kind.forward is not nn.Linear.forward:
@@ -163,7 +163,7 @@ class LogitLens:
 
     def head_ready(self, normed: Tensor) -> Tensor:
         """What the backbone returns, in the dtype in which the model hands it to its head."""
-        self._need_closed("states for training")
+        self.require_closed("states for training")
         return self._readout.head.cast(normed)
 
     def check_trainable(self) -> None:
@@ -196,7 +196,8 @@ class LogitLens:
     def _name(self):
         return type(self.model).__name__
 
-    def _need_closed(self, what):
+    def require_closed(self, what: str) -> None:
+        """Refuse ``what``, with the reason, unless the mode is "closed"."""
         if self.mode != "closed":
             raise ValueError(
                 f"{self._name} gives {what} only in mode 'closed', and its mode is '{self.mode}': "

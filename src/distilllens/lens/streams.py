@@ -10,7 +10,7 @@ from torch import Tensor
 from distilllens.lens.anatomy import Anatomy
 from distilllens.lens.probe import accepts, logits_of, probe_ids, undisturbed, without_cache
 from distilllens.lens.stand_in import standing_in, stopped
-from distilllens.lens.structure import first_float, rebuild, same, with_first, worst
+from distilllens.lens.structure import first_float, floats, same, with_first, worst
 
 
 def check_depths(depths, num_layers: int) -> list[int]:
@@ -106,7 +106,7 @@ def stacked_error(lens, head) -> float:
     return max(errors)
 
 
-def block_arguments(model, anatomy: Anatomy, probe) -> bool:
+def same_block_arguments(model, anatomy: Anatomy, probe) -> bool:
     """Whether model and backbone, both around stand-ins, call their blocks with equal tensors."""
 
     def seen(module):
@@ -114,8 +114,7 @@ def block_arguments(model, anatomy: Anatomy, probe) -> bool:
 
         def watching(forward):
             def stand_in(*args, **kwargs):
-                rebuild(args, lambda i, t: found.append(t.clone()) or t)
-                rebuild(dict(sorted(_tensors(kwargs).items())), lambda i, t: found.append(t) or t)
+                found.extend(floats([*args, *(kwargs[name] for name in sorted(kwargs))]))
                 return forward(*args, **kwargs)
 
             return stand_in
@@ -130,7 +129,3 @@ def block_arguments(model, anatomy: Anatomy, probe) -> bool:
     except Exception:  # a backbone that wants other inputs cannot be called on its own
         return False
     return len(ours) == len(theirs) and all(map(same, ours, theirs))
-
-
-def _tensors(kwargs):
-    return {k: v for k, v in kwargs.items() if isinstance(v, Tensor | tuple | list)}

@@ -1,8 +1,8 @@
 """Tiny random models of many families, and the truth about them by hand-named blocks.
 
-Nothing here uses distilllens.lens. Sizes: vocabulary 113, width 32, 3 to 5 blocks. Every norm
-weight and bias is moved off its initial value and every transform of the logits is non-trivial, so
-that an operation the lens forgets shows.
+Nothing here uses distilllens.lens. Sizes: vocabulary 113, width 32 (xlstm 64), 3 to 5 blocks. Every
+norm weight and bias is moved off its initial value and every transform of the logits is
+non-trivial, so that an operation the lens forgets shows.
 """
 
 from contextlib import contextmanager
@@ -201,6 +201,18 @@ CLOSED = {
         "xglm",
         "model.layers",
         {"vocab_size": 113, "d_model": 32, "num_layers": 3, "attention_heads": 4, "ffn_dim": 48},
+    ),
+    "xlstm": (
+        "xlstm",
+        "backbone.blocks",
+        {
+            "vocab_size": 113,
+            "hidden_size": 64,
+            "num_hidden_layers": 3,
+            "num_heads": 4,
+            "qk_dim_factor": 1.0,
+            "output_logit_soft_cap": 1.5,
+        },
     ),
     "openai-gpt": ("openai-gpt", "transformer.h", _GPT),
     "gpt_bigcode": ("gpt_bigcode", "transformer.h", _GPT),

@@ -23,7 +23,7 @@ class LargestVocabularyTensor(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if isinstance(out, torch.Tensor) and out.ndim >= 2 and out.shape[-1] == VOCABULARY:
             rows = out.numel() // VOCABULARY
-            weight = rows == 32  # the head's weight, transposed, ends in V too
+            weight = rows in (32, 64)  # the head's weight, transposed, ends in V too
             self.rows = max(self.rows, 0 if weight else rows)
         return out
 

@@ -47,10 +47,10 @@ class LogitLens:
             name = type(self.model).__name__
             self._examine()
         except Exception as error:
-            kind = (
-                "" if type(error) is ValueError else f"the probe failed: {type(error).__name__}: "
-            )
-            raise ValueError(f"no exact logit lens for {name}: {kind}{error}") from error
+            text = str(error)
+            if type(error) is not ValueError:
+                text = f"the probe failed: {type(error).__name__}: {text}"
+            raise ValueError(f"no exact logit lens for {name}: {text}") from error
         self._trainable: str | None = None
 
     def _examine(self):

@@ -34,7 +34,8 @@ def rebuild(value, change: Callable[[int, Tensor], Tensor]):
         if isinstance(item, Tensor):
             return change(next(count), item) if item.is_floating_point() else item
         if isinstance(item, Mapping):
-            return type(item)(**{key: walk(inner) for key, inner in item.items()})
+            inside = {key: walk(inner) for key, inner in item.items()}
+            return inside if type(item) is dict else type(item)(**inside)
         if isinstance(item, tuple) and hasattr(item, "_fields"):
             return type(item)(*map(walk, item))
         if isinstance(item, tuple | list):

@@ -38,10 +38,10 @@ def test_a_cap_is_seen_behind_small_logits():
     assert LogitLens(model).head.softcap == 30.0
 
 
-def test_a_number_that_no_config_names_is_measured():
-    """A scale written into the code is found too, to float32."""
-    model = families.build("llama")
-    model.lm_head.register_forward_hook(lambda module, args, out: out)
+@pytest.mark.parametrize(("dtype", "mode"), [(torch.float32, "closed"), (torch.bfloat16, "head")])
+def test_a_number_that_no_config_names_is_measured(dtype, mode):
+    """A scale written into the code is found to float32; bf16 cannot tell it, so it is not used."""
+    model = families.build("llama").to(dtype)
     forward = model.forward
 
     def scaled(*args, **kwargs):
@@ -51,8 +51,11 @@ def test_a_number_that_no_config_names_is_measured():
 
     model.forward = scaled
     lens = LogitLens(model)
-    assert lens.mode == "closed"
-    assert lens.head.scale == pytest.approx(0.7371, rel=1e-6)
+    assert lens.mode == mode
+    if mode == "closed":
+        assert lens.head.scale == pytest.approx(0.7371, rel=1e-6)
+    states, logits = families.streams("llama", model)
+    assert torch.equal(lens.logits(states[-1]), logits)
 
 
 def test_another_operation_is_not_taken_for_a_scale():

@@ -83,32 +83,34 @@ class LogitLens:
 
     def _prove(self, probe) -> str:
         """The cheapest mode that equals the model's own stubbed forward at every depth."""
+        if any(hidden.shape != probe.states[-1].shape for hidden in probe.states):
+            raise ValueError("its blocks return streams of different shapes")
         modes = ["closed", "head", "stub"]
-        if self._readout is None or self._readout.head is None:
-            modes.remove("closed")
         if self._readout is None:
-            modes.remove("head")
-        errors = dict.fromkeys(modes, 0.0)
-        for hidden in probe.states:
-            if hidden.shape != probe.states[-1].shape:
-                raise ValueError("its blocks return streams of different shapes")
-            truth = logits_around_blocks(self.model, self.anatomy, hidden, probe.ids)
-            for mode in modes:
-                errors[mode] = max(errors[mode], self._error(mode, hidden, truth))
-        for mode, error in errors.items():
+            modes = ["stub"]
+        elif self._readout.head is None:
+            modes.remove("closed")
+        for mode in modes:
+            error = max(self._error(mode, hidden, probe.ids) for hidden in probe.states)
             if error <= _tolerance(probe.logits):
                 return mode
             if mode == "closed":
                 self._reason = f"norm and head alone miss its logits by {error:.1e} of the largest"
-        raise ValueError(f"the lens misses its own logits by {min(errors.values()):.1e}")
+        raise ValueError(f"its own forward around stand-ins misses its logits by {error:.1e}")
 
-    def _error(self, mode, hidden, truth):
+    def _error(self, mode, hidden, ids) -> float:
+        truth = logits_around_blocks(self.model, self.anatomy, hidden, ids)
         try:
-            return worst(self._logits(mode, hidden), truth)
+            found = self._logits(mode, hidden)
         except Exception:  # a tail that cannot run on its own is no tail
             if mode == "stub":
                 raise
             return float("inf")
+        error = worst(found, truth)
+        # One rounding would hide a scale that is wrong by 1e-3, but not in most of the entries.
+        if error < 1 and truth.dtype in _HALF and (found != truth).float().mean() > 0.1:
+            return float("inf")
+        return error
 
     @property
     def num_layers(self) -> int:

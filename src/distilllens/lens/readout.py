@@ -108,8 +108,7 @@ def _with_head(model, anatomy, probe, readout, head, backbone):
     if constant is None:
         return readout, "something more than a constant stands between its backbone and its head"
     known = [n for n in numbers(model.config.to_dict()) if n and math.isfinite(n)]
-    widths = {float(taken.shape[-1]), *map(float, known)}
-    quotients = [a / b for a in widths for b in widths if 1e-4 < abs(a / b) < 1e4]
+    quotients = [taken.shape[-1] / n for n in known] if constant != 1.0 else []
     found = _ramp(model, anatomy, probe, head.module, known)
     if found is None:
         return readout, "its logits are no scale and no soft cap of what its head returns"
@@ -117,7 +116,7 @@ def _with_head(model, anatomy, probe, readout, head, backbone):
     return Readout(
         tail=readout.tail,
         head=_step(head, backbone.stream),
-        before=_snap(constant, known + sorted(quotients)),
+        before=_snap(constant, known + quotients),
         after=after,
         softcap=softcap,
         vocab_size=probe.logits.shape[-1],

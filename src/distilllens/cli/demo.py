@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 _DESCRIPTION = """\
-Distil a built-in teacher into two students from one initialisation: one by plain KD (output only),
-one by DistillLens (output and lens). Both see the same data, steps and learning rate. Prints what
-was measured on held-out questions and draws the divergence from the teacher by depth.
+Distil a built-in teacher into two smaller students of one start: one by plain KD (output only), one
+by DistillLens (output and lens). Both see the same data, steps and learning rate. Prints what was
+measured on held-out questions and draws the divergence from the teacher by depth.
 
 Offline, on the CPU, about two minutes on two cores. One seed is a demonstration, no benchmark.
 """
@@ -25,10 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", type=Path, default=Path("demo"), metavar="DIR", help="default: ./demo"
     )
     parser.add_argument(
-        "--steps", type=int, default=400, help="training steps of each student (default: 400)"
+        "--steps", type=int, default=300, help="training steps of each student (default: 300)"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the start and the order of data (default: 0)"
+        "--seed", type=int, default=0, help="of the questions and their order (default: 0)"
     )
 
 

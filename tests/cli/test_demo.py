@@ -101,9 +101,13 @@ def test_a_thinned_model_keeps_the_blocks_it_names():
 
 
 @pytest.mark.slow
-def test_a_short_demo_leaves_models_figure_and_numbers(tmp_path, capsys):
+def test_a_short_demo_leaves_models_figure_and_numbers(tmp_path, capsys, monkeypatch):
     """Three steps write everything, the rows hold what they should, and a second run may follow."""
     from transformers import AutoModelForCausalLM
+
+    from distilllens.cli import demo_run
+
+    monkeypatch.setattr(demo_run, "NUM_HELD_OUT", 32)
 
     argv = ["demo", "--steps", "3", "--output", str(tmp_path / "demo")]
     assert main(argv) == 0
@@ -136,6 +140,9 @@ def test_without_matplotlib_the_table_is_still_printed(tmp_path, capsys, monkeyp
             raise ImportError("No module named 'matplotlib'")
         return real(name, *args, **kwargs)
 
+    from distilllens.cli import demo_run
+
+    monkeypatch.setattr(demo_run, "NUM_HELD_OUT", 32)
     monkeypatch.setattr(builtins, "__import__", without_matplotlib)
     assert main(["demo", "--steps", "1", "--output", str(tmp_path / "demo")]) == 0
     out, err = capsys.readouterr()

@@ -124,8 +124,8 @@ def _peak_bytes():
 def table(rows):
     """Markdown: seconds, processor seconds, their ratios to the fastest products, peak memory."""
     lines = [
-        "| engine | N | dtype | seconds: median (min to max) | x floor | processor seconds | x floor "
-        "| MiB beside the inputs |",
+        "| engine | N | dtype | seconds: median (min to max) | x floor "
+        "| processor seconds | x floor | MiB beside the inputs |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:

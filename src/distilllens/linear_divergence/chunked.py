@@ -20,7 +20,7 @@ from distilllens.head import Head
 from distilllens.linear_divergence import gradients
 
 _TILE_BYTES = 256 * 2**20  # of four tiles
-_BLOCK_BYTES = 2**21  # of one block of rows: 2**17 to 2**22 cost the same within 3 % (LOG.md)
+_BLOCK_BYTES = 2**20  # of one block of rows: an L2 cache; 2**17 to 2**22 differ by 3 % (LOG.md)
 
 
 def divergence(

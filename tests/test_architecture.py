@@ -1,0 +1,178 @@
+"""The house as a test: which room may import which, and who owns which foreign name."""
+
+import ast
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "distilllens"
+# An import goes to a lower floor, or stays in its room.
+FLOORS = {
+    "head": 0,
+    "divergence": 0,
+    "layer_map": 0,
+    "linear_divergence": 1,
+    "lens": 2,
+    "data": 2,
+    "objective": 3,
+    "teacher": 4,
+    "report": 4,
+    "evaluate": 4,
+    "train": 5,
+    "cli": 6,
+}
+# A foreign name -> the only rooms or files that may import it.
+OWNERS = {
+    # cli/train_arguments.py declares the flags of TRL's own dataclasses, by TRL's own parser.
+    "trl": ("train", "cli/train_arguments.py"),
+    "accelerate": ("train",),
+    "peft": ("train",),
+    "datasets": ("data", "train"),
+    "matplotlib": ("report",),
+    "rouge_score": ("evaluate/rouge.py",),
+    "sentence_transformers": ("evaluate/sbert.py",),
+    "yaml": ("cli",),
+    "argparse": ("cli",),
+}
+# Nothing but torch and the standard library.
+MATHEMATICS = ("head", "divergence", "layer_map", "linear_divergence", "objective")
+FRAMEWORKS = ("transformers", "trl", "accelerate", "peft", "datasets", "tokenizers", "safetensors")
+FRAMEWORKS += ("numpy", "matplotlib", "yaml")
+
+
+class Import(NamedTuple):
+    """One imported name: ``from module import name``, or ``import module`` without a name."""
+
+    path: str
+    module: str
+    name: str
+
+    @property
+    def room(self):
+        """The importing room; "__init__" is the door."""
+        return self.path.split("/")[0].removesuffix(".py")
+
+    @property
+    def target(self):
+        """The room imported, "__init__" for the door, None for a foreign module."""
+        if self.module.split(".")[0] != "distilllens":
+            return None
+        parts = [*self.module.split("."), self.name]
+        return parts[1] if parts[1] in FLOORS else "__init__"
+
+    @property
+    def foreign(self):
+        return self.module.split(".")[0]
+
+    def __str__(self):
+        return f"{self.path} imports {f'{self.module}.{self.name}'.rstrip('.')}"
+
+
+def imports(files):
+    """Every import of path -> source, wherever in the file it stands."""
+    found = []
+    for path, source in files.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                found += [Import(path, alias.name, "") for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                module = "." * node.level + (node.module or "")
+                found += [Import(path, module, alias.name) for alias in node.names]
+    return found
+
+
+def down_only(i):
+    """An import goes down a floor or stays in the room; the two doors lead where they lead."""
+    if i.target is None or i.room in ("__init__", "__main__", "cli") or i.target == i.room:
+        return False
+    return i.target == "__init__" or FLOORS[i.target] >= FLOORS[i.room]
+
+
+def evaluation_and_training_are_apart(i):
+    """``evaluate`` and ``train`` meet only in the command line."""
+    return {i.room, i.target} == {"evaluate", "train"}
+
+
+def mathematics_sees_no_model(i):
+    """The formulas know torch and each other."""
+    return i.room in MATHEMATICS and (
+        i.foreign in FRAMEWORKS or (i.target == "lens" and i.room != "objective")
+    )
+
+
+def nothing_imports_the_command_line(i):
+    return i.target == "cli" and i.room not in ("cli", "__main__")
+
+
+def foreign_names_have_owners(i):
+    owners = OWNERS.get(i.foreign)
+    return owners is not None and i.room not in owners and i.path not in owners
+
+
+def private_names_live_in_one_file(i):
+    """Submodules of trl are its private side; so is an underscore of any host."""
+    if i.path == "train/_trl.py" or i.foreign not in ("trl", "transformers", "accelerate", "peft"):
+        return False
+    underscore = any(part.startswith("_") for part in [*i.module.split("."), i.name])
+    return underscore or (i.foreign == "trl" and i.module != "trl")
+
+
+def imports_can_be_read(i):
+    """Absolute, and by statement: a relative or computed import would pass the other rules."""
+    computed = i.foreign == "importlib" and i.name in ("", "import_module") and i.room != "cli"
+    return i.module.startswith(".") or computed
+
+
+# Rule -> a file that breaks it and nothing else need break.
+BROKEN = {
+    down_only: {"lens/capture.py": "def f():\n    from distilllens.teacher import LiveTeacher"},
+    evaluation_and_training_are_apart: {"train/trainer.py": "import distilllens.evaluate.rouge"},
+    mathematics_sees_no_model: {"linear_divergence/chunked.py": "from distilllens import lens"},
+    nothing_imports_the_command_line: {"__init__.py": "from distilllens.cli import main"},
+    foreign_names_have_owners: {"cli/demo.py": "from matplotlib.figure import Figure"},
+    private_names_live_in_one_file: {"train/job.py": "from trl.trainer.utils import pad"},
+    imports_can_be_read: {"objective.py": "from .head import Head"},
+}
+
+
+def on_disk():
+    return {
+        path.relative_to(SOURCE).as_posix(): path.read_text(encoding="utf-8")
+        for path in sorted(SOURCE.rglob("*.py"))
+    }
+
+
+def unknown_rooms(paths):
+    rooms = {path.split("/")[0].removesuffix(".py") for path in paths}
+    return rooms - FLOORS.keys() - {"__init__", "__main__"}
+
+
+def attic(paths):
+    return [path for path in paths if path.endswith(("utils.py", "helpers.py", "common.py"))]
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda rule: rule.__name__)
+def test_imports(broken):
+    """No import of the package breaks the rule."""
+    assert [str(i) for i in imports(on_disk()) if broken(i)] == []
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda rule: rule.__name__)
+def test_the_rules_can_fail(broken):
+    """Each rule complains about the file that was written to break it."""
+    assert any(broken(i) for i in imports(BROKEN[broken]))
+
+
+@pytest.mark.parametrize("path", ["data/load.py", "teacher/cache.py", "report/page.py"])
+def test_every_owned_name_is_refused_elsewhere(path):
+    """A room that owns none of these names may import none of them."""
+    names = set(OWNERS) - {name for name, rooms in OWNERS.items() if path.split("/")[0] in rooms}
+    found = imports({path: "\n".join(f"import {name}" for name in names)})
+    assert len(found) >= 8 and all(foreign_names_have_owners(i) for i in found)
+
+
+def test_every_room_has_a_floor():
+    """A new room is put on a floor, and no room is an attic."""
+    assert unknown_rooms(on_disk()) == set() and attic(on_disk()) == []
+    assert unknown_rooms(["attic/old.py"]) == {"attic"} and attic(["train/utils.py"])

@@ -13,7 +13,28 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-WORDS = "the cat dog sat ran on a mat hill and then it was red big old new day to of".split()
+WORDS = [
+    "the",
+    "cat",
+    "dog",
+    "sat",
+    "ran",
+    "on",
+    "a",
+    "mat",
+    "hill",
+    "and",
+    "then",
+    "it",
+    "was",
+    "red",
+    "big",
+    "old",
+    "new",
+    "day",
+    "to",
+    "of",
+]
 
 
 def tokenizer(words=WORDS):
@@ -82,26 +103,29 @@ def dataset(count=8, **kwargs):
     return Dataset.from_list(examples(count, **kwargs))
 
 
+# A few plain SGD steps: no momentum, no decay, no clipping, no saving.
+SETTINGS = {
+    "max_steps": 3,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 0.1,
+    "lr_scheduler_type": "constant",
+    "optim": "sgd",
+    "max_grad_norm": 0.0,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "bf16": False,
+    "max_length": 64,
+}
+
+
 def config(output_dir, **kwargs):
-    """A DistillLensConfig for a few plain SGD steps: no momentum, no decay, no clipping, no saving."""
+    """A DistillLensConfig of those settings."""
     from distilllens import DistillLensConfig
 
-    settings = {
-        "max_steps": 3,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 0.1,
-        "lr_scheduler_type": "constant",
-        "optim": "sgd",
-        "max_grad_norm": 0.0,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "bf16": False,
-        "max_length": 64,
-    }
-    return DistillLensConfig(output_dir=str(output_dir), **(settings | kwargs))
+    return DistillLensConfig(output_dir=str(output_dir), **(SETTINGS | kwargs))
 
 
 def trainer(args, *, student=None, teacher="default", data=None, **kwargs):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import toys
 import torch
+import toys
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import toys
 import torch
+import toys
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 

@@ -3,8 +3,8 @@
 import math
 
 import pytest
-import toys
 import torch
+import toys
 
 TOLERANCE = 1e-6  # of any weight after three SGD steps of 0.1; float32 rounding is 1e-7 here
 

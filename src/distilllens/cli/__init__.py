@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _dispatch(argv)
     except KeyboardInterrupt:
-        print("distilllens: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("distilllens: interrupted", file=sys.stderr)
         return 130
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("DISTILLLENS_DEBUG"):
@@ -55,18 +55,15 @@ def main(argv: list[str] | None = None) -> int:
 def _dispatch(argv):
     if argv and argv[0] in COMMANDS:
         return import_module(f"distilllens.cli.{argv[0]}").main(argv[1:])
+    commands = "\n".join(f"  {name:8} {what}" for name, what in COMMANDS.items())
     parser = OneLineParser(
         prog="distilllens",
         description="Distil a causal language model through the logit lens.",
-        epilog=_EXAMPLES,
+        epilog=f"commands:\n{commands}\n\n{_EXAMPLES}",
     )
     parser.add_argument("--version", action="version", version=_version())
-    commands = parser.add_argument_group("commands").add_argument
-    commands("command", choices=COMMANDS, metavar="COMMAND", help="; ".join(map(": ".join, COMMANDS.items())))
-    if not argv:
-        parser.print_help()
-        return 2
-    parser.parse_args(argv)
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
+    parser.parse_args(argv or ["--help"])
     raise AssertionError("unreachable: a known command was dispatched above")
 
 

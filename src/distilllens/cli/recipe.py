@@ -56,13 +56,15 @@ def _check_value(path, name, value, action):
         )
     takes_number = action.type in (int, float)
     if takes_number and isinstance(value, str):
-        raise ValueError(f"{path}: {name} must be a number, got the text {value!r}{_number_hint(value)}")
+        raise ValueError(
+            f"{path}: {name} must be a number, got the text {value!r}{_number_hint(value)}"
+        )
     if takes_number and not isinstance(value, int | float | list | None):
         raise ValueError(f"{path}: {name} must be a number, got {value!r}")
     if action.type is int and isinstance(value, float) and not value.is_integer():
         raise ValueError(f"{path}: {name} must be a whole number, got {value}")
-    # argparse gives a flag that is true or false these constants.
-    if action.const is True and value not in (True, False, None):
+    takes_bool = getattr(action.type, "__name__", "") == "string_to_bool"  # transformers' parser
+    if takes_bool and value not in (True, False, None):
         raise ValueError(f"{path}: {name} must be true or false, got {value!r}")
     if takes_number and isinstance(value, bool):
         raise ValueError(f"{path}: {name} must be a number, got {value!r}")

@@ -29,7 +29,9 @@ def main(argv: list[str]) -> int:
     path, flags = _take_config(argv)
     recipe = read_recipe(path) if path else {}
     if not argv:
-        raise ValueError("distilllens train needs --config recipe.yaml or flags (see distilllens train --help)")
+        raise ValueError(
+            "distilllens train needs --config recipe.yaml or flags (see distilllens train --help)"
+        )
     from distilllens.cli.train_arguments import make_parser, parse
     from distilllens.train.job import run_job
 
@@ -37,7 +39,8 @@ def main(argv: list[str]) -> int:
     if any(flag in ("-h", "--help") for flag in flags):
         parser.print_help()
         return 0
-    check_recipe(path, recipe, {action.dest: action for action in parser._actions})
+    # The first action of a name is the flag itself; true ones have a "--no_..." of the same name.
+    check_recipe(path, recipe, {action.dest: action for action in reversed(parser._actions)})
     job = parse(parser, recipe, flags)
     summary = run_job(*job)
     if summary:

@@ -41,8 +41,10 @@ def parse(parser: _Parser, recipe: dict, flags: list[str]) -> tuple:
     if not ("output_dir" in recipe or any(f.split("=")[0] == "--output_dir" for f in flags)):
         raise ValueError("output_dir is missing: the folder for checkpoints and the final model")
     parser.set_defaults_with_config(**recipe)
-    job, model, training = parser.parse_args_into_dataclasses(flags)
-    names = set(recipe) | {flag.split("=")[0].lstrip("-") for flag in flags if flag.startswith("--")}
+    job, model, training, *_ = parser.parse_args_into_dataclasses(flags)
+    names = set(recipe) | {
+        flag.split("=")[0].lstrip("-") for flag in flags if flag.startswith("--")
+    }
     given = {
         field.name: getattr(part, field.name)
         for part in (job, model, training)

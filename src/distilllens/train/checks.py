@@ -28,7 +28,9 @@ def check_tokenizers(student, teacher):
     ours = student(PROBE, add_special_tokens=False)["input_ids"]
     theirs = teacher(PROBE, add_special_tokens=False)["input_ids"]
     if ours != theirs:
-        at = next((k for k, pair in enumerate(zip(ours, theirs, strict=False)) if len({*pair}) > 1), -1)
+        at = next(
+            (k for k, pair in enumerate(zip(ours, theirs, strict=False)) if len({*pair}) > 1), -1
+        )
         raise ValueError(
             "student and teacher have different tokenizers: they share a vocabulary but split "
             f"{PROBE!r} differently, first at token {at}"

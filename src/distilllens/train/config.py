@@ -38,14 +38,18 @@ class DistillLensConfig(SFTConfig):
     )
     teacher_model_init_kwargs: dict[str, Any] | str | None = field(
         default=None,
-        metadata={"help": "Arguments of from_pretrained for the teacher, such as {dtype: bfloat16}."},
+        metadata={
+            "help": "Arguments of from_pretrained for the teacher, such as {dtype: bfloat16}."
+        },
     )
     teacher_cache: str | None = field(
         default=None, metadata={"help": "Folder of a teacher cache (not available yet)."}
     )
     output_divergence: str = field(
         default="reverse_kl",
-        metadata={"help": "Divergence between the last predictions; docs/divergences.md has the names."},
+        metadata={
+            "help": "Divergence between the last predictions; docs/divergences.md has the names."
+        },
     )
     output_divergence_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Its parameters, such as {beta: 0.5} or {alpha: 0.1}."}
@@ -77,7 +81,9 @@ class DistillLensConfig(SFTConfig):
     )
     lens_norm: bool = field(
         default=True,
-        metadata={"help": "Apply the final norm before the head at every depth. The paper's code does not."},
+        metadata={
+            "help": "Apply the final norm before the head at every depth. The paper's code does not."
+        },
     )
     temperature: float = field(
         default=1.0,
@@ -131,7 +137,13 @@ class DistillLensConfig(SFTConfig):
             self.router_aux_loss_coef = 0.0
 
     def _check_types(self):
-        numbers = "output_weight lens_weight cross_entropy_weight temperature lens_beta".split()
+        numbers = [
+            "output_weight",
+            "lens_weight",
+            "cross_entropy_weight",
+            "temperature",
+            "lens_beta",
+        ]
         for name in numbers:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float):
@@ -141,7 +153,11 @@ class DistillLensConfig(SFTConfig):
         for name in ("output_divergence", "lens_divergence"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} must be a name, got {getattr(self, name)!r}")
-        for name in ("output_divergence_kwargs", "lens_divergence_kwargs", "teacher_model_init_kwargs"):
+        for name in (
+            "output_divergence_kwargs",
+            "lens_divergence_kwargs",
+            "teacher_model_init_kwargs",
+        ):
             value = getattr(self, name)
             if value is not None and not isinstance(value, dict):
                 raise ValueError(f"{name} must be a mapping such as {{beta: 0.5}}, got {value!r}")

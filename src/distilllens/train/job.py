@@ -29,7 +29,9 @@ class JobArguments:
 
     train_file: list[str] | None = field(
         default=None,
-        metadata={"help": "Training data: files or folders of .jsonl, .json or .txt (each may be .gz)."},
+        metadata={
+            "help": "Training data: files or folders of .jsonl, .json or .txt (each may be .gz)."
+        },
     )
     eval_file: list[str] | None = field(
         default=None, metadata={"help": "Evaluation data, as train_file."}
@@ -66,7 +68,9 @@ class JobArguments:
         if self.student_config is not None and "model_type" not in self.student_config:
             raise ValueError("student_config needs a model_type, such as gpt2 or llama")
         if (self.train_file is None) == (self.dataset_name is None):
-            raise ValueError("name the training data by train_file or by dataset_name, one of the two")
+            raise ValueError(
+                "name the training data by train_file or by dataset_name, one of the two"
+            )
 
 
 def run_job(job: JobArguments, model: ModelConfig, args: DistillLensConfig, given: dict) -> str:
@@ -79,28 +83,28 @@ def run_job(job: JobArguments, model: ModelConfig, args: DistillLensConfig, give
     examples = _load_examples(job)
     tokenizer = _load_tokenizer(job, model, args)
     examples = _drop_long(job, tokenizer, examples)
-    files = [file for files in (job.train_file, job.eval_file) for file in _files(files)]
-    student = _student(job, model, args, tokenizer)
-    config = student.config if job.student_config else AutoConfig.from_pretrained(
-        student, revision=model.model_revision, trust_remote_code=args.trust_remote_code
-    )
-    models = {"student": config.to_dict()}
+    student, configs = _student(job, model, args, tokenizer)
     if args.teacher_model_name_or_path:
-        models["teacher"] = _teacher_config(args).to_dict()
-    identity = run.recipe_identity(given, files, models)
-    checkpoint = _resume_point(args, identity, config)
+        teacher_kwargs = args.teacher_model_init_kwargs or {}
+        revision = teacher_kwargs.get("revision", "main")
+        configs["teacher"] = _config("teacher", args.teacher_model_name_or_path, args, revision)
+    files = [*_files(job.train_file), *_files(job.eval_file)]
+    shapes = {role: config.to_dict() for role, config in configs.items()}
+    identity = run.recipe_identity(given, files, shapes)
+    checkpoint = _resume_point(args, identity, shapes["student"])
     if run.is_finished(args.output_dir):
         return f"{args.output_dir} holds the finished run of this recipe; nothing to do"
 
-    trainer = DistillLensTrainer(
-        student,
-        args=args,
-        train_dataset=examples["train"],
-        eval_dataset=examples.get("eval"),
-        processing_class=tokenizer,
-        peft_config=get_peft_config(model),
-        quantization_config=get_quantization_config(model),
-    )
+    with run.unmade_on_failure(args.output_dir):
+        trainer = DistillLensTrainer(
+            student,
+            args=args,
+            train_dataset=examples["train"],
+            eval_dataset=examples.get("eval"),
+            processing_class=tokenizer,
+            peft_config=get_peft_config(model),
+            quantization_config=get_quantization_config(model),
+        )
     if trainer.is_world_process_zero():
         run.write_run(args.output_dir, identity, command=_command())
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -158,8 +162,8 @@ def _load_tokenizer(job, model, args):
         )
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
-            f"cannot load a tokenizer from {name}: {_first_line(error)}; "
-            "set tokenizer_name_or_path, or give a folder that holds one"
+            f"cannot load a tokenizer from {name!r}: {_first_line(error)}; "
+            "name a folder or hub id that has one, or set tokenizer_name_or_path"
         ) from error
     if tokenizer.eos_token is None:
         raise ValueError(f"the tokenizer of {name} has no end-of-sequence token; set eos_token")
@@ -167,15 +171,17 @@ def _load_tokenizer(job, model, args):
 
 
 def _student(job, model, args, tokenizer):
-    """A name for the trainer to load, or a model with random weights from the run's seed."""
-    kwargs = {
-        "revision": model.model_revision,
-        "attn_implementation": model.attn_implementation,
-        **({"dtype": model.dtype} if model.dtype else {}),
-    }
+    """A name for the trainer to load, or a model with random weights; and its configuration."""
     if job.student_config is None:
-        args.model_init_kwargs = kwargs | dict(args.model_init_kwargs or {})
-        return model.model_name_or_path
+        settings = {
+            "revision": model.model_revision,
+            "attn_implementation": model.attn_implementation,
+            "dtype": model.dtype or "float32",
+        }
+        args.model_init_kwargs = settings | dict(args.model_init_kwargs or {})
+        revision = args.model_init_kwargs["revision"]
+        config = _config("student", model.model_name_or_path, args, revision)
+        return model.model_name_or_path, {"student": config}
     settings = {
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,
@@ -183,27 +189,31 @@ def _student(job, model, args, tokenizer):
         **job.student_config,
     }
     try:
-        config = AutoConfig.for_model(**settings)
-        set_seed(args.seed)
-        return AutoModelForCausalLM.from_config(config)
+        set_seed(args.seed)  # two recipes of one seed start from the same weights
+        student = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings))
     except Exception as error:  # whatever a configuration class says of values that do not fit
         raise ValueError(f"student_config makes no model: {_first_line(error)}") from error
+    student.config.name_or_path = f"random weights, {job.student_config}"
+    return student, {"student": student.config}
 
 
-def _teacher_config(args):
-    kwargs = args.teacher_model_init_kwargs or {}
-    return AutoConfig.from_pretrained(
-        args.teacher_model_name_or_path,
-        revision=kwargs.get("revision", "main"),
-        trust_remote_code=args.trust_remote_code,
-    )
+def _config(role, name, args, revision):
+    try:
+        return AutoConfig.from_pretrained(
+            name, revision=revision, trust_remote_code=args.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        where = "has no readable config.json" if os.path.isdir(name) else "is no folder here"
+        raise ValueError(
+            f"cannot load the {role} {name!r}: it {where}: {_first_line(error)}"
+        ) from error
 
 
 def _resume_point(args, identity, config):
     checkpoint = run.resume_point(args.output_dir, identity)
     asked = args.resume_from_checkpoint
     if isinstance(asked, str) and asked.lower() not in ("true", "false"):
-        run.check_checkpoint(asked, config.to_dict())
+        run.check_checkpoint(asked, config)
         checkpoint = Path(asked)
     if checkpoint is not None:
         logger.warning("resuming from %s", checkpoint)

@@ -7,9 +7,13 @@ from importlib.metadata import version
 _LIBRARIES = ("distilllens", "trl", "transformers", "torch")
 
 
-def model_card(model_name: str, student: str, teacher: str | None, objective, lens_norm: bool) -> str:
+def model_card(
+    model_name: str, student: str, teacher: str | None, objective, lens_norm: bool
+) -> str:
     """Markdown with the hub's metadata in front."""
-    tags = ["trl", "sft"] if teacher is None else ["trl", "distillation", "distilllens", "logit-lens"]
+    tags = (
+        ["trl", "sft"] if teacher is None else ["trl", "distillation", "distilllens", "logit-lens"]
+    )
     head = ["---", "library_name: transformers", "tags:", *(f"- {tag}" for tag in tags), "---"]
     rows = _sft_rows(student) if teacher is None else _rows(student, teacher, objective, lens_norm)
     how = "supervised fine-tuning" if teacher is None else "distillation through the logit lens"
@@ -42,7 +46,10 @@ def _rows(student, teacher, objective, lens_norm):
     return [
         ("student started from", f"`{student}`"),
         ("teacher", f"`{teacher}`"),
-        ("layer map (student:teacher)", f"`{objective.layer_map}`" if objective.lens_weight else "none"),
+        (
+            "layer map (student:teacher)",
+            f"`{objective.layer_map}`" if objective.lens_weight else "none",
+        ),
         ("output divergence", _divergence(objective.output_divergence, objective.output_kwargs)),
         ("lens divergence", lens),
         ("lens reads through the final norm", "yes" if lens_norm else "no"),

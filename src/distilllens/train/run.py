@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 from distilllens.train.checkpoint import last_whole, write_atomically
@@ -99,6 +100,20 @@ def write_run(output_dir: str | Path, identity: dict, finished: bool = False, **
     write_atomically(folder / RUN_FILE, json.dumps(record, indent=1) + "\n")
 
 
+@contextmanager
+def unmade_on_failure(output_dir: str | Path):
+    """Take away again the empty folders that a failing block has made; transformers makes them early."""
+    folder = Path(output_dir).absolute()
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        for path in missing:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+        raise
+
+
 def check_checkpoint(path: str | Path, config: dict):
     """Refuse to resume from a checkpoint of another model.
 
@@ -126,7 +141,9 @@ def _first_difference(before, now):
         ours, theirs = now.get(part, {}), before.get(part, {})
         for key in sorted(ours.keys() | theirs.keys()):
             if ours.get(key) != theirs.get(key):
-                what = {"fields": key, "data": f"data file {key}", "models": f"the {key} model"}[part]
+                what = {"fields": key, "data": f"data file {key}", "models": f"the {key} model"}[
+                    part
+                ]
                 return f"{what} was {_say(theirs.get(key))} and is now {_say(ours.get(key))}"
     return None
 

@@ -242,7 +242,9 @@ class DistillLensTrainer(SFTTrainer):
         """The loop of transformers; its loss and the terms are sums over counts instead of means of means."""
         self._terms["eval"] = TermSums()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        if self.model_wrapped is self.model and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        if self.model_wrapped is self.model and not (
+            self.is_fsdp_enabled or self.is_deepspeed_enabled
+        ):
             _trl.forget_evaluation(self.model, self.accelerator)
         means = self._terms["eval"].means(self._sum_over_processes)
         output.metrics.update({f"{metric_key_prefix}_{key}": value for key, value in means.items()})

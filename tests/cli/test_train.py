@@ -1,0 +1,251 @@
+"""``distilllens train`` as a user types it: recipes, flags, resume, and every way to get it wrong."""
+
+import json
+import math
+import shutil
+
+import pytest
+import toys
+import yaml
+
+from distilllens.cli import main
+
+
+@pytest.fixture
+def workshop(tmp_path, monkeypatch):
+    """A folder with a student, a teacher, data and a recipe; the tests run inside it."""
+    toys.llama(3, 16).save_pretrained(tmp_path / "student")
+    toys.llama(4, 24, seed=1).save_pretrained(tmp_path / "teacher")
+    for name in ("student", "teacher"):
+        toys.tokenizer().save_pretrained(tmp_path / name)
+    rows = [
+        {"instruction": e["prompt"], "output": e["completion"].strip()} for e in toys.examples(8)
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DISTILLLENS_DEBUG", raising=False)
+    return tmp_path
+
+
+def recipe(folder, **changes):
+    """Write recipe.yaml: a run of four steps with a checkpoint at the second."""
+    fields = {
+        "model_name_or_path": "student",
+        "teacher_model_name_or_path": "teacher",
+        "train_file": "train.jsonl",
+        "output_dir": "out",
+        "max_steps": 4,
+        "save_steps": 2,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 0.01,
+        "logging_steps": 1,
+        "max_length": 64,
+        "report_to": "none",
+        "use_cpu": True,
+    }
+    fields = {k: v for k, v in (fields | changes).items() if v is not None}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(fields))
+
+
+def test_a_recipe_trains_a_model(workshop, capsys):
+    """The final model, its tokenizer, a card and the run's record lie in output_dir."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    recipe(workshop, eval_file="train.jsonl", eval_strategy="steps", eval_steps=4)
+    assert main(["train", "--config", "recipe.yaml", "--lens_layers", "1:2"]) == 0
+    out = workshop / "out"
+    for name in ("model.safetensors", "tokenizer.json", "README.md", "run.json", "checkpoint-4"):
+        assert (out / name).exists(), name
+    assert not list(out.glob("*.part"))
+    assert "`1:2`" in (out / "README.md").read_text()
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert toys.drift(toys.weights(toys.llama(3, 16)), toys.weights(model)) > 1e-3
+    assert AutoTokenizer.from_pretrained(out).eos_token == "<eos>"
+    history = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    assert math.isfinite(history[0]["lens_loss/1:2"])
+    assert any("eval_loss" in row for row in history)
+    assert "final model and its tokenizer are in out" in capsys.readouterr().err
+
+
+def test_the_same_recipe_finishes_and_another_is_refused(workshop, capsys):
+    """A finished run is left alone; a changed recipe says which field differs; flags of display may change."""
+    recipe(workshop)
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+    before = (workshop / "out" / "model.safetensors").stat().st_mtime_ns
+    assert main(["train", "--config", "recipe.yaml", "--logging_steps", "2"]) == 0
+    assert "finished run of this recipe" in capsys.readouterr().err
+    assert main(["train", "--config", "recipe.yaml", "--lens_weight", "0.5"]) == 2
+    assert "another recipe: lens_weight was not set and is now 0.5" in capsys.readouterr().err
+    (workshop / "train.jsonl").write_text('{"instruction": "the", "output": "cat"}\n')
+    assert main(["train", "--config", "recipe.yaml"]) == 2
+    assert "data file train.jsonl was" in capsys.readouterr().err
+    assert (workshop / "out" / "model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("damage", ["killed while saving", "killed between checkpoints"])
+def test_a_killed_run_goes_on_from_the_last_whole_checkpoint(workshop, damage):
+    """Killed at step 3 or in the middle of writing a checkpoint, the same command ends at the same bits."""
+    recipe(workshop, output_dir="whole")
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+    recipe(workshop)
+    shutil.copytree(workshop / "whole", workshop / "out")
+    out = workshop / "out"
+    run = json.loads((out / "run.json").read_text()) | {"finished": False}
+    (out / "run.json").write_text(json.dumps(run))
+    (out / "model.safetensors").unlink()
+    if damage == "killed while saving":
+        torn = out / "checkpoint-4"
+        (torn / "complete.json").unlink()
+        (torn / "optimizer.pt").write_bytes((torn / "optimizer.pt").read_bytes()[:100])
+    else:
+        shutil.rmtree(out / "checkpoint-4")
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+    whole = (workshop / "whole" / "model.safetensors").read_bytes()
+    assert (out / "model.safetensors").read_bytes() == whole
+
+
+def test_sft_from_random_weights_makes_a_teacher(workshop):
+    """No teacher, cross_entropy_weight 1, a student_config and a tokenizer: how one makes the teacher."""
+    recipe(
+        workshop,
+        model_name_or_path=None,
+        teacher_model_name_or_path=None,
+        student_config={
+            "model_type": "gpt2",
+            "n_embd": 16,
+            "n_layer": 2,
+            "n_head": 2,
+            "n_positions": 64,
+        },
+        tokenizer_name_or_path="student",
+        cross_entropy_weight=1,
+        max_prompt_length=60,
+    )
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+    config = json.loads((workshop / "out" / "config.json").read_text())
+    assert (config["vocab_size"], config["n_layer"]) == (22, 2)
+
+
+# What is wrong: (changes to the recipe, flags, what the one line says).
+BAD = {
+    "unknown field": (
+        {"lens_wieght": 1},
+        [],
+        "unknown field 'lens_wieght'; did you mean lens_weight?",
+    ),
+    "unknown flag": ({}, ["--lens_wieght", "1"], "lens_wieght"),
+    "unknown divergence": ({"lens_divergence": "kl"}, [], "'kl'"),
+    "sexagesimal": ({"lens_layers": 128}, [], 'write it in quotes, "2:8"'),
+    "number as text": ({"learning_rate": "1e-7"}, [], "write 1.0e-7"),
+    "list for a number": ({"lens_weight": [1, 2]}, [], "lens_weight must be a number, got [1, 2]"),
+    "text for true": ({"lens_norm": "maybe"}, [], "lens_norm must be true or false, got 'maybe'"),
+    "temperature": ({"temperature": 0}, [], "temperature must be above 0"),
+    "depth": ({"lens_layers": "1:9"}, [], "teacher depth 9, but the teacher has depths 0 to 4"),
+    "unsorted map": ({"lens_layers": "2:3,1:2"}, [], "must rise strictly"),
+    "repeated depth": ({"lens_layers": "1:2,1:3"}, [], "must rise strictly"),
+    "length": ({"max_length": 65}, [], "beyond the student's 64 positions"),
+    "no student": ({"model_name_or_path": None}, [], "model_name_or_path"),
+    "missing student": ({"model_name_or_path": "nowhere"}, [], "'nowhere'"),
+    "missing teacher": ({"teacher_model_name_or_path": "nowhere"}, [], "the teacher 'nowhere'"),
+    "no data": ({"train_file": None}, [], "train_file"),
+    "missing data": ({"train_file": "nowhere.jsonl"}, [], "nowhere.jsonl"),
+    "nothing to learn": ({"teacher_model_name_or_path": None}, [], "cross_entropy_weight"),
+    "bad value of a flag": ({}, ["--max_steps", "many"], "invalid int value: 'many'"),
+    "no output_dir": ({"output_dir": None}, [], "output_dir is missing"),
+    "batch of zero": ({}, ["--output_divergence_kwargs", '{"alpha": 1}'], "alpha"),
+    "another checkpoint": (
+        {},
+        ["--resume_from_checkpoint", "teacher"],
+        "checkpoint of another model",
+    ),
+    "no checkpoint": ({}, ["--resume_from_checkpoint", "nowhere"], "is no checkpoint"),
+    "cache": ({"teacher_cache": "somewhere"}, [], "teacher_cache"),
+    "student of no kind": (
+        {
+            "model_name_or_path": None,
+            "student_config": {"model_type": "gpt7"},
+            "tokenizer_name_or_path": "student",
+        },
+        [],
+        "student_config makes no model",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_status_2(workshop, capsys, name):
+    """One line on standard error, status 2, and no output folder."""
+    changes, flags, message = BAD[name]
+    recipe(workshop, **changes)
+    assert main(["train", "--config", "recipe.yaml", *flags]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not (workshop / "out").exists()
+
+
+BAD_DATA = {
+    "no output": (
+        '{"instruction": "the", "output": "cat"}\n{"instruction": "the"}\n',
+        "train.jsonl:2",
+    ),
+    "broken JSON": ('{"instruction": "the", "output": "cat"}\n{"instru\n', "train.jsonl:2"),
+    "empty": ("", "train.jsonl"),
+    "blank": ("\n\n", "train.jsonl"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_DATA)
+def test_bad_data_names_file_and_line(workshop, capsys, name):
+    """The complaint says where."""
+    text, where = BAD_DATA[name]
+    recipe(workshop)
+    (workshop / "train.jsonl").write_text(text)
+    assert main(["train", "--config", "recipe.yaml"]) == 2
+    assert where in capsys.readouterr().err
+    assert not (workshop / "out").exists()
+
+
+BAD_RECIPES = {
+    "broken YAML": ("a: [1, 2\nb: 3\n", "recipe.yaml:2: broken YAML"),
+    "no mapping": ("- 1\n- 2\n", "must be a mapping"),
+    "empty": ("", "must be a mapping"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_RECIPES)
+def test_bad_recipes(workshop, capsys, name):
+    """A file that is no recipe says so before anything heavy loads."""
+    text, message = BAD_RECIPES[name]
+    (workshop / "recipe.yaml").write_text(text)
+    assert main(["train", "--config=recipe.yaml"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_bad_folders(workshop, capsys):
+    """Broken UTF-8, a missing recipe, an output folder that is a file or holds other things."""
+    assert main(["train", "--config", "nowhere.yaml"]) == 2
+    assert "recipe nowhere.yaml does not exist" in capsys.readouterr().err
+    (workshop / "recipe.yaml").write_bytes(b"output_dir: \xff\n")
+    assert main(["train", "--config", "recipe.yaml"]) == 2
+    assert "not UTF-8" in capsys.readouterr().err
+    recipe(workshop, output_dir="student")
+    assert main(["train", "--config", "recipe.yaml"]) == 2
+    assert "not empty and holds no run" in capsys.readouterr().err
+    recipe(workshop, output_dir="train.jsonl")
+    assert main(["train", "--config", "recipe.yaml"]) == 2
+    assert "is a file" in capsys.readouterr().err
+
+
+def test_unknown_commands_and_help(capsys):
+    """The door lists the commands."""
+    assert main(["distil"]) == 2
+    assert "invalid choice: 'distil'" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert "distilllens train --config recipe.yaml" in text
+    assert main(["train", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "examples:" in text
+    assert "--lens_layers" in text

@@ -1,0 +1,48 @@
+"""Every recipe in examples/ is read, typed and means what the paper's table says."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from distilllens import LayerMap
+from distilllens.cli.recipe import check_recipe, read_recipe
+from distilllens.cli.train_arguments import make_parser, parse
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+# Blocks of student and teacher, pairs, learning rate and epochs: the paper's settings (docs/paper.md).
+PAPER = {
+    "gpt2_120m.yaml": (12, 48, 5, 2e-4, 20),
+    "gpt2_340m.yaml": (24, 48, 5, 5e-5, 20),
+    "tinyllama_1.1b.yaml": (22, 32, 5, 5e-6, 10),
+    "qwen2.5_1.5b_lora.yaml": (28, 36, 4, 1e-4, 10),
+}
+
+
+@pytest.mark.parametrize(
+    "path", sorted(EXAMPLES.rglob("*.yaml")), ids=lambda p: p.relative_to(EXAMPLES).as_posix()
+)
+def test_a_recipe_is_read(path, tmp_path):
+    """All fields exist and parse; only paths are left to the command line."""
+    parser = make_parser("")  # a recipe sets a parser's defaults
+    recipe = read_recipe(path)
+    check_recipe(str(path), recipe, {action.dest: action for action in reversed(parser._actions)})
+    flags = ["--output_dir", str(tmp_path), "--train_file", "train.jsonl", "--use_cpu"]
+    job, model, training, given = parse(parser, recipe, flags)
+    assert given.keys() >= recipe.keys()
+    settings = PAPER.get(path.name)
+    if settings is not None:
+        student, teacher, pairs, rate, epochs = settings
+        layer_map = LayerMap.parse(training.lens_layers).check(student, teacher)
+        assert len(layer_map) == pairs
+        assert layer_map.student_depths == LayerMap.evenly(pairs, student, teacher).student_depths
+        assert (training.learning_rate, training.num_train_epochs) == (rate, epochs)
+        assert (training.max_length, job.max_prompt_length, training.seed) == (512, 256, 10)
+        assert (training.output_divergence, training.lens_divergence) == ("reverse_kl", "jsd")
+        assert model.use_peft == ("lora" in path.name)
+
+
+def test_every_setting_of_the_paper_has_a_recipe():
+    """The table above names files that exist."""
+    for name in PAPER:
+        assert yaml.safe_load((EXAMPLES / name).read_text())["model_name_or_path"]

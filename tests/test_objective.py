@@ -1,0 +1,267 @@
+"""The objective against the formula on whole tensors, and what the mask of the published code does."""
+
+import math
+
+import pytest
+import torch
+import toys
+from torch.nn import functional as F
+
+from distilllens import LayerMap, LogitLens, Objective
+from distilllens.lens import read_states
+from distilllens.objective import target_positions
+
+
+def naive(student_logits, teacher_logits, labels, by_depth, weights):
+    """The method's formula in float64, from probabilities, one token after the other.
+
+    by_depth: [(student logits, teacher logits)] of each pair; weights: (w_ce, w_out, w_lens).
+    """
+    total, count = 0.0, 0
+    for b in range(labels.shape[0]):
+        for t in range(labels.shape[1] - 1):
+            if labels[b, t + 1] == -100:
+                continue
+            count += 1
+            q, p = (
+                student_logits[b, t].double().softmax(-1),
+                teacher_logits[b, t].double().softmax(-1),
+            )
+            total += weights[0] * -q[labels[b, t + 1]].log()
+            total += weights[1] * (q * (q / p).log()).sum()
+            for s, r in by_depth:
+                q, p = s[b, t].double().softmax(-1), r[b, t].double().softmax(-1)
+                m = (p + q) / 2
+                jsd = ((p * (p / m).log()).sum() + (q * (q / m).log()).sum()) / 2
+                total += weights[2] * jsd / len(by_depth)
+    return total, count
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(2, 24, (3, 7), generator=generator)
+    labels = ids.clone()
+    labels[0, :3] = labels[1, :5] = labels[2, :2] = -100
+    labels[2, 5:] = -100
+    return ids, labels
+
+
+def read_both(student, teacher, ids, layer_map, normalize=True):
+    ours, theirs = LogitLens(student.eval()), LogitLens(teacher.eval())
+    s = read_states(ours, layer_map.student_depths, normalize=normalize, input_ids=ids)
+    with torch.no_grad():
+        t = read_states(theirs, layer_map.teacher_depths, normalize=normalize, input_ids=ids)
+    return s, ours.head, t, theirs.head
+
+
+def skipping(model, ids, depth):
+    """The model's own logits with the blocks after ``depth`` skipped."""
+    blocks = model.model.layers
+    kept = blocks[depth:]
+    try:
+        model.model.layers = blocks[:depth]
+        return model(input_ids=ids, use_cache=False).logits
+    finally:
+        model.model.layers = torch.nn.ModuleList([*blocks[:depth], *kept])
+
+
+@pytest.mark.parametrize(
+    "weights", [(0.0, 1.0, 1.0), (0.3, 0.5, 2.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)]
+)
+def test_value_and_gradients_are_those_of_the_formula(batch, weights):
+    """Total and every gradient of the student equal autograd through the naive formula."""
+    ids, labels = batch
+    student, teacher = toys.llama(tied=False), toys.llama(4, 24, seed=1)
+    layer_map = LayerMap([(1, 2), (2, 3)])
+    objective = Objective(
+        layer_map, cross_entropy_weight=weights[0], output_weight=weights[1], lens_weight=weights[2]
+    )
+    terms = objective(*read_both(student, teacher, ids, layer_map), labels)
+    terms.total.backward()
+    found = {n: p.grad for n, p in student.named_parameters()}
+    student.zero_grad()
+
+    pairs = [(skipping(student, ids, s), skipping(teacher, ids, t).detach()) for s, t in layer_map]
+    expected, count = naive(
+        student(input_ids=ids).logits,
+        teacher(input_ids=ids).logits.detach(),
+        labels,
+        pairs,
+        weights,
+    )
+    expected.backward()
+    assert terms.num_tokens == count == int((labels[:, 1:] != -100).sum())
+    assert math.isclose(terms.total.item(), expected.item(), rel_tol=1e-5)
+    for name, parameter in student.named_parameters():
+        if parameter.grad is None:
+            assert found[name] is None or not found[name].any(), name
+        else:
+            torch.testing.assert_close(found[name], parameter.grad, atol=2e-5, rtol=1e-4, msg=name)
+
+
+def test_terms_are_unweighted_sums(batch):
+    """cross_entropy, output and lens do not depend on the weights; lens is the mean of its pairs."""
+    ids, labels = batch
+    layer_map = LayerMap([(1, 2), (2, 3)])
+    states = read_both(toys.llama(), toys.llama(4, 24, seed=1), ids, layer_map)
+    plain = Objective(layer_map)(*states, labels)
+    heavy = Objective(layer_map, output_weight=3.0, lens_weight=5.0, cross_entropy_weight=7.0)(
+        *states, labels
+    )
+    for name in ("cross_entropy", "output", "lens"):
+        assert math.isclose(getattr(plain, name).item(), getattr(heavy, name).item(), rel_tol=1e-6)
+    assert math.isclose(plain.lens.item(), plain.lens_by_pair.mean().item(), rel_tol=1e-5)
+    weighted = 3 * plain.output + 5 * plain.lens + 7 * plain.cross_entropy
+    assert math.isclose(heavy.total.item(), weighted.item(), rel_tol=1e-5)
+
+
+def test_a_term_without_weight_is_skipped_unless_asked_for(batch):
+    """Weight 0 costs no projection in training; evaluation measures it without a gradient."""
+    ids, labels = batch
+    layer_map = LayerMap([(1, 2)])
+    states = read_both(toys.llama(), toys.llama(4, 24, seed=1), ids, layer_map)
+    objective = Objective(layer_map, lens_weight=0.0)
+    assert objective(*states, labels).lens is None
+    measured = objective(*states, labels, measure_all=True)
+    assert measured.lens > 0
+    assert math.isclose(measured.total.item(), measured.output.item(), rel_tol=1e-6)
+
+
+def test_padding_and_prompt_never_reach_the_loss(batch):
+    """Deviation 1: the published mask is tiled layer-major over sample-major rows; ours is each row's own.
+
+    Other tokens behind the last label and other labels' places leave the sums as they are.
+    """
+    ids, labels = batch
+    layer_map = LayerMap([(1, 2), (2, 3)])
+    student, teacher = toys.llama(), toys.llama(4, 24, seed=1)
+    objective = Objective(layer_map)
+    before = objective(*read_both(student, teacher, ids, layer_map), labels)
+    other = ids.clone()
+    other[2, 5:] = 23  # behind the last label of row 2: causal models do not look there
+    after = objective(*read_both(student, teacher, other, layer_map), labels)
+    assert torch.equal(before.lens_by_pair, after.lens_by_pair)
+    one_by_one = [
+        objective(*read_both(student, teacher, ids[[b]], layer_map), labels[[b]]) for b in range(3)
+    ]
+    for k in range(2):
+        total = sum(terms.lens_by_pair[k].item() for terms in one_by_one)
+        assert math.isclose(before.lens_by_pair[k].item(), total, rel_tol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_the_published_mask_belongs_to_other_samples(size):
+    """Deviation 1: lens rows sample-major (b * n + l) under a mask tiled layer-major (row k has k % B).
+
+    At batch 4 and 5 layers 8 of 20 rows meet their own mask, and the sum is another; batch 1 is right.
+    """
+    layers, generator = 5, torch.Generator().manual_seed(3)
+    values = torch.rand(size, layers, 6, generator=generator)  # a divergence for every position
+    mask = torch.rand(size, 6, generator=generator) > 0.5
+    rows, tiled = values.reshape(size * layers, 6), mask.repeat(layers, 1)
+    published, right = (rows * tiled).sum(), (values * mask[:, None]).sum()
+    own = sum((row // layers) == (row % size) for row in range(size * layers))
+    assert own == {1: 5, 4: 8}[size]
+    assert torch.isclose(published, right) == (size == 1)
+
+
+def test_the_last_position_and_the_prompt_are_no_targets():
+    """A position is valid when its *next* token has a label."""
+    labels = torch.tensor([[-100, -100, 5, 6, -100], [7, 8, -100, 9, 10]])
+    expected = [[0, 1, 1, 0, 0], [1, 0, 1, 1, 0]]
+    assert target_positions(labels).long().tolist() == expected
+
+
+def test_no_token_is_a_connected_zero():
+    """N = 0: zero, with a gradient path to the student's every part, for every mix of weights."""
+    ids, labels = torch.full((1, 4), 3), torch.full((1, 4), -100)
+    layer_map = LayerMap([(1, 2)])
+    for weights in ({}, {"cross_entropy_weight": 1.0}, {"output_weight": 0.0, "lens_weight": 0.0}):
+        student = toys.llama(tied=False)
+        states = read_both(student, toys.llama(4, 24, seed=1), ids, layer_map)
+        terms = Objective(layer_map, **weights)(*states, labels)
+        assert terms.total.item() == 0
+        assert terms.num_tokens == 0
+        terms.total.backward()
+        assert student.model.norm.weight.grad is not None
+
+
+def test_temperature_divides_both_models_and_nothing_else():
+    """Halved head weights at temperature 1 equal the whole ones at temperature 2; CE is not divided."""
+    ids = torch.randint(2, 24, (2, 5), generator=torch.Generator().manual_seed(1))
+    layer_map = LayerMap([(1, 2)])
+    student, teacher = toys.llama(tied=False), toys.llama(4, 24, seed=1, tied=False)
+    warm = Objective(layer_map, temperature=2.0)(*read_both(student, teacher, ids, layer_map), ids)
+    cold = Objective(layer_map)(*read_both(student, teacher, ids, layer_map), ids)
+    with torch.no_grad():
+        for model in (student, teacher):
+            model.lm_head.weight /= 2
+    halved = Objective(layer_map)(*read_both(student, teacher, ids, layer_map), ids)
+    assert math.isclose(warm.output.item(), halved.output.item(), rel_tol=1e-5)
+    assert math.isclose(warm.lens.item(), halved.lens.item(), rel_tol=1e-5)
+    assert math.isclose(warm.cross_entropy.item(), cold.cross_entropy.item(), rel_tol=1e-6)
+
+
+def test_without_the_norm_the_head_reads_raw_states(batch):
+    """Deviation 2: ``lens_norm=False`` is the published read-out, head(h) without the final norm."""
+    ids, labels = batch
+    layer_map = LayerMap([(1, 2)])
+    student, teacher = toys.llama(), toys.llama(4, 24, seed=1)
+    states = read_both(student, teacher, ids, layer_map, normalize=False)
+    terms = Objective(layer_map)(*states, labels)
+    h = student(input_ids=ids, output_hidden_states=True).hidden_states[1]
+    g = teacher(input_ids=ids, output_hidden_states=True).hidden_states[2]
+    zeros = torch.zeros_like(student(input_ids=ids).logits)
+    expected, _ = naive(zeros, zeros, labels, [(student.lm_head(h), teacher.lm_head(g))], (0, 0, 1))
+    assert math.isclose(terms.lens.item(), expected.item(), rel_tol=1e-5)
+    normed = Objective(layer_map)(*read_both(student, teacher, ids, layer_map), labels)
+    assert not math.isclose(terms.lens.item(), normed.lens.item(), rel_tol=1e-2)
+    assert math.isclose(terms.output.item(), normed.output.item(), rel_tol=1e-6)
+
+
+def test_unequal_vocabularies_compare_the_shared_prefix(batch):
+    """Deviation 6: a teacher of more rows is read over the student's, renormalised."""
+    ids, labels = batch
+    layer_map = LayerMap([(1, 2)])
+    student, teacher = toys.llama(vocab=24), toys.llama(4, 24, vocab=31, seed=1)
+    terms = Objective(layer_map)(*read_both(student, teacher, ids, layer_map), labels)
+    expected, _ = naive(
+        student(input_ids=ids).logits,
+        teacher(input_ids=ids).logits[..., :24],
+        labels,
+        [(skipping(student, ids, 1), skipping(teacher, ids, 2)[..., :24])],
+        (0, 1, 1),
+    )
+    assert math.isclose(terms.total.item(), expected.item(), rel_tol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"output_divergence": "kl"}, "kl.*forward_kl"),
+        ({"lens_weight": -1.0}, "lens_weight must be a finite number >= 0, got -1.0"),
+        ({"output_weight": math.nan}, "output_weight.*nan"),
+        ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
+        ({"lens_kwargs": {"beta": 1.0}}, "beta"),
+    ],
+)
+def test_bad_settings_are_named(settings, message):
+    """Every refusal says what, which value and what would be right."""
+    with pytest.raises(ValueError, match=message):
+        Objective(**settings)
+
+
+def test_the_cross_entropy_is_the_mean_of_torch(batch):
+    """Sum over count equals torch's own mean cross-entropy of shifted logits."""
+    ids, labels = batch
+    student = toys.llama()
+    layer_map = LayerMap([(1, 2)])
+    terms = Objective(layer_map)(
+        *read_both(student, toys.llama(4, 24, seed=1), ids, layer_map), labels
+    )
+    logits = student(input_ids=ids).logits[:, :-1]
+    expected = F.cross_entropy(logits.reshape(-1, 24), labels[:, 1:].reshape(-1), ignore_index=-100)
+    assert math.isclose(
+        terms.cross_entropy.item() / terms.num_tokens, expected.item(), rel_tol=1e-5
+    )

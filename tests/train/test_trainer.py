@@ -1,0 +1,323 @@
+"""DistillLensTrainer is an SFTTrainer to its user, with a teacher and a lens."""
+
+import copy
+import json
+import logging
+import math
+
+import pytest
+import torch
+import toys
+from datasets import Dataset
+
+from distilllens import DistillLensConfig, DistillLensTrainer
+
+
+def test_it_learns_from_the_teacher_alone(tmp_path):
+    """With the defaults every term falls and the student nears the teacher."""
+    data = toys.dataset(16)
+    trainer = toys.trainer(
+        tmp_path,
+        data=data,
+        eval_dataset=data,
+        max_steps=60,
+        learning_rate=0.02,
+        optim="adamw_torch",
+    )
+    before = trainer.evaluate()
+    trainer.train()
+    after = trainer.evaluate()
+    assert after["eval_output_loss"] < 0.5 * before["eval_output_loss"]
+    assert after["eval_lens_loss"] < 0.7 * before["eval_lens_loss"]
+
+
+def test_the_log_holds_every_term_unweighted(tmp_path):
+    """loss is the weighted total of the unweighted terms beside it, in nats per valid token."""
+    weights = {"output_weight": 0.5, "lens_weight": 2.0, "cross_entropy_weight": 0.25}
+    trainer = toys.trainer(tmp_path, lens_layers="1:2,2:3", **weights)
+    trainer.train()
+    for row in trainer.state.log_history[:-1]:
+        pairs = [row["lens_loss/1:2"], row["lens_loss/2:3"]]
+        assert math.isclose(row["lens_loss"], sum(pairs) / 2, rel_tol=1e-6)
+        total = 0.5 * row["output_loss"] + 2 * row["lens_loss"] + 0.25 * row["cross_entropy"]
+        assert math.isclose(row["loss"], total, rel_tol=1e-6)
+
+
+def test_without_a_teacher_it_is_plain_sft(tmp_path):
+    """cross_entropy_weight 1 and no teacher take TRL's own steps, to float32 rounding."""
+    from trl import SFTConfig, SFTTrainer
+
+    ours = toys.trainer(tmp_path / "ours", teacher=None, cross_entropy_weight=1.0)
+    ours.train()
+    settings = {"activation_checkpointing": False, "dataloader_pin_memory": False}
+    theirs = SFTTrainer(
+        toys.llama(),
+        args=SFTConfig(output_dir=str(tmp_path), **toys.SETTINGS, **settings),
+        train_dataset=toys.dataset(),
+        processing_class=toys.tokenizer(),
+    )
+    theirs.train()
+    assert toys.drift(toys.weights(toys.llama()), toys.weights(ours.model)) > 1e-3
+    assert toys.drift(toys.weights(ours.model), toys.weights(theirs.model)) < 1e-6
+
+
+def test_checkpointing_changes_no_weight(tmp_path):
+    """Gradient checkpointing recomputes; the steps stay."""
+    plain = toys.trainer(tmp_path)
+    checkpointed = toys.trainer(tmp_path, gradient_checkpointing=True)
+    plain.train()
+    checkpointed.train()
+    assert checkpointed.model.is_activation_checkpointing
+    assert toys.drift(toys.weights(plain.model), toys.weights(checkpointed.model)) < 1e-7
+
+
+def test_bf16_autocast_reaches_states_and_heads(tmp_path):
+    """Under bf16 the loss is that of float32 to bf16's three digits, and not equal to it."""
+    losses = {}
+    for bf16 in (False, True):
+        trainer = toys.trainer(tmp_path, bf16=bf16, max_steps=1)
+        trainer.train()
+        losses[bf16] = trainer.state.log_history[0]["loss"]
+    assert math.isclose(losses[True], losses[False], rel_tol=2e-2)
+    assert losses[True] != losses[False]
+
+
+def test_a_bf16_teacher_teaches_a_float32_student(tmp_path):
+    """The teacher's precision is its own."""
+    trainer = toys.trainer(tmp_path, teacher=toys.llama(4, 24, seed=1).bfloat16())
+    trainer.train()
+    assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
+    assert math.isfinite(trainer.state.log_history[0]["loss"])
+
+
+def test_lora_trains_the_adapter_alone(tmp_path):
+    """The adapter moves by the lens too; the base model and its head stay."""
+    from peft import LoraConfig
+
+    student = toys.llama()
+    base = {n: p.clone() for n, p in student.state_dict().items()}
+    peft_config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
+    trainer = toys.trainer(tmp_path, student=student, peft_config=peft_config, output_weight=0.0)
+    before = toys.weights(trainer.model)
+    assert before
+    assert all("lora" in name for name in before)
+    trainer.train()
+    assert toys.drift(before, toys.weights(trainer.model)) > 1e-3
+    found = trainer.model.get_base_model().state_dict()
+    for name, value in base.items():
+        name = name if name in found else name.replace(".weight", ".base_layer.weight")
+        assert torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize("kind", ["dropout", "lora", "accumulation"])
+def test_resume_is_bit_equal(tmp_path, kind):
+    """Stopped after two steps and resumed, a run ends at the bits of one that never stopped."""
+    from peft import LoraConfig
+
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch"}
+    if kind == "accumulation":
+        settings |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3}
+
+    def make():
+        student = toys.gpt2(dropout=0.2 if kind == "dropout" else 0.0)
+        lora = LoraConfig(r=4, target_modules="all-linear", fan_in_fan_out=True)
+        peft_config = lora if kind == "lora" else None
+        return toys.trainer(tmp_path, student=student, peft_config=peft_config, **settings)
+
+    whole = make()
+    whole.train()
+    resumed = make()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    ours, theirs = toys.weights(whole.model), toys.weights(resumed.model)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    for a, b in zip(whole.state.log_history[:-1], resumed.state.log_history[:-1], strict=True):
+        assert {k: v for k, v in a.items() if "loss" in k} == {
+            k: v for k, v in b.items() if "loss" in k
+        }
+
+
+def test_a_checkpoint_is_marked_whole_before_an_older_one_goes(tmp_path):
+    """save_total_limit keeps the newest, and what stays lists its files."""
+    trainer = toys.trainer(
+        tmp_path, max_steps=3, save_strategy="steps", save_steps=1, save_total_limit=1
+    )
+    trainer.train()
+    assert [p.name for p in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
+    sizes = json.loads((tmp_path / "checkpoint-3" / "complete.json").read_text())["files"]
+    assert {"model.safetensors", "optimizer.pt", "trainer_state.json"} <= sizes.keys()
+
+
+def test_the_student_is_left_as_a_model(tmp_path):
+    """No forward hangs on it: a deep copy runs its own weights."""
+    trainer = toys.trainer(tmp_path)
+    trainer.train()
+    assert "forward" not in trainer.model.__dict__
+    other = copy.deepcopy(trainer.model)
+    with torch.no_grad():
+        other.model.embed_tokens.weight.zero_()
+        ids = torch.tensor([[3, 4, 5]])
+        assert not torch.equal(other(input_ids=ids).logits, trainer.model(input_ids=ids).logits)
+
+
+def test_the_teacher_never_moves(tmp_path):
+    """No gradient, no step, no dropout in the teacher."""
+    teacher = toys.gpt2(4, 24, seed=1, dropout=0.5).train()
+    before = {n: p.clone() for n, p in teacher.state_dict().items()}
+    trainer = toys.trainer(tmp_path, teacher=teacher)
+    trainer.train()
+    assert not teacher.training
+    assert all(p.grad is None for p in teacher.parameters())
+    assert all(torch.equal(before[n], p) for n, p in teacher.state_dict().items())
+
+
+def test_instruction_records_are_formatted(tmp_path):
+    """instruction / input / output rows become Alpaca's prompt and a completion."""
+    rows = [{"instruction": "the cat", "input": "", "output": "a dog ran"} for _ in range(4)]
+    trainer = toys.trainer(tmp_path, data=Dataset.from_list(rows))
+    row = trainer.train_dataset[0]
+    labels = [label for label in row["labels"] if label != -100]
+    assert toys.tokenizer().decode(labels) == "a dog ran <eos>"
+    assert len(row["labels"]) > len(labels)
+
+
+def test_rows_without_a_response_are_counted(tmp_path, caplog):
+    """Truncation leaves rows without a label; how many is said."""
+    long = {"prompt": "the cat " * 40, "completion": " ran"}
+    data = Dataset.from_list([long, *toys.examples(5)])
+    with caplog.at_level(logging.WARNING):
+        toys.trainer(tmp_path, data=data)
+    assert "1 of 6 training examples have no response token within max_length 64" in caplog.text
+
+
+def test_the_card_says_teacher_map_and_weights(tmp_path):
+    """README.md of the output folder."""
+    teacher = toys.llama(4, 24, seed=1)
+    teacher.config.name_or_path = "org/teacher"
+    trainer = toys.trainer(
+        tmp_path, teacher=teacher, lens_layers="1:2,2:3", cross_entropy_weight=0.5
+    )
+    trainer.create_model_card()
+    card = (tmp_path / "README.md").read_text()
+    for text in ("`org/teacher`", "`1:2,2:3`", "reverse_kl", "jsd (beta 0.5)", "1, 1, 0.5"):
+        assert text in card
+
+
+def test_plain_kd_needs_no_room_for_a_lens(tmp_path):
+    """lens_weight 0 trains a student of one block, which has no inner depth."""
+    trainer = toys.trainer(tmp_path, student=toys.llama(1), lens_weight=0.0)
+    trainer.train()
+    assert trainer.objective.layer_map is None
+
+
+def test_unequal_vocabularies_train(tmp_path):
+    """A teacher padded to more rows than the student."""
+    trainer = toys.trainer(tmp_path, teacher=toys.llama(4, 24, vocab=40, seed=1))
+    trainer.train()
+    assert math.isfinite(trainer.state.log_history[0]["loss"])
+
+
+def too_long(**kwargs):
+    return {"data": Dataset.from_list([{"prompt": "the", "completion": " cat" * 200}]), **kwargs}
+
+
+REFUSALS = {
+    "nothing to learn from": (
+        {"teacher": None},
+        "no teacher and cross_entropy_weight is 0",
+    ),
+    "all weights zero": ({"output_weight": 0.0, "lens_weight": 0.0}, "are all 0"),
+    "depth beyond the student": (
+        {"lens_layers": "2:2,9:3"},
+        "layer map pairs student depth 9, but the student has depths 0 to 3",
+    ),
+    "too many pairs": ({"lens_layers": "12"}, "12 evenly spread pairs do not fit 3 student"),
+    "no inner depth": ({"student": "one block"}, "no pair of inner depths"),
+    "length beyond the positions": (
+        {"max_length": 65},
+        "max_length 65 is beyond the student's 64 positions; set max_length to 64 or less",
+    ),
+    "data beyond the positions": (
+        too_long(max_length=None),
+        "a sequence of 202 tokens, beyond the student's 64 positions",
+    ),
+    "no response left": (
+        {"data": Dataset.from_list([{"prompt": "the " * 99, "completion": " cat"}])},
+        "none of the 1 training examples has a response token within max_length 64",
+    ),
+    "teacher without the tokens": (
+        {"teacher": "small vocabulary"},
+        "the data hold token .* the teacher has only 12 embeddings",
+    ),
+    "no lens at all": ({"teacher": "gemma3n"}, "Gemma3n"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_refusals(tmp_path, name):
+    """What cannot be trained is refused before the first step, with the value and the remedy."""
+    from transformers import Gemma3nForCausalLM, Gemma3nTextConfig
+
+    settings, message = REFUSALS[name]
+    made = {
+        "one block": lambda: toys.llama(1),
+        "small vocabulary": lambda: toys.llama(4, 24, vocab=12),
+        "gemma3n": lambda: Gemma3nForCausalLM(
+            Gemma3nTextConfig(
+                vocab_size=24,
+                vocab_size_per_layer_input=24,
+                hidden_size=16,
+                hidden_size_per_layer_input=8,
+                intermediate_size=[32, 32],
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                head_dim=8,
+                num_kv_shared_layers=0,
+                laurel_rank=4,
+                activation_sparsity_pattern=[0.0, 0.0],
+                layer_types=["full_attention", "full_attention"],
+            )
+        ),
+    }
+    settings = {
+        key: made[value]() if isinstance(value, str) and value in made else value
+        for key, value in settings.items()
+    }
+    with pytest.raises(ValueError, match=message):
+        toys.trainer(tmp_path, **settings)
+
+
+def test_wrong_arguments_are_named(tmp_path):
+    """The same object twice, another config class, hooks that would need logits."""
+    model, args = toys.llama(), toys.config(tmp_path)
+    common = {"train_dataset": toys.dataset(), "processing_class": toys.tokenizer()}
+    with pytest.raises(ValueError, match="same object"):
+        DistillLensTrainer(model, model, args=args, **common)
+    with pytest.raises(ValueError, match="compute_metrics is not supported"):
+        DistillLensTrainer(model, toys.llama(seed=1), args=args, compute_metrics=print, **common)
+    with pytest.raises(ValueError, match="args must be a DistillLensConfig, got int"):
+        DistillLensTrainer(model, toys.llama(seed=1), args=3, **common)
+
+
+def test_a_teacher_by_name_brings_its_tokenizer(tmp_path):
+    """Tokenizers that number tokens apart are refused, with the place."""
+    folder = tmp_path / "teacher"
+    toys.llama(4, 24, seed=1).save_pretrained(folder)
+    toys.tokenizer(toys.WORDS[:3] + ["fox"] + toys.WORDS[4:]).save_pretrained(folder)
+    with pytest.raises(
+        ValueError, match="token 5 is 'sat' for the student and 'fox' for the teacher"
+    ):
+        toys.trainer(tmp_path / "out", teacher=None, teacher_model_name_or_path=str(folder))
+    toys.tokenizer().save_pretrained(folder)
+    trainer = toys.trainer(tmp_path / "out", teacher=None, teacher_model_name_or_path=str(folder))
+    assert trainer.teacher.num_layers == 4
+
+
+def test_precision_and_checkpointing_follow_the_machine(tmp_path):
+    """Without an accelerator: no bf16, no checkpointing, unless asked for."""
+    if torch.accelerator.is_available():
+        pytest.skip("needs a machine without an accelerator")
+    plain = DistillLensConfig(output_dir=str(tmp_path))
+    assert (plain.bf16, plain.activation_checkpointing, plain.max_length) == (False, False, 1024)
+    asked = DistillLensConfig(output_dir=str(tmp_path), gradient_checkpointing=True)
+    assert asked.activation_checkpointing is True

@@ -10,7 +10,7 @@ from distilllens.cli.recipe import check_recipe, read_recipe
 from distilllens.cli.train_arguments import make_parser, parse
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-# Blocks of student and teacher, pairs, learning rate and epochs: the paper's settings (docs/paper.md).
+# Blocks of student and teacher, pairs, learning rate, epochs: the paper's (docs/paper.md).
 PAPER = {
     "gpt2_120m.yaml": (12, 48, 5, 2e-4, 20),
     "gpt2_340m.yaml": (24, 48, 5, 5e-5, 20),

@@ -1,4 +1,4 @@
-"""The objective against the formula on whole tensors, and what the mask of the published code does."""
+"""The objective against the formula on whole tensors, and what the published mask does."""
 
 import math
 
@@ -101,7 +101,7 @@ def test_value_and_gradients_are_those_of_the_formula(batch, weights):
 
 
 def test_terms_are_unweighted_sums(batch):
-    """cross_entropy, output and lens do not depend on the weights; lens is the mean of its pairs."""
+    """Terms do not depend on the weights; lens is the mean of its pairs."""
     ids, labels = batch
     layer_map = LayerMap([(1, 2), (2, 3)])
     states = read_both(toys.llama(), toys.llama(4, 24, seed=1), ids, layer_map)
@@ -129,7 +129,7 @@ def test_a_term_without_weight_is_skipped_unless_asked_for(batch):
 
 
 def test_padding_and_prompt_never_reach_the_loss(batch):
-    """Deviation 1: the published mask is tiled layer-major over sample-major rows; ours is each row's own.
+    """Deviation 1, our side: every row has its own mask.
 
     Other tokens behind the last label and other labels' places leave the sums as they are.
     """
@@ -152,9 +152,9 @@ def test_padding_and_prompt_never_reach_the_loss(batch):
 
 @pytest.mark.parametrize("size", [1, 4])
 def test_the_published_mask_belongs_to_other_samples(size):
-    """Deviation 1: lens rows sample-major (b * n + l) under a mask tiled layer-major (row k has k % B).
+    """Deviation 1: lens rows sample-major (b * n + l), the mask layer-major (row k has k % B).
 
-    At batch 4 and 5 layers 8 of 20 rows meet their own mask, and the sum is another; batch 1 is right.
+    At batch 4 and 5 layers 8 of 20 rows meet their own mask; the sum is another. Batch 1 is right.
     """
     layers, generator = 5, torch.Generator().manual_seed(3)
     values = torch.rand(size, layers, 6, generator=generator)  # a divergence for every position
@@ -188,7 +188,7 @@ def test_no_token_is_a_connected_zero():
 
 
 def test_temperature_divides_both_models_and_nothing_else():
-    """Halved head weights at temperature 1 equal the whole ones at temperature 2; CE is not divided."""
+    """Halved heads at temperature 1 equal whole ones at temperature 2; CE is not divided."""
     ids = torch.randint(2, 24, (2, 5), generator=torch.Generator().manual_seed(1))
     layer_map = LayerMap([(1, 2)])
     student, teacher = toys.llama(tied=False), toys.llama(4, 24, seed=1, tied=False)
@@ -204,7 +204,7 @@ def test_temperature_divides_both_models_and_nothing_else():
 
 
 def test_without_the_norm_the_head_reads_raw_states(batch):
-    """Deviation 2: ``lens_norm=False`` is the published read-out, head(h) without the final norm."""
+    """Deviation 2: ``lens_norm=False`` is the published read-out, head(h) without the norm."""
     ids, labels = batch
     layer_map = LayerMap([(1, 2)])
     student, teacher = toys.llama(), toys.llama(4, 24, seed=1)

@@ -19,10 +19,10 @@ IGNORED_LABEL = -100
 
 @dataclass(frozen=True, eq=False)
 class LossTerms:
-    """What one batch contributes: sums over its valid tokens, in nats. Divide by a count once, above.
+    """What one batch contributes: sums over its valid tokens, in nats, to be divided once, above.
 
     Attributes:
-        total: scalar, the weighted sum with its gradient; connected to the graph without tokens too.
+        total: scalar, the weighted sum with its gradient; connected to the graph even at N = 0.
         cross_entropy: scalar, unweighted and detached like the terms that follow.
         output: divergence at the output, or None when it was not measured.
         lens: mean over the pairs, or None.
@@ -87,7 +87,7 @@ class Objective:
     ) -> LossTerms:
         """The terms of one batch.
 
-        A divergence of weight 0 is skipped unless ``measure_all``; the cross-entropy is always measured.
+        A divergence of weight 0 is skipped unless ``measure_all``; the cross-entropy never is.
 
         Args:
             student, teacher: head-ready states, ``[B, T, D]`` at the map's depths and ``final``.

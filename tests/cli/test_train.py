@@ -1,4 +1,4 @@
-"""``distilllens train`` as a user types it: recipes, flags, resume, and every way to get it wrong."""
+"""``distilllens train`` as a user types it: recipes, flags, resume, and ways to get it wrong."""
 
 import json
 import math
@@ -68,7 +68,7 @@ def test_a_recipe_trains_a_model(workshop, capsys):
 
 
 def test_the_same_recipe_finishes_and_another_is_refused(workshop, capsys):
-    """A finished run is left alone; a changed recipe says which field differs; flags of display may change."""
+    """A finished run is left alone; a changed recipe says what differs; display may change."""
     recipe(workshop)
     assert main(["train", "--config", "recipe.yaml"]) == 0
     before = (workshop / "out" / "model.safetensors").stat().st_mtime_ns
@@ -84,7 +84,7 @@ def test_the_same_recipe_finishes_and_another_is_refused(workshop, capsys):
 
 @pytest.mark.parametrize("damage", ["killed while saving", "killed between checkpoints"])
 def test_a_killed_run_goes_on_from_the_last_whole_checkpoint(workshop, damage):
-    """Killed at step 3 or in the middle of writing a checkpoint, the same command ends at the same bits."""
+    """Killed at step 3 or while it writes a checkpoint, the same command ends at the same bits."""
     recipe(workshop, output_dir="whole")
     assert main(["train", "--config", "recipe.yaml"]) == 0
     recipe(workshop)
@@ -105,7 +105,7 @@ def test_a_killed_run_goes_on_from_the_last_whole_checkpoint(workshop, damage):
 
 
 def test_sft_from_random_weights_makes_a_teacher(workshop):
-    """No teacher, cross_entropy_weight 1, a student_config and a tokenizer: how one makes the teacher."""
+    """No teacher, cross_entropy_weight 1, a student_config: how one makes the teacher."""
     recipe(
         workshop,
         model_name_or_path=None,

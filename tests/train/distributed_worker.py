@@ -32,7 +32,7 @@ def main(kind, output, *flags):
         settings |= {"fsdp": True, "fsdp_config": FSDP2}
     args = toys.config(output, **settings)
     if kind == "fsdp2":
-        # On the CPU accelerate quietly runs DDP for an FSDP recipe, unless it takes itself for several GPUs.
+        # On the CPU accelerate quietly runs DDP for FSDP, unless it takes itself for several GPUs.
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     trainer = toys.trainer(
         args,

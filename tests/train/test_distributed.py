@@ -1,4 +1,4 @@
-"""Two processes take the step that one takes; weights are compared, for equal losses prove nothing."""
+"""Two processes take the step of one; weights are compared, for equal losses prove nothing."""
 
 import math
 import os

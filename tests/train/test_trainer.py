@@ -303,7 +303,7 @@ def test_a_teacher_by_name_brings_its_tokenizer(tmp_path):
     """Tokenizers that number tokens apart are refused, with the place."""
     folder = tmp_path / "teacher"
     toys.llama(4, 24, seed=1).save_pretrained(folder)
-    toys.tokenizer(toys.WORDS[:3] + ["fox"] + toys.WORDS[4:]).save_pretrained(folder)
+    toys.tokenizer([*toys.WORDS[:3], "fox", *toys.WORDS[4:]]).save_pretrained(folder)
     with pytest.raises(
         ValueError, match="token 5 is 'sat' for the student and 'fox' for the teacher"
     ):

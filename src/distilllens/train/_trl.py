@@ -39,13 +39,13 @@ def base_model_of(model):
 def drop_fused_head(model):
     """Take off the forward that SFTTrainer hangs on the instance.
 
-    The loss here never calls it, and a copy.deepcopy of the student would run the original's weights.
+    The loss here never calls it, and a deep copy of the student would run the original's weights.
     """
     base_model_of(model).__dict__.pop("forward", None)
 
 
 def gather_head(model):
-    """A context in which the head's own weight is whole under DeepSpeed ZeRO-3, else an empty one."""
+    """A context in which the head's weight is whole under DeepSpeed ZeRO-3; else an empty one."""
     head = base_model_of(model).get_output_embeddings()
     return maybe_gather_lm_head_ctx(head.weight, getattr(head, "bias", None))
 
@@ -101,9 +101,9 @@ def replace_progress_bar(trainer):
 def mask_repeated_rows(inputs, accelerator, packed: bool):
     """Unlabel the rows that fill up the last evaluation batch of several processes.
 
-    accelerate repeats samples from the start so that every process has a full batch, and offers to cut
-    them off again only in what it gathers. Rows stay; their labels go. Packed rows hold an unknown
-    number of documents and are left alone.
+    accelerate repeats samples from the start so that every process has a full batch, and offers to
+    cut them off again only in what it gathers. Rows stay; their labels go. Packed rows hold an
+    unknown number of documents and are left alone.
     """
     state = accelerator.gradient_state
     if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
@@ -124,8 +124,8 @@ def mask_repeated_rows(inputs, accelerator, packed: bool):
 def forget_evaluation(model, accelerator):
     """Let a model that was evaluated before training be wrapped for training after all.
 
-    ``Trainer.evaluate`` marks the bare model as prepared; ``train`` then finds the mark, takes the model
-    for a wrapped one, and two processes train apart without a word (transformers 5.23).
+    ``Trainer.evaluate`` marks the bare model as prepared; ``train`` then finds the mark, takes the
+    model for a wrapped one, and two processes train apart without a word (transformers 5.23).
     """
     if accelerator.num_processes > 1 and getattr(model, "_is_accelerate_prepared", False):
         model._is_accelerate_prepared = False

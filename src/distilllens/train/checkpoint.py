@@ -12,7 +12,7 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def mark_whole(folder: str | Path):
-    """Write the sizes of a finished checkpoint's files beside them, after they have reached the disk."""
+    """Write the sizes of a finished checkpoint's files beside them, once they are on the disk."""
     folder = Path(folder)
     sizes = {}
     for file in sorted(folder.rglob("*")):
@@ -43,7 +43,7 @@ def last_whole(output_dir: str | Path) -> Path | None:
 
 
 def write_atomically(path: Path, text: str):
-    """Write a text file so that a reader, or a crash, sees the old or the new one and nothing between."""
+    """Write a text file so that a reader, or a crash, finds the old or the new one, whole."""
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
     _flush(part)

@@ -48,8 +48,8 @@ def load_teacher_tokenizer(path: str, **kwargs):
 def check_lengths(who: str, config, max_length: int | None, default: int | None, longest: int):
     """Refuse sequences that are longer than a model's positions.
 
-    ``max_length`` beyond the positions is refused when it was asked for or when the data need it; the
-    default of a length is no wish.
+    ``max_length`` beyond the positions is refused when it was asked for or when the data need it;
+    the default of a length is no wish.
 
     Raises:
         ValueError: with the length and the number of positions.
@@ -64,8 +64,8 @@ def check_lengths(who: str, config, max_length: int | None, default: int | None,
         )
     if longest > positions:
         raise ValueError(
-            f"the data hold a sequence of {longest} tokens, beyond the {who}'s {positions} positions; "
-            f"set max_length to {positions} or less"
+            f"the data hold a sequence of {longest} tokens, beyond the {who}'s {positions} "
+            f"positions; set max_length to {positions} or less"
         )
 
 

@@ -17,12 +17,12 @@ from distilllens.objective import Objective
 class DistillLensConfig(SFTConfig):
     """``trl.SFTConfig`` and what the logit lens adds to it.
 
-    Every default of ``SFTConfig`` stays, but for three that follow the machine when they are not set:
-    ``bf16`` (where an accelerator has it), ``activation_checkpointing`` (off on the CPU) and
-    ``router_aux_loss_coef`` (0: the loss reads states, not a router).
+    Every default of ``SFTConfig`` stays, but for ``bf16`` (on where an accelerator has it),
+    ``activation_checkpointing`` (off on the CPU) and ``router_aux_loss_coef`` (0: the loss reads
+    states, not a router).
 
     Raises:
-        ValueError: a value that no training could mean; the message names it and what would be right.
+        ValueError: a value that cannot be meant; the message names it and what would be right.
     """
 
     _VALID_DICT_FIELDS = [  # noqa: RUF012 - transformers reads it as a class attribute
@@ -82,7 +82,7 @@ class DistillLensConfig(SFTConfig):
     lens_norm: bool = field(
         default=True,
         metadata={
-            "help": "Apply the final norm before the head at every depth. The paper's code does not."
+            "help": "Apply the final norm before the head at every depth; the paper does not."
         },
     )
     temperature: float = field(
@@ -97,7 +97,7 @@ class DistillLensConfig(SFTConfig):
     activation_checkpointing: bool | None = field(
         default=None,
         metadata={
-            "help": "Recompute activations in backward; by default on an accelerator, not on the CPU.",
+            "help": "Recompute activations in backward; by default on an accelerator only.",
             "nargs": "?",
             "const": True,
         },
@@ -169,8 +169,8 @@ class DistillLensConfig(SFTConfig):
             raise ValueError(f"max_length must be at least 2 tokens, got {self.max_length}")
         if self.loss_type != "nll":
             raise ValueError(
-                f"loss_type {self.loss_type!r} does not combine with this objective; leave it at 'nll' "
-                "and choose output_divergence, lens_divergence and the three weights"
+                f"loss_type {self.loss_type!r} does not combine with this objective; leave it at "
+                "'nll' and choose output_divergence, lens_divergence and the three weights"
             )
         if self.label_smoothing_factor:
             raise ValueError(

@@ -77,7 +77,7 @@ def run_job(job: JobArguments, model: ModelConfig, args: DistillLensConfig, give
     """Train as the arguments say; returns a line on what lies where.
 
     Raises:
-        ValueError: anything wrong with recipe, data, models or folder, before the folder is touched.
+        ValueError: anything wrong with data, models or folder, before the folder is touched.
     """
     _check_student(job, model)
     examples = _load_examples(job)
@@ -221,7 +221,7 @@ def _resume_point(args, identity, config):
 
 
 def _save_final(trainer, identity):
-    """Save into a folder beside, then move the files in, so that no half-written model is ever there."""
+    """Save beside, then move the files in, so that no half-written model is ever there."""
     output_dir = Path(trainer.args.output_dir)
     part = output_dir / "final.part"
     trainer.save_model(str(part))

@@ -9,7 +9,7 @@ from distilllens.objective import LossTerms
 
 
 def named_terms(terms: LossTerms, layer_map: LayerMap | None) -> dict[str, torch.Tensor]:
-    """The sums of one batch under the names of the log; terms that were not measured are left out."""
+    """The sums of one batch under the names of the log, without terms that were not measured."""
     named = {"loss": terms.total.detach(), "cross_entropy": terms.cross_entropy}
     if terms.output is not None:
         named["output_loss"] = terms.output
@@ -34,7 +34,7 @@ class TermSums:
             self._sums[name] = self._sums.get(name, 0) + value
 
     def means(self, reduce) -> dict[str, float]:
-        """Nats per valid token over all processes, and forget; ``reduce`` sums a tensor over them."""
+        """Nats per valid token over all processes (``reduce`` sums over them), and forget."""
         if not self._sums:
             return {}
         names = list(self._sums)

@@ -7,8 +7,8 @@ def run_inside_forward(wrapper, inner, method, **inputs):
     """``method(**inputs)``, called where ``wrapper(**inputs)`` would call ``inner.forward``.
 
     Wrappers gather weights before the forward of the module they wrap and arm the reduction of its
-    gradients on what it returns. A loss that reads states and head weights must live between the two.
-    The stand-in forward is gone again before ``method`` starts, so ``method`` may call ``inner``.
+    gradients on what it returns. A loss that reads states and head weights must live between the
+    two. The stand-in is gone again before ``method`` starts, so ``method`` may call ``inner``.
     """
     restore = _restorer(inner)
 

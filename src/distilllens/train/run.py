@@ -56,7 +56,7 @@ def recipe_identity(given: dict, files: list[str], models: dict) -> dict:
 
 
 def resume_point(output_dir: str | Path, identity: dict) -> Path | None:
-    """The checkpoint from which the run in ``output_dir`` goes on; None to start from the beginning.
+    """The checkpoint from which the run in ``output_dir`` goes on; None for the beginning.
 
     Changes nothing.
 
@@ -72,7 +72,8 @@ def resume_point(output_dir: str | Path, identity: dict) -> Path | None:
         before = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["recipe"]
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(
-            f"output_dir {folder} is not empty and holds no run of distilllens; choose another folder"
+            f"output_dir {folder} is not empty and holds no run of distilllens; "
+            "choose another folder"
         ) from None
     difference = _first_difference(before, identity)
     if difference:
@@ -102,7 +103,7 @@ def write_run(output_dir: str | Path, identity: dict, finished: bool = False, **
 
 @contextmanager
 def unmade_on_failure(output_dir: str | Path):
-    """Take away again the empty folders that a failing block has made; transformers makes them early."""
+    """Take away the empty folders that a failing block has made: transformers makes them early."""
     folder = Path(output_dir).absolute()
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:

@@ -85,7 +85,7 @@ class DistillLensTrainer(SFTTrainer):
         )
         _trl.drop_fused_head(self.model)
         _trl.replace_progress_bar(self)
-        # Else transformers does not count tokens for a student whose forward takes no loss arguments.
+        # Else no tokens are counted for a student whose forward takes no loss arguments.
         self.model_accepts_loss_kwargs = True
         self._check_counts(num_given)
         self.student_lens = LogitLens(self.model)
@@ -118,8 +118,8 @@ class DistillLensTrainer(SFTTrainer):
         ):
             if value is not None:
                 raise ValueError(
-                    f"{name} is not supported: the loss is the objective of args, and no logits are "
-                    "built; use a callback for metrics of your own"
+                    f"{name} is not supported: the loss is the objective of args, and no logits "
+                    "are built; use a callback for metrics of your own"
                 )
 
     def _make_teacher(self, teacher):
@@ -171,7 +171,8 @@ class DistillLensTrainer(SFTTrainer):
             )
         if num_left is not None and not self.args.packing and num_left < num_given:
             logger.warning(
-                "%d of %d training examples have no response token within max_length %s and are left out",
+                "%d of %d training examples have no response token within max_length %s; "
+                "they are left out",
                 num_given - num_left,
                 num_given,
                 self.args.max_length,
@@ -239,7 +240,7 @@ class DistillLensTrainer(SFTTrainer):
             return self.compute_loss(model, inputs).detach(), None, None
 
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
-        """The loop of transformers; its loss and the terms are sums over counts instead of means of means."""
+        """The loop of transformers, with sums over counts in place of its means of means."""
         self._terms["eval"] = TermSums()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self.model_wrapped is self.model and not (
@@ -305,7 +306,7 @@ def _each(dataset):
 
 
 def _formatted(dataset):
-    """Instruction records become prompt and completion; every other dataset is SFTTrainer's to read."""
+    """Instruction records become prompt and completion; all else is SFTTrainer's to read."""
     if isinstance(dataset, dict):
         return type(dataset)({key: _formatted(value) for key, value in dataset.items()})
     columns = getattr(dataset, "column_names", None) or ()

@@ -1,0 +1,41 @@
+"""Write the table of fields in docs/training.md from the dataclasses that declare them."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields
+from inspect import get_annotations
+from pathlib import Path
+
+PAGE = Path(__file__).parents[1] / "docs" / "training.md"
+BEGIN, END = "<!-- fields: begin -->", "<!-- fields: end -->"
+
+
+def table() -> str:
+    """Every field that distilllens adds to TRL's, with its default and its help."""
+    from distilllens.train.config import DistillLensConfig
+    from distilllens.train.job import JobArguments
+
+    lines = ["| field | default | meaning |", "|---|---|---|"]
+    for owner in (JobArguments, DistillLensConfig):
+        for field in fields(owner):
+            if field.name in get_annotations(owner):
+                meaning = field.metadata["help"].replace("|", "\\|")
+                lines.append(f"| `{field.name}` | {_default(field)} | {meaning} |")
+    return "\n".join(lines)
+
+
+def rewritten(page: str) -> str:
+    """The page with the table of today between its markers."""
+    before, rest = page.split(BEGIN)
+    return f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
+
+
+def _default(field):
+    value = field.default if field.default is not MISSING else field.default_factory()
+    if value is None:
+        return "not set"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(rewritten(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -249,6 +249,7 @@ def test_recipes_in_pages_have_known_fields():
             check_recipe(page.name, yaml.safe_load(block), actions)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["lens.md", "divergences.md"])
 def test_snippets_run(page, tmp_path):
     """The Python blocks of a page run one after another, and print what their comments say."""

@@ -83,7 +83,11 @@ def divergence(name: str, **params: float) -> Callable[[Tensor, Tensor], Tensor]
 
 
 def parameters(name: str, given: Mapping[str, float]) -> dict[str, float]:
-    """Every parameter of the divergence ``name``: its defaults, then the checked ``given``."""
+    """Every parameter of the divergence ``name``: its defaults, then the checked ``given``.
+
+    Raises:
+        ValueError: an unknown name or parameter, or a value outside its range.
+    """
     if name not in _FORMULAS:
         raise ValueError(f"unknown divergence {name!r}; known: {', '.join(_FORMULAS)}")
     known = {

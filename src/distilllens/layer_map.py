@@ -42,7 +42,11 @@ class LayerMap:
 
     @classmethod
     def parse(cls, text: str) -> LayerMap:
-        """``"2:8,4:16"`` -> pairs (2, 8) and (4, 16)."""
+        """``"2:8,4:16"`` -> pairs (2, 8) and (4, 16).
+
+        Raises:
+            ValueError: anything else, with how to write it.
+        """
         if not isinstance(text, str):
             raise ValueError(f"layer map {text!r} is not a text: {_YAML_HINT}")
         matches = [_PAIR.fullmatch(part) for part in text.split(",")]
@@ -82,7 +86,11 @@ class LayerMap:
 
     @classmethod
     def resolve(cls, spec: str, student_layers: int, teacher_layers: int) -> LayerMap:
-        """What a recipe's ``lens_layers`` means for two models: "auto", "3" or "2:8,4:16"."""
+        """What a recipe's ``lens_layers`` means for two models: "auto", "3" or "2:8,4:16".
+
+        Raises:
+            ValueError: a text that is none of these, or depths that the models do not have.
+        """
         if isinstance(spec, int) and not isinstance(spec, bool):
             spec = str(spec)
         if not isinstance(spec, str):

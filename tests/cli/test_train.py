@@ -160,6 +160,16 @@ BAD = {
     ),
     "no checkpoint": ({}, ["--resume_from_checkpoint", "nowhere"], "is no checkpoint"),
     "cache": ({"teacher_cache": "somewhere"}, [], "teacher_cache"),
+    "adapter of nothing": (
+        {
+            "model_name_or_path": None,
+            "student_config": {"model_type": "gpt2"},
+            "tokenizer_name_or_path": "student",
+            "use_peft": True,
+        },
+        [],
+        "use_peft trains an adapter beside weights",
+    ),
     "student of no kind": (
         {
             "model_name_or_path": None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from distilllens.cli.recipe import check_recipe, read_recipe
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> int:
     check_recipe(path, recipe, {action.dest: action for action in reversed(parser._actions)})
     job = parse(parser, recipe, flags)
     summary = run_job(*job)
-    if summary:
+    if os.environ.get("RANK", "0") == "0":
         print(summary, file=sys.stderr)
     return 0
 

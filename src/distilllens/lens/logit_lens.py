@@ -199,7 +199,11 @@ class LogitLens:
         return type(self.model).__name__
 
     def require_closed(self, what: str) -> None:
-        """Refuse ``what``, with the reason, unless the mode is "closed"."""
+        """Refuse ``what`` unless the mode is "closed".
+
+        Raises:
+            ValueError: the mode, and why it is not "closed".
+        """
         if self.mode != "closed":
             raise ValueError(
                 f"{self._name} gives {what} only in mode 'closed', and its mode is '{self.mode}': "

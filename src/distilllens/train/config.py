@@ -82,7 +82,7 @@ class DistillLensConfig(SFTConfig):
     lens_norm: bool = field(
         default=True,
         metadata={
-            "help": "Apply the final norm before the head at every depth; the paper does not."
+            "help": "Apply the final norm before the head at every depth (the published code: no)."
         },
     )
     temperature: float = field(

@@ -90,7 +90,7 @@ def run_job(job: JobArguments, model: ModelConfig, args: DistillLensConfig, give
         configs["teacher"] = _config("teacher", args.teacher_model_name_or_path, args, revision)
     files = [*_files(job.train_file), *_files(job.eval_file)]
     shapes = {role: config.to_dict() for role, config in configs.items()}
-    identity = run.recipe_identity(given, files, shapes)
+    identity = run.recipe_identity(given, files, shapes, args.world_size)
     checkpoint = _resume_point(args, identity, shapes["student"])
     if run.is_finished(args.output_dir):
         return f"{args.output_dir} holds the finished run of this recipe; nothing to do"
@@ -121,6 +121,11 @@ def _check_student(job, model):
         )
     if job.student_config is not None and job.tokenizer_name_or_path is None:
         raise ValueError("a student from student_config needs tokenizer_name_or_path")
+    if job.student_config is not None and model.use_peft:
+        raise ValueError(
+            "use_peft trains an adapter beside weights that student_config only draws: train the "
+            "student first, then name it by model_name_or_path"
+        )
 
 
 def _load_examples(job):

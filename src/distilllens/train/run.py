@@ -26,22 +26,24 @@ _FREE = {
     "run_name",
     "trackio_space_id",
 }
-_FREE_PREFIXES = ("dataloader_", "eval_", "hub_", "log_", "logging_", "per_device_eval_", "save_")
+_FREE_PREFIXES = ("dataloader_num", "dataloader_p", "eval_", "hub_", "log_", "logging_", "per_device_eval_", "save_")
 
 
-def recipe_identity(given: dict, files: list[str], models: dict) -> dict:
-    """What makes two runs the same: the fields that were set, the data's bytes, the models' shapes.
+def recipe_identity(given: dict, files: list[str], models: dict, num_processes: int) -> dict:
+    """What makes two runs the same: fields set, the data's bytes, the models' shapes, processes.
 
     Args:
         given: field -> value, as set in the recipe or by a flag.
         files: paths of the data files.
         models: role -> configuration of the model as a dict.
+        num_processes: each has a batch of its own, so another number takes other steps.
     """
     fields = {
         name: value
         for name, value in sorted(given.items())
         if name not in _FREE and not name.startswith(_FREE_PREFIXES)
     }
+    fields["number of processes"] = num_processes
     # Through JSON, so that what was read back compares equal to what is compared with it.
     return json.loads(
         json.dumps(

@@ -121,6 +121,11 @@ SETTINGS = {
 }
 
 
+def texts(count=8):
+    """Rows of plain text: every token is a target, the first one too."""
+    return Dataset.from_list([{"text": e["prompt"] + e["completion"]} for e in examples(count)])
+
+
 def config(output_dir, **kwargs):
     """A DistillLensConfig of those settings."""
     from distilllens import DistillLensConfig
@@ -141,6 +146,13 @@ def trainer(args, *, student=None, teacher="default", data=None, **kwargs):
         processing_class=tokenizer(),
         **parts,
     )
+
+
+def lora():
+    """Adapters on every linear layer of the blocks, moved from the start."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights="gaussian")
 
 
 def weights(model):

@@ -18,6 +18,7 @@ def workshop(tmp_path, monkeypatch):
     toys.llama(4, 24, seed=1).save_pretrained(tmp_path / "teacher")
     for name in ("student", "teacher"):
         toys.tokenizer().save_pretrained(tmp_path / name)
+    (tmp_path / "teacher" / "trainer_state.json").write_text("{}")  # as if it were a checkpoint
     rows = [
         {"instruction": e["prompt"], "output": e["completion"].strip()} for e in toys.examples(8)
     ]
@@ -104,6 +105,68 @@ def test_a_killed_run_goes_on_from_the_last_whole_checkpoint(workshop, damage):
     assert (out / "model.safetensors").read_bytes() == whole
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--lens-weight", "0.5"], "lens_weight was not set and is now 0.5"),
+        (["--no_lens_norm"], "lens_norm was not set and is now False"),
+        (["--dataloader_drop_last", "true"], "dataloader_drop_last was not set"),
+    ],
+)
+def test_every_spelling_of_a_flag_is_part_of_the_recipe(workshop, capsys, flags, message):
+    """Dashes, negations and data order: what changes the result is another recipe."""
+    recipe(workshop)
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+    assert main(["train", "--config", "recipe.yaml", *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_retrained_teacher_is_another_recipe(workshop, capsys):
+    """The same shapes and other weights in the teacher's folder are noticed."""
+    recipe(workshop)
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+    toys.llama(4, 24, seed=2).save_pretrained(workshop / "teacher")
+    assert main(["train", "--config", "recipe.yaml"]) == 2
+    assert "the teacher model was" in capsys.readouterr().err
+
+
+def test_a_run_that_never_began_leaves_the_folder_free(workshop, capsys):
+    """After a refusal, or a kill in its first moment, the corrected recipe may use the folder."""
+    recipe(workshop, lr_scheduler_type="cosine", lr_scheduler_kwargs={"foo": 1})
+    assert main(["train", "--config", "recipe.yaml"]) == 2
+    (workshop / "out").mkdir()
+    (workshop / "out" / "run.json.part").write_text('{"rec')
+    recipe(workshop)
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+
+
+def test_other_files_beside_the_data_change_nothing(workshop, capsys):
+    """Of a data folder only the data files count."""
+    (workshop / "data").mkdir()
+    shutil.copy(workshop / "train.jsonl", workshop / "data")
+    recipe(workshop, train_file="data")
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+    (workshop / "data" / "nohup.log").write_text("noise")
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+    assert "finished run of this recipe" in capsys.readouterr().err
+
+
+def test_a_torn_checkpoint_is_not_resumed_by_name(workshop, capsys):
+    """Named explicitly, a checkpoint must still be whole."""
+    recipe(workshop, output_dir="first")
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+    (workshop / "first" / "checkpoint-2" / "optimizer.pt").write_bytes(b"torn")
+    recipe(workshop, resume_from_checkpoint="first/checkpoint-2")
+    assert main(["train", "--config", "recipe.yaml"]) == 2
+    assert "is torn" in capsys.readouterr().err
+    recipe(workshop, output_dir="first", resume_from_checkpoint="false", learning_rate=0.01)
+    (workshop / "first" / "run.json").write_text(
+        json.dumps(json.loads((workshop / "first" / "run.json").read_text()) | {"finished": False})
+    )
+    assert main(["train", "--config", "recipe.yaml"]) == 2
+    assert "resume_from_checkpoint is false, but" in capsys.readouterr().err
+
+
 def test_sft_from_random_weights_makes_a_teacher(workshop):
     """No teacher, cross_entropy_weight 1, a student_config: how one makes the teacher."""
     recipe(
@@ -152,7 +215,37 @@ BAD = {
     "nothing to learn": ({"teacher_model_name_or_path": None}, [], "cross_entropy_weight"),
     "bad value of a flag": ({}, ["--max_steps", "many"], "invalid int value: 'many'"),
     "no output_dir": ({"output_dir": None}, [], "output_dir is missing"),
-    "batch of zero": ({}, ["--output_divergence_kwargs", '{"alpha": 1}'], "alpha"),
+    "bare no": ({"save_strategy": False}, [], 'write "no" in quotes'),
+    "text that is a list": ({"model_name_or_path": ["a"]}, [], "takes one value, got the list"),
+    "folder that is a number": ({"output_dir": 3}, [], "output_dir must be a text, got 3"),
+    "empty list": ({"train_file": []}, [], "train_file is empty"),
+    "paths that are numbers": ({"train_file": [1, 2]}, [], "train_file must be a path or a list"),
+    "accumulation 0": ({"gradient_accumulation_steps": 0}, [], "gradient_accumulation_steps must"),
+    "batch 0": ({}, ["--per-device-train-batch-size=0"], "per_device_train_batch_size must be at"),
+    "negative rate": ({"learning_rate": -0.1}, [], "learning_rate must be at least 0, got -0.1"),
+    "rate nan": ({"learning_rate": math.nan}, [], "learning_rate must be at least 0, got nan"),
+    "scheduler of nothing": (
+        {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"foo": 1}},
+        [],
+        "the run cannot start: TypeError",
+    ),
+    "teacher of no dtype": (
+        {"teacher_model_init_kwargs": {"dtype": "float99"}},
+        [],
+        "float99",
+    ),
+    "two recipes": ({}, ["--config", "recipe.yaml"], "--config is given twice"),
+    "splits of a file": ({"dataset_test_split": "test"}, [], "dataset_test_split goes with"),
+    "misspelt student": (
+        {
+            "model_name_or_path": None,
+            "student_config": {"model_type": "gpt2", "n_layers": 2},
+            "tokenizer_name_or_path": "student",
+        },
+        [],
+        "gpt2 has no setting 'n_layers'; did you mean n_layer?",
+    ),
+    "wrong parameter": ({}, ["--output_divergence_kwargs", '{"alpha": 1}'], "alpha"),
     "another checkpoint": (
         {},
         ["--resume_from_checkpoint", "teacher"],

@@ -38,7 +38,7 @@ def main(kind, output, *flags):
         args,
         student=toys.llama(tied="--untied" not in flags),
         eval_dataset=toys.dataset(7, seed=3),
-        peft_config=lora() if "--lora" in flags else None,
+        peft_config=toys.lora() if "--lora" in flags else None,
     )
     before = trainer.evaluate() if kind == "ddp" else None
     trainer.train()
@@ -53,13 +53,6 @@ def main(kind, output, *flags):
         f"{output}/rank{trainer.accelerator.process_index}.pt",
     )
     end_training(trainer.accelerator)
-
-
-def lora():
-    """Adapters on every linear layer of the blocks."""
-    from peft import LoraConfig
-
-    return LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights="gaussian")
 
 
 if __name__ == "__main__":

@@ -53,21 +53,29 @@ def test_a_step_does_not_depend_on_the_order_of_samples(tmp_path):
 @pytest.mark.parametrize(
     "layout", [{"padding_free": True, "max_length": None}, {"pad_to_multiple_of": 16}]
 )
-def test_a_step_does_not_depend_on_padding(tmp_path, layout):
-    """Padded to the longest, padded further and padding-free agree."""
-    padded, _ = after_training(tmp_path)
-    other, _ = after_training(tmp_path, **layout)
-    assert toys.drift(padded, other) < TOLERANCE
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("rows", ["dataset", "texts"])
+def test_a_step_does_not_depend_on_padding(tmp_path, layout, family, rows):
+    """Padded, padded further and padding-free agree, also where the first token is a label."""
+
+    def run(**kwargs):
+        student = getattr(toys, family)()
+        return after_training(tmp_path, student=student, data=getattr(toys, rows)(), **kwargs)[0]
+
+    assert toys.drift(run(), run(**layout)) < TOLERANCE
 
 
-def test_packing_equals_padding(tmp_path):
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("rows", ["dataset", "texts"])
+def test_packing_equals_padding(tmp_path, family, rows):
     """All documents in one packed row give the step that a padded batch of them gives."""
-    data = toys.dataset(4)
-    padded, _ = after_training(tmp_path, data=data, max_steps=1)
-    packed, _ = after_training(
-        tmp_path, data=data, max_steps=1, packing=True, max_length=64, per_device_train_batch_size=1
-    )
-    assert toys.drift(padded, packed) < TOLERANCE
+
+    def run(**kwargs):
+        student, data = getattr(toys, family)(), getattr(toys, rows)(4)
+        return after_training(tmp_path, student=student, data=data, max_steps=1, **kwargs)[0]
+
+    packed = run(packing=True, max_length=64, per_device_train_batch_size=1)
+    assert toys.drift(run(), packed) < TOLERANCE
 
 
 def test_a_micro_batch_without_a_response_adds_nothing(tmp_path):

@@ -10,7 +10,7 @@ import torch
 import toys
 from datasets import Dataset
 
-from distilllens import DistillLensConfig, DistillLensTrainer
+from distilllens import DistillLensConfig, DistillLensTrainer, LayerMap
 
 
 def test_it_learns_from_the_teacher_alone(tmp_path):
@@ -41,6 +41,93 @@ def test_the_log_holds_every_term_unweighted(tmp_path):
         assert math.isclose(row["lens_loss"], sum(pairs) / 2, rel_tol=1e-6)
         total = 0.5 * row["output_loss"] + 2 * row["lens_loss"] + 0.25 * row["cross_entropy"]
         assert math.isclose(row["loss"], total, rel_tol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lens_beta": 0.1},
+        {"lens_divergence": "skew_reverse_kl", "lens_divergence_kwargs": {"alpha": 0.3}},
+        {"output_divergence": "jsd", "output_divergence_kwargs": {"beta": 0.9}},
+        {"temperature": 3.0},
+        {"lens_norm": False},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_every_setting_reaches_the_loss(tmp_path, settings):
+    """The first loss is that of an objective built by hand, and not that of the defaults."""
+    from distilllens import LogitLens, Objective
+    from distilllens.lens import read_states
+
+    def first_log(**kwargs):
+        trainer = toys.trainer(
+            tmp_path, data=toys.dataset(4), max_steps=1, lens_layers="1:2", **kwargs
+        )
+        trainer.train()
+        return trainer, trainer.state.log_history[0]
+
+    trainer, found = first_log(**settings)
+    lens_kwargs = settings.get("lens_divergence_kwargs", {"beta": settings.get("lens_beta", 0.5)})
+    objective = Objective(
+        LayerMap([(1, 2)]),
+        output_divergence=settings.get("output_divergence", "reverse_kl"),
+        output_kwargs=settings.get("output_divergence_kwargs", {}),
+        lens_divergence=settings.get("lens_divergence", "jsd"),
+        lens_kwargs=lens_kwargs,
+        temperature=settings.get("temperature", 1.0),
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    inputs = {
+        "normalize": settings.get("lens_norm", True),
+        "input_ids": ids,
+        "attention_mask": mask,
+    }
+    student, teacher = LogitLens(toys.llama()), LogitLens(toys.llama(4, 24, seed=1))
+    states = [read_states(lens, [d], **inputs) for lens, d in ((student, 1), (teacher, 2))]
+    terms = objective(states[0], student.head, states[1], teacher.head, batch["labels"])
+    _, default = first_log()
+    assert not math.isclose(found["loss"], default["loss"], rel_tol=1e-3)
+    assert math.isclose(found["loss"], terms.total.item() / terms.num_tokens, rel_tol=1e-5)
+
+
+def test_the_best_checkpoint_survives_rotation(tmp_path):
+    """save_total_limit 1 keeps the best, also when it is not the newest."""
+    trainer = toys.trainer(
+        tmp_path,
+        eval_dataset=toys.dataset(4, seed=9),
+        max_steps=4,
+        learning_rate=0.0,
+        save_strategy="steps",
+        save_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+    )
+    scores = iter([3.0, 1.0, 2.0, 4.0])
+    loop = trainer.evaluation_loop
+
+    def scored(*args, **kwargs):
+        output = loop(*args, **kwargs)
+        output.metrics["eval_loss"] = next(scores)
+        return output
+
+    trainer.evaluation_loop = scored
+    trainer.train()
+    assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-2"]
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
+
+
+def test_a_second_run_counts_its_terms_afresh(tmp_path):
+    """Terms of steps that were never logged do not leak into the next call of train."""
+    trainer = toys.trainer(tmp_path, max_steps=3, logging_steps=2, learning_rate=0.0)
+    trainer.train()
+    first = trainer.state.log_history[0]["loss"]
+    trainer.train()
+    again = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert math.isclose(again[0], first, rel_tol=1e-6)
 
 
 def test_without_a_teacher_it_is_plain_sft(tmp_path):
@@ -248,6 +335,25 @@ REFUSALS = {
         {"teacher": "small vocabulary"},
         "the data hold token .* the teacher has only 12 embeddings",
     ),
+    "a packed document beyond the positions": (
+        too_long(packing=True, max_length=1024),
+        "a sequence of 202 tokens, beyond the student's 64 positions",
+    ),
+    "evaluation data beyond the positions": (
+        {"eval_dataset": too_long()["data"], "max_length": None},
+        "a sequence of 202 tokens",
+    ),
+    "evaluation without a response": (
+        {"eval_dataset": Dataset.from_list([{"prompt": "the " * 99, "completion": " cat"}])},
+        "none of the 0 evaluation examples has a response token",
+    ),
+    "labels that are all ignored": (
+        {"data": Dataset.from_list([{"input_ids": [2, 3], "labels": [-100, -100]}])},
+        "none of the 1 training examples has a response token",
+    ),
+    "no step": ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be at least"),
+    "an endless rate": ({"learning_rate": math.inf}, "learning_rate must be finite, got inf"),
+    "max_steps 0": ({"max_steps": 0}, "max_steps must be at least 1, got 0"),
     "no lens at all": ({"teacher": "gemma3n"}, "Gemma3n"),
 }
 
@@ -285,6 +391,19 @@ def test_refusals(tmp_path, name):
     }
     with pytest.raises(ValueError, match=message):
         toys.trainer(tmp_path, **settings)
+
+
+def test_tokenizers_are_compared_by_what_they_do(tmp_path):
+    """One vocabulary split in two ways is two tokenizers."""
+    from tokenizers import pre_tokenizers
+
+    from distilllens.train.checks import check_tokenizers
+
+    other = toys.tokenizer()
+    check_tokenizers(toys.tokenizer(), other)
+    other.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(",", "isolated")
+    with pytest.raises(ValueError, match=r"share a vocabulary but split .* differently"):
+        check_tokenizers(toys.tokenizer(), other)
 
 
 def test_wrong_arguments_are_named(tmp_path):

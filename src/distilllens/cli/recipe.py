@@ -21,6 +21,8 @@ def read_recipe(path: str) -> dict:
         recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"recipe {path} is not UTF-8: {error}") from None
+    except RecursionError:
+        raise ValueError(f"recipe {path} is nested too deeply to be a recipe") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else path
@@ -49,25 +51,41 @@ def check_recipe(path: str, recipe: dict, actions: dict):
 
 
 def _check_value(path, name, value, action):
+    if value is None:
+        return
     if name == "lens_layers" and isinstance(value, int) and value > 60:
         raise ValueError(
             f"{path}: lens_layers is the number {value}: YAML reads 2:8 as 128; "
             'write it in quotes, "2:8" or "2:8,4:16"'
         )
-    takes_number = action.type in (int, float)
-    if takes_number and isinstance(value, str):
+    kind = getattr(action.type, "__name__", "")  # a name: transformers wraps some of the types
+    if kind == "string_to_bool":
+        if value not in (True, False):
+            raise ValueError(f"{path}: {name} must be true or false, got {value!r}")
+    elif kind in ("int", "float"):
+        _check_number(path, name, value, whole=kind == "int")
+    elif isinstance(value, bool):
+        word = "no" if value is False else "yes"
         raise ValueError(
-            f"{path}: {name} must be a number, got the text {value!r}{_number_hint(value)}"
+            f"{path}: {name} must be a text, got {value}: "
+            f'YAML reads a bare {word} as {str(value).lower()}; write "{word}" in quotes'
         )
-    if takes_number and not isinstance(value, int | float | list | None):
+    elif not isinstance(value, str | dict | list) and name != "lens_layers":
+        raise ValueError(f"{path}: {name} must be a text, got {value!r}")
+    elif isinstance(value, list) and action.nargs is None and name != "report_to":
+        raise ValueError(f"{path}: {name} takes one value, got the list {value!r}")
+    elif value == "" or value == []:
+        raise ValueError(f"{path}: {name} is empty; leave it out, or give it a value")
+
+
+def _check_number(path, name, value, whole):
+    if isinstance(value, str):
+        hint = _number_hint(value)
+        raise ValueError(f"{path}: {name} must be a number, got the text {value!r}{hint}")
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{path}: {name} must be a number, got {value!r}")
-    if action.type is int and isinstance(value, float) and not value.is_integer():
+    if whole and isinstance(value, float) and not value.is_integer():
         raise ValueError(f"{path}: {name} must be a whole number, got {value}")
-    takes_bool = getattr(action.type, "__name__", "") == "string_to_bool"  # transformers' parser
-    if takes_bool and value not in (True, False, None):
-        raise ValueError(f"{path}: {name} must be true or false, got {value!r}")
-    if takes_number and isinstance(value, bool):
-        raise ValueError(f"{path}: {name} must be a number, got {value!r}")
 
 
 def _number_hint(text):

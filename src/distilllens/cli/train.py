@@ -28,7 +28,9 @@ def main(argv: list[str]) -> int:
     """Run the command; raises ValueError for bad input before anything is written."""
     argv = [part for word in argv for part in _split_config(word)]
     path, flags = _take_config(argv)
-    recipe = read_recipe(path) if path else {}
+    if "--config" in flags:
+        raise ValueError("--config is given twice; a run has one recipe, and flags override it")
+    recipe = read_recipe(path) if path is not None else {}
     if not argv:
         raise ValueError(
             "distilllens train needs --config recipe.yaml or flags (see distilllens train --help)"

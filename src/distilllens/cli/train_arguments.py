@@ -38,13 +38,13 @@ def parse(parser: _Parser, recipe: dict, flags: list[str]) -> tuple:
     Raises:
         ValueError: an unknown flag, or a value that its field does not take.
     """
-    if not ("output_dir" in recipe or any(f.split("=")[0] == "--output_dir" for f in flags)):
+    options = parser._option_string_actions
+    words = [flag.split("=")[0] for flag in flags]
+    names = set(recipe) | {options[word].dest for word in words if word in options}
+    if "output_dir" not in names or recipe.get("output_dir", "unset") is None:
         raise ValueError("output_dir is missing: the folder for checkpoints and the final model")
     parser.set_defaults_with_config(**recipe)
     job, model, training, *_ = parser.parse_args_into_dataclasses(flags)
-    names = set(recipe) | {
-        flag.split("=")[0].lstrip("-") for flag in flags if flag.startswith("--")
-    }
     given = {
         field.name: getattr(part, field.name)
         for part in (job, model, training)

@@ -7,10 +7,11 @@ from distilllens.data.format import (
     to_dataset,
     to_training_examples,
 )
-from distilllens.data.load import load_hub, load_records
+from distilllens.data.load import data_files, load_hub, load_records
 from distilllens.data.records import kind_of, references
 
 __all__ = [
+    "data_files",
     "drop_long_prompts",
     "format_instruction",
     "format_prompt",

@@ -30,7 +30,7 @@ def load_records(source: str | PathLike | Iterable[str | PathLike]) -> list[dict
             what would be right``.
     """
     records, first = [], None
-    for file in _files(source):
+    for file in data_files(source):
         count = len(records)
         for line, value in _read(file):
             where = f"{file}:{line}"
@@ -77,7 +77,12 @@ def load_hub(dataset_name: str, split: str = "train", config: str | None = None)
     return records
 
 
-def _files(source):
+def data_files(source: str | PathLike | Iterable[str | PathLike]) -> Iterator[Path]:
+    """The data files that a source names, in the order in which they are read.
+
+    Raises:
+        ValueError: nothing named, no such file, an unknown suffix, a folder without data files.
+    """
     sources = [source] if isinstance(source, (str, PathLike)) else list(source)
     if not sources:
         raise ValueError("no data file was named; name at least one file or folder")

@@ -24,7 +24,7 @@ class TeacherSource(Protocol):
 
 
 class LiveTeacher:
-    """A teacher that runs beside the student, frozen and in evaluation mode.
+    """A teacher that runs beside the student, in evaluation mode and without a gradient.
 
     Args:
         lens: the teacher's lens; its model must be one that training can read.
@@ -52,6 +52,8 @@ class LiveTeacher:
     def read(self, depths, *, normalize, **inputs):
         """States ``[B, T, Dt]`` at ``depths`` and at the end, and the head that reads them."""
         depths = tuple(depths)
+        if self.lens.model.training:
+            self.lens.model.eval()
 
         def method(**inputs):
             states = read_states(self.lens, depths, normalize=normalize, **inputs)

@@ -19,6 +19,7 @@ from distilllens.head import Head
 __all__ = [
     "LossProgress",
     "base_model_of",
+    "count_tokens_of_targets",
     "drop_fused_head",
     "end_training",
     "forget_evaluation",
@@ -57,6 +58,16 @@ def gathered_head(lens) -> Head:
         return head
     bias = None if head.bias is None else head.bias.full_tensor()
     return Head(head.weight.full_tensor(), bias, head.scale, head.softcap)
+
+
+def count_tokens_of_targets(trainer):
+    """Have transformers count ``labels[..., 1:]`` for every student.
+
+    It counts nothing for a forward that takes no loss arguments, and the first position as well for
+    a class without a loss type (GPT-2), though no loss ever predicts that one.
+    """
+    trainer.model_accepts_loss_kwargs = True
+    trainer._loss_shifts_labels = True
 
 
 def shard_teacher(teacher, accelerator):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from transformers import AutoTokenizer
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 PROBE = "It's 3.14 o'clock:\n\tnaïve café, 東京 — <tag> {x: 1}\n\nDone.  Two  spaces!"
 
 
@@ -38,11 +41,42 @@ def check_tokenizers(student, teacher):
 
 
 def load_teacher_tokenizer(path: str, **kwargs):
-    """The teacher's tokenizer, or None where its folder has none."""
+    """The teacher's tokenizer, or None where its folder has none.
+
+    Raises:
+        ValueError: a tokenizer that is there and cannot be read.
+    """
+    folder = Path(path)
+    if folder.is_dir() and not any((folder / name).exists() for name in _TOKENIZER_FILES):
+        return None
     try:
         return AutoTokenizer.from_pretrained(path, **kwargs)
-    except (OSError, ValueError):
-        return None
+    except Exception as error:  # whatever a broken file makes of itself
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"cannot load the teacher's tokenizer from {path!r}: {reason}") from error
+
+
+def survey(dataset, kind: str) -> tuple[int, int]:
+    """``(longest, largest)``: the longest document in tokens and the largest token id.
+
+    Raises:
+        ValueError: no row has a target, a label that is not -100 behind its first position.
+    """
+    longest, largest = 0, 0
+    rows = dataset.with_format(None)
+    for ids in rows["input_ids"]:
+        longest, largest = max(longest, len(ids)), max(largest, *ids, 0)
+    if "seq_lengths" in dataset.column_names:  # packed: positions restart with every document
+        longest = max((max(lengths) for lengths in rows["seq_lengths"]), default=0)
+    if "labels" not in dataset.column_names:
+        return longest, largest
+    num_targets = sum(any(label != -100 for label in labels[1:]) for labels in rows["labels"])
+    if num_targets == 0:
+        raise ValueError(
+            f"none of the {len(dataset)} {kind} examples has a response token; "
+            "raise max_length, shorten the prompts, or check their labels"
+        )
+    return longest, largest
 
 
 def check_lengths(who: str, config, max_length: int | None, default: int | None, longest: int):

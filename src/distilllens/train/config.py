@@ -12,6 +12,25 @@ from trl import SFTConfig
 from distilllens.layer_map import LayerMap
 from distilllens.objective import Objective
 
+# Bounds of fields that transformers takes as they come; max_steps -1 is "unset".
+_BOUNDS = {
+    "adam_beta1": (0, 1),
+    "adam_beta2": (0, 1),
+    "dataloader_num_workers": (0, math.inf),
+    "gradient_accumulation_steps": (1, math.inf),
+    "learning_rate": (0, math.inf),
+    "max_grad_norm": (0, math.inf),
+    "max_length": (2, math.inf),
+    "max_steps": (1, math.inf),
+    "num_train_epochs": (1e-9, math.inf),
+    "per_device_eval_batch_size": (1, math.inf),
+    "per_device_train_batch_size": (1, math.inf),
+    "save_total_limit": (1, math.inf),
+    "warmup_steps": (0, math.inf),
+    "weight_decay": (0, math.inf),
+}
+_PACKING = ("bfd", "bfd_split", "wrapped")
+
 
 @dataclass
 class DistillLensConfig(SFTConfig):
@@ -113,6 +132,7 @@ class DistillLensConfig(SFTConfig):
 
     def __post_init__(self):
         self._follow_the_machine()
+        self._check_bounds()
         super().__post_init__()
         self._check_types()
         self._check_scope()
@@ -135,6 +155,22 @@ class DistillLensConfig(SFTConfig):
             self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
         if self.router_aux_loss_coef is None:
             self.router_aux_loss_coef = 0.0
+
+    def _check_bounds(self):
+        for name, (low, high) in _BOUNDS.items():
+            value = getattr(self, name)
+            if value is None or (name == "max_steps" and value == -1):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"{name} must be a number, got {value!r}")
+            if not low <= value <= high:
+                top = "" if high == math.inf else f" and at most {high:g}"
+                raise ValueError(f"{name} must be at least {low:g}{top}, got {value}")
+            if value == math.inf:
+                raise ValueError(f"{name} must be finite, got {value}")
+        if self.packing and self.packing_strategy not in _PACKING:
+            known = ", ".join(_PACKING)
+            raise ValueError(f"packing_strategy is one of {known}, got {self.packing_strategy!r}")
 
     def _check_types(self):
         numbers = [
@@ -165,8 +201,6 @@ class DistillLensConfig(SFTConfig):
             raise ValueError(f"lens_norm must be true or false, got {self.lens_norm!r}")
 
     def _check_scope(self):
-        if self.max_length is not None and self.max_length < 2:
-            raise ValueError(f"max_length must be at least 2 tokens, got {self.max_length}")
         if self.loss_type != "nll":
             raise ValueError(
                 f"loss_type {self.loss_type!r} does not combine with this objective; leave it at "

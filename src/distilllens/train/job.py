@@ -11,12 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import TrainerCallback
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from distilllens.data import drop_long_prompts, load_hub, load_records, to_training_examples
-from distilllens.train import _trl, run
+from distilllens.train import _trl, inputs, run
 from distilllens.train.config import DistillLensConfig
 from distilllens.train.trainer import DistillLensTrainer
 
@@ -61,8 +59,7 @@ class JobArguments:
 
     def __post_init__(self):
         for name in ("train_file", "eval_file"):
-            if isinstance(getattr(self, name), str):
-                setattr(self, name, [getattr(self, name)])
+            setattr(self, name, _paths(name, getattr(self, name)))
         if isinstance(self.student_config, str):
             self.student_config = _mapping("student_config", self.student_config)
         if self.student_config is not None and "model_type" not in self.student_config:
@@ -71,6 +68,26 @@ class JobArguments:
             raise ValueError(
                 "name the training data by train_file or by dataset_name, one of the two"
             )
+        if self.dataset_name is not None and self.eval_file is not None:
+            raise ValueError(
+                "eval_file goes with train_file; with dataset_name: dataset_test_split"
+            )
+        if self.dataset_name is None and self.dataset_test_split is not None:
+            raise ValueError(
+                "dataset_test_split goes with dataset_name; with train_file: eval_file"
+            )
+
+
+class _Begun(TrainerCallback):
+    """Notes the run in its folder once everything is prepared and the first step comes next."""
+
+    def __init__(self, note):
+        self.note, self.begun = note, False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.begun = True
+        if state.is_world_process_zero:
+            self.note()
 
 
 def run_job(job: JobArguments, model: ModelConfig, args: DistillLensConfig, given: dict) -> str:
@@ -80,34 +97,41 @@ def run_job(job: JobArguments, model: ModelConfig, args: DistillLensConfig, give
         ValueError: anything wrong with data, models or folder, before the folder is touched.
     """
     _check_student(job, model)
-    examples = _load_examples(job)
-    tokenizer = _load_tokenizer(job, model, args)
-    examples = _drop_long(job, tokenizer, examples)
-    student, configs = _student(job, model, args, tokenizer)
-    if args.teacher_model_name_or_path:
-        teacher_kwargs = args.teacher_model_init_kwargs or {}
-        revision = teacher_kwargs.get("revision", "main")
-        configs["teacher"] = _config("teacher", args.teacher_model_name_or_path, args, revision)
-    files = [*_files(job.train_file), *_files(job.eval_file)]
-    shapes = {role: config.to_dict() for role, config in configs.items()}
-    identity = run.recipe_identity(given, files, shapes, args.world_size)
-    checkpoint = _resume_point(args, identity, shapes["student"])
+    tokenizer = inputs.load_tokenizer(job, model, args)
+    examples = inputs.load_examples(job, tokenizer)
+    student, config = inputs.load_student(job, model, args, tokenizer)
+    models = {"student": inputs.fingerprint(str(model.model_name_or_path), config)}
+    teacher = args.teacher_model_name_or_path
+    if teacher:
+        revision = (args.teacher_model_init_kwargs or {}).get("revision", "main")
+        teacher_config = inputs.load_config("teacher", teacher, args, revision)
+        models["teacher"] = inputs.fingerprint(teacher, teacher_config)
+    identity = run.recipe_identity(given, inputs.files_of(job), models, args.world_size)
+    checkpoint = run.resume_point(args.output_dir, identity)
     if run.is_finished(args.output_dir):
         return f"{args.output_dir} holds the finished run of this recipe; nothing to do"
+    checkpoint = _asked_for(args, checkpoint, config.to_dict())
 
-    with run.unmade_on_failure(args.output_dir):
-        trainer = DistillLensTrainer(
-            student,
-            args=args,
-            train_dataset=examples["train"],
-            eval_dataset=examples.get("eval"),
-            processing_class=tokenizer,
-            peft_config=get_peft_config(model),
-            quantization_config=get_quantization_config(model),
-        )
-    if trainer.is_world_process_zero():
-        run.write_run(args.output_dir, identity, command=_command())
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    begun = _Begun(lambda: run.write_run(args.output_dir, identity, command=_command()))
+    try:
+        with run.unmade_on_failure(args.output_dir):
+            trainer = DistillLensTrainer(
+                student,
+                args=args,
+                train_dataset=examples["train"],
+                eval_dataset=examples.get("eval"),
+                processing_class=tokenizer,
+                peft_config=get_peft_config(model),
+                quantization_config=get_quantization_config(model),
+                callbacks=[begun],
+            )
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except Exception as error:
+        if begun.begun or isinstance(error, ValueError | OSError | ImportError):
+            raise
+        # Not a step was taken: some library refuses a value of the recipe in its own way.
+        text = f"the run cannot start: {type(error).__name__}: {inputs.first_line(error)}"
+        raise ValueError(text) from error
     _save_final(trainer, identity)
     _trl.end_training(trainer.accelerator)
     return f"the final model and its tokenizer are in {args.output_dir}"
@@ -128,96 +152,15 @@ def _check_student(job, model):
         )
 
 
-def _load_examples(job):
-    if job.dataset_name is not None:
-        load = {"train": job.dataset_train_split, "eval": job.dataset_test_split}
-        records = {
-            role: load_hub(job.dataset_name, split, job.dataset_config)
-            for role, split in load.items()
-            if split is not None
-        }
-    else:
-        files = {"train": job.train_file, "eval": job.eval_file}
-        records = {role: load_records(names) for role, names in files.items() if names}
-    return {role: to_training_examples(rows) for role, rows in records.items()}
-
-
-def _drop_long(job, tokenizer, examples):
-    if job.max_prompt_length is not None:
-        for role, rows in examples.items():
-            examples[role], dropped = drop_long_prompts(rows, tokenizer, job.max_prompt_length)
-            if dropped:
-                logger.warning(
-                    "%d of %d %s examples have prompts of more than %d tokens and are left out",
-                    dropped,
-                    len(rows),
-                    role,
-                    job.max_prompt_length,
-                )
-    return {role: Dataset.from_list(rows) for role, rows in examples.items()}
-
-
-def _load_tokenizer(job, model, args):
-    name = job.tokenizer_name_or_path or model.model_name_or_path
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            name,
-            revision=None if job.tokenizer_name_or_path else model.model_revision,
-            trust_remote_code=args.trust_remote_code,
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"cannot load a tokenizer from {name!r}: {_first_line(error)}; "
-            "name a folder or hub id that has one, or set tokenizer_name_or_path"
-        ) from error
-    if tokenizer.eos_token is None:
-        raise ValueError(f"the tokenizer of {name} has no end-of-sequence token; set eos_token")
-    return tokenizer
-
-
-def _student(job, model, args, tokenizer):
-    """A name for the trainer to load, or a model with random weights; and its configuration."""
-    if job.student_config is None:
-        settings = {
-            "revision": model.model_revision,
-            "attn_implementation": model.attn_implementation,
-            "dtype": model.dtype or "float32",
-        }
-        args.model_init_kwargs = settings | dict(args.model_init_kwargs or {})
-        revision = args.model_init_kwargs["revision"]
-        config = _config("student", model.model_name_or_path, args, revision)
-        return model.model_name_or_path, {"student": config}
-    settings = {
-        "vocab_size": len(tokenizer),
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        **job.student_config,
-    }
-    try:
-        set_seed(args.seed)  # two recipes of one seed start from the same weights
-        student = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings))
-    except Exception as error:  # whatever a configuration class says of values that do not fit
-        raise ValueError(f"student_config makes no model: {_first_line(error)}") from error
-    student.config.name_or_path = f"random weights, {job.student_config}"
-    return student, {"student": student.config}
-
-
-def _config(role, name, args, revision):
-    try:
-        return AutoConfig.from_pretrained(
-            name, revision=revision, trust_remote_code=args.trust_remote_code
-        )
-    except (OSError, ValueError, KeyError) as error:
-        where = "has no readable config.json" if os.path.isdir(name) else "is no folder here"
-        raise ValueError(
-            f"cannot load the {role} {name!r}: it {where}: {_first_line(error)}"
-        ) from error
-
-
-def _resume_point(args, identity, config):
-    checkpoint = run.resume_point(args.output_dir, identity)
+def _asked_for(args, checkpoint, config):
+    """The checkpoint to resume from: the run's own, unless the recipe names another or none."""
     asked = args.resume_from_checkpoint
-    if isinstance(asked, str) and asked.lower() not in ("true", "false"):
+    if str(asked).lower() == "false" and checkpoint is not None:
+        raise ValueError(
+            f"resume_from_checkpoint is false, but {checkpoint} is there; "
+            "choose another output_dir to start again"
+        )
+    if asked is not None and str(asked).lower() not in ("true", "false"):
         run.check_checkpoint(asked, config)
         checkpoint = Path(asked)
     if checkpoint is not None:
@@ -234,18 +177,23 @@ def _save_final(trainer, identity):
     if not trainer.is_world_process_zero():
         return
     for file in part.iterdir():
-        os.replace(file, output_dir / file.name)
-    shutil.rmtree(part)
+        target = output_dir / file.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(file, target)
+    part.rmdir()
     trainer.save_state()
     trainer.create_model_card()
     run.write_run(output_dir, identity, finished=True, command=_command())
 
 
-def _files(names):
-    """Data files themselves; of a folder, the files in it."""
-    for name in names or ():
-        path = Path(name)
-        yield from sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+def _paths(name, value):
+    value = [value] if isinstance(value, str) else value
+    if value is None:
+        return None
+    if not isinstance(value, list) or not value or not all(isinstance(v, str) and v for v in value):
+        raise ValueError(f"{name} must be a path or a list of paths, got {value!r}")
+    return value
 
 
 def _mapping(name, text):
@@ -256,10 +204,6 @@ def _mapping(name, text):
     if not isinstance(value, dict):
         raise ValueError(f"{name} must be a mapping (JSON on the command line), got {text!r}")
     return value
-
-
-def _first_line(error):
-    return str(error).strip().split("\n")[0]
 
 
 def _command():

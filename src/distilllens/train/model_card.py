@@ -11,12 +11,13 @@ def model_card(
     model_name: str, student: str, teacher: str | None, objective, lens_norm: bool
 ) -> str:
     """Markdown with the hub's metadata in front."""
-    tags = (
-        ["trl", "sft"] if teacher is None else ["trl", "distillation", "distilllens", "logit-lens"]
-    )
+    how, tags = "supervised fine-tuning", ["trl", "sft"]
+    if teacher is not None:
+        how, tags = "knowledge distillation", ["trl", "distillation"]
+        if objective.lens_weight > 0:
+            how, tags = f"{how} through the logit lens", [*tags, "logit-lens"]
     head = ["---", "library_name: transformers", "tags:", *(f"- {tag}" for tag in tags), "---"]
     rows = _sft_rows(student) if teacher is None else _rows(student, teacher, objective, lens_norm)
-    how = "supervised fine-tuning" if teacher is None else "distillation through the logit lens"
     return "\n".join(
         [
             *head,
@@ -40,7 +41,9 @@ def _sft_rows(student):
 
 
 def _rows(student, teacher, objective, lens_norm):
-    lens = "none (weight 0)"
+    output = lens = "none (weight 0)"
+    if objective.output_weight > 0:
+        output = _divergence(objective.output_divergence, objective.output_kwargs)
     if objective.lens_weight > 0:
         lens = _divergence(objective.lens_divergence, objective.lens_kwargs)
     return [
@@ -50,7 +53,7 @@ def _rows(student, teacher, objective, lens_norm):
             "layer map (student:teacher)",
             f"`{objective.layer_map}`" if objective.lens_weight else "none",
         ),
-        ("output divergence", _divergence(objective.output_divergence, objective.output_kwargs)),
+        ("output divergence", output),
         ("lens divergence", lens),
         ("lens reads through the final norm", "yes" if lens_norm else "no"),
         (

@@ -7,7 +7,7 @@ import json
 from contextlib import contextmanager
 from pathlib import Path
 
-from distilllens.train.checkpoint import last_whole, write_atomically
+from distilllens.train.checkpoint import MARK, is_whole, last_whole, write_atomically
 
 RUN_FILE = "run.json"
 # Fields that change what is shown or kept, not what is learned: a run may go on under new ones.
@@ -26,7 +26,7 @@ _FREE = {
     "run_name",
     "trackio_space_id",
 }
-_FREE_PREFIXES = ("dataloader_num", "dataloader_p", "eval_", "hub_", "log_", "logging_", "per_device_eval_", "save_")
+_FREE_PREFIXES = ("dataloader_", "eval_", "hub_", "log", "per_device_eval_", "save_")
 
 
 def recipe_identity(given: dict, files: list[str], models: dict, num_processes: int) -> dict:
@@ -35,13 +35,15 @@ def recipe_identity(given: dict, files: list[str], models: dict, num_processes: 
     Args:
         given: field -> value, as set in the recipe or by a flag.
         files: paths of the data files.
-        models: role -> configuration of the model as a dict.
+        models: role -> fingerprint of the model.
         num_processes: each has a batch of its own, so another number takes other steps.
     """
+    # Evaluation and saving decide which weights are the final ones when the best are kept.
+    free = ("dataloader_", "hub_", "log") if given.get("load_best_model_at_end") else _FREE_PREFIXES
     fields = {
         name: value
         for name, value in sorted(given.items())
-        if name not in _FREE and not name.startswith(_FREE_PREFIXES)
+        if name == "dataloader_drop_last" or (name not in _FREE and not name.startswith(free))
     }
     fields["number of processes"] = num_processes
     # Through JSON, so that what was read back compares equal to what is compared with it.
@@ -50,7 +52,7 @@ def recipe_identity(given: dict, files: list[str], models: dict, num_processes: 
             {
                 "fields": fields,
                 "data": {str(file): _sha256(file) for file in files},
-                "models": {role: _fingerprint(config) for role, config in models.items()},
+                "models": models,
             },
             default=str,
         )
@@ -68,15 +70,15 @@ def resume_point(output_dir: str | Path, identity: dict) -> Path | None:
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir {folder} is a file; name a folder")
-    if not folder.exists() or not any(folder.iterdir()):
+    # A run killed at its very beginning may have left the half of a note.
+    if not folder.exists() or all(path.suffix == ".part" for path in folder.iterdir()):
         return None
-    try:
-        before = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["recipe"]
-    except (OSError, ValueError, KeyError, TypeError):
+    before = _note(folder).get("recipe")
+    if not isinstance(before, dict):
         raise ValueError(
             f"output_dir {folder} is not empty and holds no run of distilllens; "
             "choose another folder"
-        ) from None
+        )
     difference = _first_difference(before, identity)
     if difference:
         raise ValueError(
@@ -88,11 +90,7 @@ def resume_point(output_dir: str | Path, identity: dict) -> Path | None:
 
 def is_finished(output_dir: str | Path) -> bool:
     """True when the run in ``output_dir`` has saved its final model."""
-    try:
-        text = (Path(output_dir) / RUN_FILE).read_text(encoding="utf-8")
-        return json.loads(text).get("finished") is True
-    except (OSError, ValueError):
-        return False
+    return _note(Path(output_dir)).get("finished") is True
 
 
 def write_run(output_dir: str | Path, identity: dict, finished: bool = False, **more):
@@ -121,22 +119,37 @@ def check_checkpoint(path: str | Path, config: dict):
     """Refuse to resume from a checkpoint of another model.
 
     Raises:
-        ValueError: no configuration there, or the first entry that differs.
+        ValueError: no or half a checkpoint there, or the first entry that differs.
     """
-    file = Path(path) / "config.json"
-    if not file.exists():
-        file = Path(path) / "adapter_config.json"
-        if file.exists():
-            return  # an adapter: PEFT compares the names and shapes of its weights itself
-        raise ValueError(f"resume_from_checkpoint {path} is no checkpoint: it has no config.json")
-    there = _shape(json.loads(file.read_text(encoding="utf-8")))
-    here = _shape(config)
+    folder = Path(path)
+    if not (folder / "trainer_state.json").is_file():
+        raise ValueError(
+            f"resume_from_checkpoint {path} is no checkpoint: it has no trainer_state.json"
+        )
+    if (folder / MARK).exists() and not is_whole(folder):
+        raise ValueError(f"resume_from_checkpoint {path} is torn: files that it lists are missing")
+    if (folder / "adapter_config.json").is_file():
+        return  # an adapter: PEFT compares the names and shapes of its weights itself
+    there, here = _shape(_read_json(folder / "config.json")), _shape(config)
     for key in sorted(there.keys() & here.keys()):
         if there[key] != here[key]:
             raise ValueError(
                 f"resume_from_checkpoint {path} is a checkpoint of another model: its {key} is "
                 f"{there[key]!r}, the student's is {here[key]!r}"
             )
+
+
+def _note(folder):
+    return _read_json(folder / RUN_FILE)
+
+
+def _read_json(file):
+    """The mapping in a file; an empty one where there is none."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _first_difference(before, now):
@@ -169,8 +182,3 @@ def _shape(config):
         if key == "model_type" or (isinstance(value, int) and not isinstance(value, bool))
         if not key.endswith("token_id")
     }
-
-
-def _fingerprint(config):
-    text = json.dumps(_shape(config), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import AutoModelForCausalLM
 from trl import SFTTrainer
 
@@ -21,6 +21,7 @@ from distilllens.train.checks import (
     check_tokenizers,
     check_vocabulary,
     load_teacher_tokenizer,
+    survey,
 )
 from distilllens.train.config import DistillLensConfig
 from distilllens.train.metrics import TermSums, named_terms
@@ -85,8 +86,8 @@ class DistillLensTrainer(SFTTrainer):
         )
         _trl.drop_fused_head(self.model)
         _trl.replace_progress_bar(self)
-        # Else no tokens are counted for a student whose forward takes no loss arguments.
-        self.model_accepts_loss_kwargs = True
+        _trl.count_tokens_of_targets(self)
+        self._check_parallelism()
         self._check_counts(num_given)
         self.student_lens = LogitLens(self.model)
         self.student_lens.check_trainable()
@@ -125,7 +126,6 @@ class DistillLensTrainer(SFTTrainer):
     def _make_teacher(self, teacher):
         if isinstance(teacher, str):
             teacher = self._load_teacher(teacher)
-        teacher.eval()
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         if not sharded and getattr(teacher, "hf_device_map", None) is None:
             teacher.to(self.accelerator.device)
@@ -162,6 +162,15 @@ class DistillLensTrainer(SFTTrainer):
         except ValueError:
             return None  # plain KD between models too shallow for a lens
 
+    def _check_parallelism(self):
+        config = self.accelerator.parallelism_config
+        for kind in ("tp", "cp", "sp"):
+            if config is not None and getattr(config, f"{kind}_enabled", False):
+                raise ValueError(
+                    f"{kind}_size > 1 is not supported: a shard of a sequence or a head has no "
+                    "prediction of its own; use data parallelism or FSDP2"
+                )
+
     def _check_counts(self, num_given):
         num_left = len(self.train_dataset) if isinstance(self.train_dataset, Dataset) else None
         if num_left == 0:
@@ -179,19 +188,23 @@ class DistillLensTrainer(SFTTrainer):
             )
 
     def _check_data(self):
-        longest, largest = 0, 0
-        for dataset in (self.train_dataset, *_each(self.eval_dataset)):
-            if isinstance(dataset, Dataset) and "input_ids" in dataset.column_names:
-                for row in dataset.with_format(None)["input_ids"]:
-                    longest, largest = max(longest, len(row)), max(largest, *row)
-        if self.args.packing:
-            longest = 0  # a packed row restarts its positions with every document
         default = DistillLensConfig.__dataclass_fields__["max_length"].default
         lenses = {"student": self.student_lens}
         lenses |= {"teacher": self.teacher.lens} if self.teacher is not None else {}
-        for who, lens in lenses.items():
-            check_lengths(who, lens.model.config, self.args.max_length, default, longest)
-            check_vocabulary(who, lens.model, largest)
+        for kind, dataset in (("training", self.train_dataset), *_each(self.eval_dataset)):
+            longest, largest = self.args.max_length or 0, 0
+            if isinstance(dataset, Dataset) and "input_ids" in dataset.column_names:
+                longest, largest = survey(dataset, kind)
+            elif not isinstance(dataset, IterableDataset):
+                continue  # prepared by the user's own collator
+            for who, lens in lenses.items():
+                check_lengths(who, lens.model.config, self.args.max_length, default, longest)
+                check_vocabulary(who, lens.model, largest)
+
+    def train(self, *args, **kwargs):
+        """Train, and count the logged terms from here."""
+        self._terms["train"] = TermSums()
+        return super().train(*args, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The weighted total of a micro-batch over the valid tokens of the whole optimizer step."""
@@ -300,9 +313,9 @@ class DistillLensTrainer(SFTTrainer):
 
 
 def _each(dataset):
-    if dataset is None:
-        return ()
-    return dataset.values() if isinstance(dataset, dict) else (dataset,)
+    if isinstance(dataset, dict):
+        return [(f"evaluation ({name})", value) for name, value in dataset.items()]
+    return [] if dataset is None else [("evaluation", dataset)]
 
 
 def _formatted(dataset):

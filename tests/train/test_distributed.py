@@ -30,12 +30,12 @@ def on_two_processes(tmp_path, kind, *flags):
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [(), ("--untied",), ("--lora",)], ids=["tied", "untied", "lora"])
 @pytest.mark.parametrize(
-    ("kind", "wrapper"), [("ddp", "DistributedDataParallel"), ("fsdp2", "FSDPLlamaForCausalLM")]
+    ("kind", "wrapper"), [("ddp", "DistributedDataParallel"), ("fsdp2", "FSDP")]
 )
 def test_two_processes_step_like_one(tmp_path, kind, wrapper, flags):
     """Batch 2 on each of two processes ends at the weights of batch 4 on one, to 1e-6."""
     found, _ = on_two_processes(tmp_path, kind, *flags)
-    assert found["wrapper"] == wrapper, "not the wrapper that the test is about"
+    assert found["wrapper"].startswith(wrapper), "not the wrapper that the test is about"
     alone = toys.trainer(
         tmp_path / "alone",
         student=toys.llama(tied="--untied" not in flags),

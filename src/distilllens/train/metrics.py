@@ -28,10 +28,13 @@ class TermSums:
 
     def add(self, named: dict[str, torch.Tensor], num_tokens: int):
         """Add one batch."""
-        for name, value in {**named, "num_tokens": torch.as_tensor(float(num_tokens))}.items():
-            # float64: a float32 sum over many batches would round differently by batch size.
-            value = value.detach().to("cpu", torch.float64)
-            self._sums[name] = self._sums.get(name, 0) + value
+        device = named["loss"].device
+        # A float32 sum over many batches would round differently by batch size; mps has no float64.
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        count = torch.tensor(num_tokens, device=device)
+        for name, value in {**named, "num_tokens": count}.items():
+            # Stays on its device: a copy would make every step wait for it.
+            self._sums[name] = self._sums.get(name, 0) + value.detach().to(dtype)
 
     def means(self, reduce) -> dict[str, float]:
         """Nats per valid token over all processes (``reduce`` sums over them), and forget."""

@@ -271,10 +271,7 @@ class DistillLensTrainer(SFTTrainer):
         super().log(logs, start_time)
 
     def _sum_over_processes(self, sums):
-        device = self.accelerator.device
-        if device.type == "mps":
-            sums = sums.float()
-        return self.accelerator.reduce(sums.to(device), reduction="sum").cpu()
+        return self.accelerator.reduce(sums, reduction="sum")
 
     def _save_checkpoint(self, model, trial):
         # An older checkpoint goes only after the newer one is whole on the disk.

@@ -115,7 +115,6 @@ SETTINGS = {
     "save_strategy": "no",
     "report_to": "none",
     "disable_tqdm": True,
-    "use_cpu": True,
     "bf16": False,
     "max_length": 64,
 }

@@ -14,7 +14,7 @@ WORKER = Path(__file__).with_name("distributed_worker.py")
 
 
 def on_two_processes(tmp_path, kind, *flags):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     result = subprocess.run(
         [*command, str(WORKER), kind, str(tmp_path), *flags],

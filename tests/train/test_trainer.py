@@ -432,6 +432,13 @@ def test_a_teacher_by_name_brings_its_tokenizer(tmp_path):
     assert trainer.teacher.num_layers == 4
 
 
+def test_processes_that_would_train_apart_are_refused(tmp_path, monkeypatch):
+    """Processes started and processes seen differ: an error, and no two trainings in one folder."""
+    monkeypatch.setattr(DistillLensConfig, "world_size", 2)
+    with pytest.raises(ValueError, match="1 processes were started, but accelerate sees 2"):
+        DistillLensConfig(output_dir=str(tmp_path))
+
+
 def test_precision_and_checkpointing_follow_the_machine(tmp_path):
     """Without an accelerator: no bf16, no checkpointing, unless asked for."""
     if torch.accelerator.is_available():

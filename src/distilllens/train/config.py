@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -140,7 +141,9 @@ class DistillLensConfig(SFTConfig):
         self._check_lens_layers()
 
     def _follow_the_machine(self):
-        accelerator = torch.accelerator.is_available() and not self.use_cpu
+        # Without use_cpu, accelerate takes two processes of torchrun on a CPU machine for one each.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        accelerator = not self.use_cpu
         if self.bf16 is None:
             has_bf16 = accelerator and (
                 not torch.cuda.is_available() or torch.cuda.is_bf16_supported()
@@ -201,6 +204,13 @@ class DistillLensConfig(SFTConfig):
             raise ValueError(f"lens_norm must be true or false, got {self.lens_norm!r}")
 
     def _check_scope(self):
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if started != self.world_size:
+            raise ValueError(
+                f"{started} processes were started, but accelerate sees {self.world_size}: they "
+                "would train apart and write to one folder; start them with torchrun, and unset "
+                "ACCELERATE_* variables that say otherwise"
+            )
         if self.loss_type != "nll":
             raise ValueError(
                 f"loss_type {self.loss_type!r} does not combine with this objective; leave it at "

@@ -189,6 +189,29 @@ def test_sft_from_random_weights_makes_a_teacher(workshop):
     assert (config["vocab_size"], config["n_layer"]) == (22, 2)
 
 
+def test_one_seed_is_one_start(workshop):
+    """Random students of one seed are the same model, so that two losses can be compared."""
+    student = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    start = {"model_name_or_path": None, "student_config": student, "learning_rate": 0.0}
+    start["tokenizer_name_or_path"] = "student"
+    found = {}
+    for name, changes in {"a": {}, "b": {"lens_weight": 0}, "c": {"seed": 7}}.items():
+        recipe(workshop, output_dir=name, **start, **changes)
+        assert main(["train", "--config", "recipe.yaml"]) == 0
+        found[name] = (workshop / name / "model.safetensors").read_bytes()
+    assert found["a"] == found["b"] != found["c"]
+
+
+def test_a_bf16_student_trains_in_float32(workshop):
+    """Whatever a student was saved in, its weights are float32 unless dtype says otherwise."""
+    from transformers import AutoConfig
+
+    toys.llama(3, 16).bfloat16().save_pretrained(workshop / "student")
+    recipe(workshop)
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+    assert str(AutoConfig.from_pretrained("out").dtype) == "torch.float32"
+
+
 # What is wrong: (changes to the recipe, flags, what the one line says).
 BAD = {
     "unknown field": (
@@ -233,6 +256,16 @@ BAD = {
         {"teacher_model_init_kwargs": {"dtype": "float99"}},
         [],
         "float99",
+    ),
+    "batch beyond reason": (
+        {"per_device_train_batch_size": 10**30},
+        [],
+        "per_device_train_batch_size must be at least 1 and at most 1048576",
+    ),
+    "unknown metric": (
+        {"metric_for_best_model": "rouge"},
+        [],
+        "metric_for_best_model 'rouge' is never measured; known: loss, cross_entropy",
     ),
     "two recipes": ({}, ["--config", "recipe.yaml"], "--config is given twice"),
     "splits of a file": ({"dataset_test_split": "test"}, [], "dataset_test_split goes with"),

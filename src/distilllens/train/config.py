@@ -18,14 +18,14 @@ _BOUNDS = {
     "adam_beta1": (0, 1),
     "adam_beta2": (0, 1),
     "dataloader_num_workers": (0, math.inf),
-    "gradient_accumulation_steps": (1, math.inf),
+    "gradient_accumulation_steps": (1, 2**20),
     "learning_rate": (0, math.inf),
     "max_grad_norm": (0, math.inf),
     "max_length": (2, math.inf),
     "max_steps": (1, math.inf),
     "num_train_epochs": (1e-9, math.inf),
-    "per_device_eval_batch_size": (1, math.inf),
-    "per_device_train_batch_size": (1, math.inf),
+    "per_device_eval_batch_size": (1, 2**20),
+    "per_device_train_batch_size": (1, 2**20),
     "save_total_limit": (1, math.inf),
     "warmup_steps": (0, math.inf),
     "weight_decay": (0, math.inf),
@@ -167,7 +167,7 @@ class DistillLensConfig(SFTConfig):
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ValueError(f"{name} must be a number, got {value!r}")
             if not low <= value <= high:
-                top = "" if high == math.inf else f" and at most {high:g}"
+                top = "" if high == math.inf else f" and at most {high}"
                 raise ValueError(f"{name} must be at least {low:g}{top}, got {value}")
             if value == math.inf:
                 raise ValueError(f"{name} must be finite, got {value}")

@@ -19,6 +19,7 @@ from distilllens.train.config import DistillLensConfig
 from distilllens.train.trainer import DistillLensTrainer
 
 logger = logging.getLogger(__name__)
+_METRICS = ("loss", "cross_entropy", "output_loss", "lens_loss")
 
 
 @dataclass
@@ -97,6 +98,7 @@ def run_job(job: JobArguments, model: ModelConfig, args: DistillLensConfig, give
         ValueError: anything wrong with data, models or folder, before the folder is touched.
     """
     _check_student(job, model)
+    _check_metric(args)
     tokenizer = inputs.load_tokenizer(job, model, args)
     examples = inputs.load_examples(job, tokenizer)
     student, config = inputs.load_student(job, model, args, tokenizer)
@@ -149,6 +151,15 @@ def _check_student(job, model):
         raise ValueError(
             "use_peft trains an adapter beside weights that student_config only draws: train the "
             "student first, then name it by model_name_or_path"
+        )
+
+
+def _check_metric(args):
+    name = (args.metric_for_best_model or "loss").removeprefix("eval_")
+    if name not in _METRICS and not name.startswith("lens_loss/"):
+        raise ValueError(
+            f"metric_for_best_model {name!r} is never measured; "
+            f"known: {', '.join(_METRICS)}, lens_loss/1:2 and so on"
         )
 
 

@@ -289,6 +289,24 @@ def test_the_card_says_teacher_map_and_weights(tmp_path):
         assert text in card
 
 
+def test_a_teacher_without_a_weight_rests_in_training(tmp_path):
+    """Cross-entropy alone never runs the teacher; evaluation measures against it all the same."""
+    trainer = toys.trainer(
+        tmp_path,
+        eval_dataset=toys.dataset(4),
+        output_weight=0.0,
+        lens_weight=0.0,
+        cross_entropy_weight=1.0,
+    )
+    calls = []
+    trainer.teacher.lens.model.register_forward_pre_hook(lambda *_: calls.append("model"))
+    trainer.teacher.lens.backbone.register_forward_pre_hook(lambda *_: calls.append("backbone"))
+    trainer.train()
+    assert calls == []
+    assert trainer.evaluate()["eval_lens_loss"] > 0
+    assert "backbone" in calls
+
+
 def test_plain_kd_needs_no_room_for_a_lens(tmp_path):
     """lens_weight 0 trains a student of one block, which has no inner depth."""
     trainer = toys.trainer(tmp_path, student=toys.llama(1), lens_weight=0.0)

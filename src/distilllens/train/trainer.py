@@ -223,18 +223,20 @@ class DistillLensTrainer(SFTTrainer):
         return loss
 
     def _batch_terms(self, labels, **inputs):
-        layer_map, normalize = self.objective.layer_map, self.args.lens_norm
-        training = self.model.training
-        needed = layer_map and (self.objective.lens_weight > 0 or not training)
+        objective, normalize = self.objective, self.args.lens_norm
+        layer_map, training = objective.layer_map, self.model.training
+        # Evaluation measures every term; training reads what its weights ask for.
+        needed = layer_map and (objective.lens_weight > 0 or not training)
+        listen = needed or objective.output_weight > 0 or not training
         depths = layer_map.student_depths if needed else ()
         teacher = teacher_head = None
         with self.accelerator.autocast():
             student = read_states(self.student_lens, depths, normalize=normalize, **inputs)
-            if self.teacher is not None:
+            if self.teacher is not None and listen:
                 depths = layer_map.teacher_depths if needed else ()
                 teacher, teacher_head = self.teacher.read(depths, normalize=normalize, **inputs)
             with _trl.gather_head(self.model):
-                terms = self.objective(
+                terms = objective(
                     student,
                     self.student_lens.head,
                     teacher,

@@ -1,8 +1,11 @@
-"""Every recipe in examples/ is read, typed and means what the paper's table says."""
+"""Every recipe in examples/ is read and means what the paper's table says; the script runs."""
 
+import json
+import runpy
 from pathlib import Path
 
 import pytest
+import toys
 import yaml
 
 from distilllens import LayerMap
@@ -46,3 +49,24 @@ def test_every_setting_of_the_paper_has_a_recipe():
     """The table above names files that exist."""
     for name in PAPER:
         assert yaml.safe_load((EXAMPLES / name).read_text())["model_name_or_path"]
+
+
+def test_compare_prints_a_row_for_every_model(tmp_path, monkeypatch, capsys):
+    """A student that is the teacher is 0 from it at every depth; another is not."""
+    toys.llama(3, 16).save_pretrained(tmp_path / "teacher")
+    toys.llama(3, 16, seed=1).save_pretrained(tmp_path / "other")
+    toys.tokenizer().save_pretrained(tmp_path / "teacher")
+    rows = "".join(json.dumps(row) + "\n" for row in toys.examples(4))
+    (tmp_path / "dev.jsonl").write_text(rows)
+    monkeypatch.chdir(tmp_path)
+    words = "compare.py --teacher teacher --student teacher --student other --data dev.jsonl"
+    monkeypatch.setattr("sys.argv", [*words.split(), "--layers", "1:1,2:2"])
+    runpy.run_path(str(EXAMPLES / "compare.py"), run_name="__main__")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines]
+    header, alone, same, other = cells
+    assert header[0] == "model"
+    assert alone[2:] == ["-", "-", "-"]
+    assert same[:2] == alone[:2]
+    assert [float(value) for value in same[2:]] == [0, 0, 0]
+    assert min(float(value) for value in other[2:]) > 0.01

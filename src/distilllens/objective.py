@@ -118,37 +118,27 @@ class Objective:
             num_tokens=targets.numel(),
         )
 
-    def _output(self, student, student_head, teacher, teacher_head):
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.output_weight > 0):
-            loss, _ = linear_divergence(
-                student,
-                student_head,
-                teacher,
-                teacher_head,
-                divergence=self.output_divergence,
-                temperature=self.temperature,
-                **self.output_kwargs,
-            )
-        return loss
+    def _output(self, *sides):
+        name, kwargs = self.output_divergence, self.output_kwargs
+        return self._compare(sides, name, kwargs, self.output_weight)[0]
 
     def _lens(self, student, student_head, teacher, teacher_head, valid):
         pairs = self.layer_map.pairs
         # All pairs' tokens are rows of one call, so the head's gradient is built once.
         student_rows = torch.cat([student[depth][valid] for depth, _ in pairs])
         teacher_rows = torch.cat([teacher[depth][valid] for _, depth in pairs])
-        weight = student_rows.new_full((len(student_rows),), 1 / len(pairs), dtype=torch.float32)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.lens_weight > 0):
-            loss, per_token = linear_divergence(
-                student_rows,
-                student_head,
-                teacher_rows,
-                teacher_head,
-                divergence=self.lens_divergence,
-                temperature=self.temperature,
-                weight=weight,
-                **self.lens_kwargs,
-            )
+        share = student_rows.new_full((len(student_rows),), 1 / len(pairs), dtype=torch.float32)
+        sides = (student_rows, student_head, teacher_rows, teacher_head)
+        name, kwargs = self.lens_divergence, self.lens_kwargs
+        loss, per_token = self._compare(sides, name, kwargs, self.lens_weight, share)
         return loss, per_token.view(len(pairs), -1).sum(1)
+
+    def _compare(self, sides, name, kwargs, weight, share=None):
+        """Sum and rows of a divergence; without a gradient where the term has no weight."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
+            return linear_divergence(
+                *sides, divergence=name, temperature=self.temperature, weight=share, **kwargs
+            )
 
 
 def target_positions(labels: Tensor) -> Tensor:

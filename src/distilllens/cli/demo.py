@@ -14,6 +14,10 @@ by DistillLens (output and lens). Both see the same data, steps and learning rat
 measured on held-out questions and draws the divergence from the teacher by depth.
 
 Offline, on the CPU, about two minutes on two cores. One seed is a demonstration, no benchmark.
+
+examples:
+  distilllens demo
+  distilllens demo --seed 1 --output demo-1
 """
 TEACHER = Path(__file__).parent / "demo_teacher"
 MARKER = "demo.json"

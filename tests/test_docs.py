@@ -242,7 +242,7 @@ def test_recipes_in_pages_have_known_fields():
     from distilllens.cli.train_arguments import make_parser
 
     yaml = pytest.importorskip("yaml")
-    actions = {action.dest: action for action in reversed(make_parser("")._actions)}
+    actions = {action.dest: action for action in reversed(make_parser("train", "")._actions)}
     pages = [page for page in PAGES if "```yaml" in text_of(page)]
     assert pages
     for page in pages:

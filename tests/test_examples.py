@@ -27,7 +27,7 @@ PAPER = {
 )
 def test_a_recipe_is_read(path, tmp_path):
     """All fields exist and parse; only paths are left to the command line."""
-    parser = make_parser("")  # a recipe sets a parser's defaults
+    parser = make_parser("train", "")  # a recipe sets a parser's defaults
     recipe = read_recipe(path)
     check_recipe(str(path), recipe, {action.dest: action for action in reversed(parser._actions)})
     flags = ["--output_dir", str(tmp_path), "--train_file", "train.jsonl", "--use_cpu"]

@@ -90,21 +90,23 @@ class Objective:
         A divergence of weight 0 is skipped unless ``measure_all``; the cross-entropy never is.
 
         Args:
-            student, teacher: head-ready states, ``[B, T, D]`` at the map's depths and ``final``.
-                Without a teacher (None) only the cross-entropy is left.
+            student, teacher: head-ready states, ``[B, T, D]`` at the map's depths and ``final``, or
+                ``[N, D]`` at the valid positions alone. Without a teacher (None) only the
+                cross-entropy is left.
             labels: ``[B, T]``, -100 where the token is no target. Shifted here, and only here.
         """
         valid = target_positions(labels)
         targets = labels[:, 1:][valid[:, :-1]]
         weight = self.cross_entropy_weight
-        final = student.final[valid]
+        final = _rows(student.final, valid)
         with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
             cross_entropy, _ = linear_cross_entropy(final, student_head, targets)
         # The empty sum keeps the graph connected when no term has a weight or no token is valid.
         total = final[:0].sum() if weight == 0 else weight * cross_entropy
         output = lens = lens_by_pair = None
         if teacher is not None and (self.output_weight > 0 or measure_all):
-            output = self._output(final, student_head, teacher.final[valid], teacher_head)
+            teacher_final = _rows(teacher.final, valid)
+            output = self._output(final, student_head, teacher_final, teacher_head)
             total = total + self.output_weight * output if self.output_weight > 0 else total
         if teacher is not None and self.layer_map and (self.lens_weight > 0 or measure_all):
             lens, lens_by_pair = self._lens(student, student_head, teacher, teacher_head, valid)
@@ -125,8 +127,8 @@ class Objective:
     def _lens(self, student, student_head, teacher, teacher_head, valid):
         pairs = self.layer_map.pairs
         # All pairs' tokens are rows of one call, so the head's gradient is built once.
-        student_rows = torch.cat([student[depth][valid] for depth, _ in pairs])
-        teacher_rows = torch.cat([teacher[depth][valid] for _, depth in pairs])
+        student_rows = torch.cat([_rows(student[depth], valid) for depth, _ in pairs])
+        teacher_rows = torch.cat([_rows(teacher[depth], valid) for _, depth in pairs])
         share = student_rows.new_full((len(student_rows),), 1 / len(pairs), dtype=torch.float32)
         sides = (student_rows, student_head, teacher_rows, teacher_head)
         name, kwargs = self.lens_divergence, self.lens_kwargs
@@ -139,6 +141,10 @@ class Objective:
             return linear_divergence(
                 *sides, divergence=name, temperature=self.temperature, weight=share, **kwargs
             )
+
+
+def _rows(states, valid):
+    return states if states.ndim == 2 else states[valid]
 
 
 def target_positions(labels: Tensor) -> Tensor:

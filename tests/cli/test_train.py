@@ -285,7 +285,11 @@ BAD = {
         "checkpoint of another model",
     ),
     "no checkpoint": ({}, ["--resume_from_checkpoint", "nowhere"], "is no checkpoint"),
-    "cache": ({"teacher_cache": "somewhere"}, [], "teacher_cache"),
+    "no cache there": (
+        {"teacher_cache": "somewhere", "teacher_model_name_or_path": None},
+        [],
+        "teacher_cache somewhere does not exist; write one with distilllens cache",
+    ),
     "adapter of nothing": (
         {
             "model_name_or_path": None,

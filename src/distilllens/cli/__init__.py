@@ -9,6 +9,7 @@ from importlib import import_module
 
 COMMANDS = {
     "demo": "the whole story on a built-in teacher and data, offline, in about two minutes",
+    "cache": "run a teacher once and keep its states for training without it",
     "train": "SFT, distillation or distillation through the logit lens: what the weights say",
 }
 
@@ -17,6 +18,7 @@ examples:
   distilllens demo
   distilllens train --config recipe.yaml
   distilllens train --help
+  distilllens cache --config recipe.yaml --teacher_cache caches/teacher
   torchrun --nproc_per_node 2 -m distilllens train --config recipe.yaml
 
 Exit status: 0; 2 with one line on standard error for bad input. Set DISTILLLENS_DEBUG=1 to see

@@ -26,6 +26,27 @@ on from the last whole checkpoint. The final model lies in output_dir itself.
 
 def main(argv: list[str]) -> int:
     """Run the command; raises ValueError for bad input before anything is written."""
+    arguments = read_arguments(argv, "train", _DESCRIPTION)
+    if arguments is None:
+        return 0
+    from distilllens.train.job import run_job
+
+    say(run_job(*arguments))
+    return 0
+
+
+def read_arguments(
+    argv: list[str], command: str, description: str, output_dir: str | None = None
+) -> tuple | None:
+    """What recipe and flags say: ``(job, model, training, given)``; None when help was printed.
+
+    Args:
+        output_dir: in place of what they say.
+
+    Raises:
+        ValueError: a recipe or flag that cannot be read; what can be seen before the heavy imports
+            is said before them.
+    """
     argv = [part for word in argv for part in _split_config(word)]
     path, flags = _take_config(argv)
     if "--config" in flags:
@@ -33,22 +54,26 @@ def main(argv: list[str]) -> int:
     recipe = read_recipe(path) if path is not None else {}
     if not argv:
         raise ValueError(
-            "distilllens train needs --config recipe.yaml or flags (see distilllens train --help)"
+            f"distilllens {command} needs --config recipe.yaml or flags "
+            f"(see distilllens {command} --help)"
         )
     from distilllens.cli.train_arguments import make_parser, parse
-    from distilllens.train.job import run_job
 
-    parser = make_parser(_DESCRIPTION)
+    parser = make_parser(command, description)
     if any(flag in ("-h", "--help") for flag in flags):
         parser.print_help()
-        return 0
+        return None
     # The first action of a name is the flag itself; true ones have a "--no_..." of the same name.
     check_recipe(path, recipe, {action.dest: action for action in reversed(parser._actions)})
-    job = parse(parser, recipe, flags)
-    summary = run_job(*job)
+    if output_dir is not None:
+        flags = [*flags, "--output_dir", output_dir]
+    return parse(parser, recipe, flags)
+
+
+def say(summary: str):
+    """Print a line, once for all processes."""
     if os.environ.get("RANK", "0") == "0":
         print(summary, file=sys.stderr)
-    return 0
 
 
 def _split_config(word):

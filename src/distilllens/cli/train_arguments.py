@@ -1,4 +1,4 @@
-"""The flags of ``distilllens train``: our fields, TRL's ModelConfig and DistillLensConfig."""
+"""The flags of a training job: our fields, TRL's ModelConfig and DistillLensConfig."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class _Parser(TrlParser):
     error = OneLineParser.error
 
 
-def make_parser(description: str) -> _Parser:
+def make_parser(command: str, description: str) -> _Parser:
     """A parser of all three dataclasses; ``--config`` is taken off before it sees the flags."""
     parser = _Parser(
         (JobArguments, ModelConfig, DistillLensConfig),
-        prog="distilllens train",
+        prog=f"distilllens {command}",
         description=description,
-        usage="distilllens train --config recipe.yaml [--FIELD VALUE ...]",
+        usage=f"distilllens {command} --config recipe.yaml [--FIELD VALUE ...]",
         allow_abbrev=False,
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter

@@ -21,7 +21,8 @@ class LayerStates:
     """The states of one model on one batch, by depth.
 
     Args:
-        states: depth -> ``[B, T, D]`` (0 = embeddings, L = after the last block).
+        states: depth -> ``[B, T, D]`` (0 = embeddings, L = after the last block); ``[N, D]`` where
+            somebody has gathered the positions that count.
         normed: whether the final norm has been applied, so that the head may read them.
         final: the head-ready last state ``[B, T, D]``; None where nobody computed it.
     """

@@ -1,5 +1,6 @@
-"""Where the teacher's states come from."""
+"""Where the teacher's states come from: a model that runs, or a cache of one that ran."""
 
+from distilllens.teacher.cache import CachedTeacher, CacheWriter
 from distilllens.teacher.source import LiveTeacher, TeacherSource
 
-__all__ = ["LiveTeacher", "TeacherSource"]
+__all__ = ["CacheWriter", "CachedTeacher", "LiveTeacher", "TeacherSource"]

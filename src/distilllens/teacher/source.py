@@ -1,4 +1,4 @@
-"""A teacher is whatever turns a batch into its states: a live model here."""
+"""A teacher is whatever turns a batch into its states: a model that runs, or a cache of one."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from torch import Tensor
 
 from distilllens.head import Head
 from distilllens.lens import LayerStates, LogitLens, read_states
+from distilllens.objective import target_positions
 
 
 class TeacherSource(Protocol):
-    """Turns a batch into the teacher's head-ready states, without a gradient."""
+    """Turns a batch into the teacher's states at its valid positions, without a gradient."""
 
     num_layers: int
 
     def read(
-        self, depths: Iterable[int], *, normalize: bool, **inputs: Tensor
+        self, depths: Iterable[int], *, normalize: bool, labels: Tensor, **inputs: Tensor
     ) -> tuple[LayerStates, Head]:
-        """States ``[B, T, Dt]`` at ``depths`` and at the end, and the head that reads them."""
+        """States ``[N, Dt]`` at ``depths`` and at the end, and the head that reads them.
+
+        The N rows are the positions that predict a target, in the order of the batch.
+        """
 
 
 class LiveTeacher:
@@ -49,16 +53,17 @@ class LiveTeacher:
         self._gather = gather
 
     @torch.no_grad()
-    def read(self, depths, *, normalize, **inputs):
-        """States ``[B, T, Dt]`` at ``depths`` and at the end, and the head that reads them."""
+    def read(self, depths, *, normalize, labels, **inputs):
+        """States ``[N, Dt]`` at ``depths`` and at the end, and the head that reads them."""
         depths = tuple(depths)
+        valid = target_positions(labels)
         if self.lens.model.training:
             self.lens.model.eval()
 
         def method(**inputs):
             states = read_states(self.lens, depths, normalize=normalize, **inputs)
             # A tuple: wrappers walk what a forward returns, and know tensors in tuples.
-            return (states.final, *(states[depth] for depth in depths))
+            return (states.final[valid], *(states[depth][valid] for depth in depths))
 
         final, *states = self._run(method, **inputs)
         states = LayerStates(dict(zip(depths, states, strict=True)), normed=normalize, final=final)

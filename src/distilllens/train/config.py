@@ -12,6 +12,7 @@ from trl import SFTConfig
 
 from distilllens.layer_map import LayerMap
 from distilllens.objective import Objective
+from distilllens.teacher.store import STORED
 
 # Bounds of fields that transformers takes as they come; max_steps -1 is "unset".
 _BOUNDS = {
@@ -63,7 +64,18 @@ class DistillLensConfig(SFTConfig):
         },
     )
     teacher_cache: str | None = field(
-        default=None, metadata={"help": "Folder of a teacher cache (not available yet)."}
+        default=None,
+        metadata={
+            "help": "Folder of a teacher cache: the teacher runs once, and its states are "
+            "read from there ever after. If it lacks any, the teacher that is named adds them."
+        },
+    )
+    teacher_cache_dtype: str = field(
+        default="auto",
+        metadata={
+            "help": 'How states are stored: "auto" (as the teacher gives them, exact) or "int8" '
+            "(with a scale for each state; lossy, and the loss is measured)."
+        },
     )
     output_divergence: str = field(
         default="reverse_kl",
@@ -226,10 +238,14 @@ class DistillLensConfig(SFTConfig):
                 f"router_aux_loss_coef must be 0, got {self.router_aux_loss_coef}: "
                 "the loss reads states and heads, not a router"
             )
-        if self.teacher_cache is not None:
+        if self.teacher_cache is not None and (
+            not isinstance(self.teacher_cache, str) or not self.teacher_cache.strip()
+        ):
+            raise ValueError(f"teacher_cache must be a folder, got {self.teacher_cache!r}")
+        if self.teacher_cache_dtype not in STORED:
             raise ValueError(
-                f"teacher_cache {self.teacher_cache!r}: a cached teacher is not available in this "
-                "version; set teacher_model_name_or_path"
+                f"teacher_cache_dtype is one of {', '.join(STORED)}, got "
+                f"{self.teacher_cache_dtype!r}"
             )
 
     def _check_lens_layers(self):

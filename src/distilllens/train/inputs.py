@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import logging
 import os
 from pathlib import Path
@@ -20,8 +19,6 @@ from distilllens.data import (
 )
 
 logger = logging.getLogger(__name__)
-_WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
-_SAMPLE_BYTES = 2**20
 
 
 def load_examples(job, tokenizer) -> dict:
@@ -135,25 +132,6 @@ def load_student(job, model, args, tokenizer):
         raise ValueError(f"student_config makes no model: {first_line(error)}") from error
     student.config.name_or_path = f"random weights, {job.student_config}"
     return student, student.config
-
-
-def fingerprint(name: str, config) -> dict:
-    """What tells one model from another: its configuration and, of a folder, its weights.
-
-    Of each file of weights the size and the first and last MiB count: a retrained model differs
-    there, and a large one need not be read whole.
-    """
-    settings = hashlib.sha256(config.to_json_string(use_diff=False).encode())
-    weights = hashlib.sha256()
-    folder = Path(name)
-    files = [file for pattern in _WEIGHTS for file in sorted(folder.glob(pattern))]
-    for file in files if folder.is_dir() else ():
-        weights.update(f"{file.name} {file.stat().st_size}".encode())
-        with open(file, "rb") as stream:
-            weights.update(stream.read(_SAMPLE_BYTES))
-            stream.seek(max(file.stat().st_size - _SAMPLE_BYTES, 0))
-            weights.update(stream.read(_SAMPLE_BYTES))
-    return {"config": settings.hexdigest()[:16], "weights": weights.hexdigest()[:16]}
 
 
 def first_line(error) -> str:

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from typing import Any
 from transformers import TrainerCallback
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
+from distilllens.teacher.cache import status
 from distilllens.train import _trl, inputs, run
 from distilllens.train.config import DistillLensConfig
+from distilllens.train.fingerprints import fingerprint
 from distilllens.train.trainer import DistillLensTrainer
 
 logger = logging.getLogger(__name__)
@@ -102,12 +105,10 @@ def run_job(job: JobArguments, model: ModelConfig, args: DistillLensConfig, give
     tokenizer = inputs.load_tokenizer(job, model, args)
     examples = inputs.load_examples(job, tokenizer)
     student, config = inputs.load_student(job, model, args, tokenizer)
-    models = {"student": inputs.fingerprint(str(model.model_name_or_path), config)}
-    teacher = args.teacher_model_name_or_path
-    if teacher:
-        revision = (args.teacher_model_init_kwargs or {}).get("revision", "main")
-        teacher_config = inputs.load_config("teacher", teacher, args, revision)
-        models["teacher"] = inputs.fingerprint(teacher, teacher_config)
+    models = {"student": fingerprint(str(model.model_name_or_path), config)}
+    teacher = _teacher_fingerprint(args)
+    if teacher is not None:
+        models["teacher"] = teacher
     identity = run.recipe_identity(given, inputs.files_of(job), models, args.world_size)
     checkpoint = run.resume_point(args.output_dir, identity)
     if run.is_finished(args.output_dir):
@@ -115,28 +116,75 @@ def run_job(job: JobArguments, model: ModelConfig, args: DistillLensConfig, give
     checkpoint = _asked_for(args, checkpoint, config.to_dict())
 
     begun = _Begun(lambda: run.write_run(args.output_dir, identity, command=_command()))
-    try:
-        with run.unmade_on_failure(args.output_dir):
-            trainer = DistillLensTrainer(
-                student,
-                args=args,
-                train_dataset=examples["train"],
-                eval_dataset=examples.get("eval"),
-                processing_class=tokenizer,
-                peft_config=get_peft_config(model),
-                quantization_config=get_quantization_config(model),
-                callbacks=[begun],
-            )
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except Exception as error:
-        if begun.begun or isinstance(error, ValueError | OSError | ImportError):
-            raise
-        # Not a step was taken: some library refuses a value of the recipe in its own way.
-        text = f"the run cannot start: {type(error).__name__}: {inputs.first_line(error)}"
-        raise ValueError(text) from error
+    with (
+        _one_line("the run cannot start", lambda: begun.begun),
+        run.unmade_on_failure(args.output_dir),
+    ):
+        trainer = _trainer(student, model, args, tokenizer, examples, [begun])
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     _save_final(trainer, identity)
     _trl.end_training(trainer.accelerator)
     return f"the final model and its tokenizer are in {args.output_dir}"
+
+
+def write_cache(job: JobArguments, model: ModelConfig, args: DistillLensConfig) -> str:
+    """Write the teacher cache that a run of these arguments reads; returns a line on it.
+
+    Raises:
+        ValueError: as ``run_job``, or no folder or teacher is named.
+    """
+    for name in ("teacher_cache", "teacher_model_name_or_path"):
+        if not getattr(args, name):
+            raise ValueError(f"distilllens cache needs {name}")
+    _check_student(job, model)
+    tokenizer = inputs.load_tokenizer(job, model, args)
+    examples = inputs.load_examples(job, tokenizer)
+    student, _ = inputs.load_student(job, model, args, tokenizer)
+    _teacher_fingerprint(args)
+    with _one_line("the cache cannot be written"):
+        trainer = _trainer(student, model, args, tokenizer, examples)
+    cached = trainer.teacher
+    _trl.end_training(trainer.accelerator)
+    return (
+        f"the teacher cache {args.teacher_cache} holds {cached.num_documents} documents, "
+        f"{cached.num_rows} positions at {cached.manifest.num_states} depths"
+    )
+
+
+def _trainer(student, model, args, tokenizer, examples, callbacks=()):
+    return DistillLensTrainer(
+        student,
+        args=args,
+        train_dataset=examples["train"],
+        eval_dataset=examples.get("eval"),
+        processing_class=tokenizer,
+        peft_config=get_peft_config(model),
+        quantization_config=get_quantization_config(model),
+        callbacks=list(callbacks),
+    )
+
+
+@contextmanager
+def _one_line(what, begun=lambda: False):
+    """Turn a library's refusal of a value, in its own way, into one line, unless work has begun."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError):
+        raise
+    except Exception as error:
+        if begun():
+            raise
+        text = f"{what}: {type(error).__name__}: {inputs.first_line(error)}"
+        raise ValueError(text) from error
+
+
+def _teacher_fingerprint(args):
+    """Of the teacher that is named, or else of the one whose cache is; None for neither."""
+    teacher = args.teacher_model_name_or_path
+    if teacher:
+        revision = (args.teacher_model_init_kwargs or {}).get("revision", "main")
+        return fingerprint(teacher, inputs.load_config("teacher", teacher, args, revision))
+    return status(args.teacher_cache)[0].teacher if args.teacher_cache else None
 
 
 def _check_student(job, model):

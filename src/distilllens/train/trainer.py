@@ -13,8 +13,8 @@ from trl import SFTTrainer
 from distilllens.data import format_instruction
 from distilllens.layer_map import LayerMap
 from distilllens.lens import LogitLens, read_states
-from distilllens.teacher import LiveTeacher
-from distilllens.train import _trl
+from distilllens.teacher import LiveTeacher, TeacherSource
+from distilllens.train import _trl, caching
 from distilllens.train.checkpoint import mark_whole
 from distilllens.train.checks import (
     check_lengths,
@@ -41,8 +41,10 @@ class DistillLensTrainer(SFTTrainer):
 
     Args:
         model: the student, a model or its name.
-        teacher_model: a model or its name; default ``args.teacher_model_name_or_path``. Without a
-            teacher, training is plain SFT and needs ``cross_entropy_weight`` > 0.
+        teacher_model: a model or its name; default ``args.teacher_model_name_or_path``. With
+            ``args.teacher_cache`` it runs here once, over the documents that the cache lacks, and
+            is not needed at all where the cache is complete. With neither, training is plain SFT
+            and needs ``cross_entropy_weight`` > 0.
         args: a ``DistillLensConfig``.
 
     Raises:
@@ -91,9 +93,9 @@ class DistillLensTrainer(SFTTrainer):
         self._check_counts(num_given)
         self.student_lens = LogitLens(self.model)
         self.student_lens.check_trainable()
-        self.teacher = None if teacher_model is None else self._make_teacher(teacher_model)
-        self.objective = args.objective(self._layer_map())
-        self._check_data()
+        self._check_data("student", self.student_lens)
+        self.teacher = self._find_teacher(teacher_model)
+        self.objective = args.objective(self._layer_map(self.teacher))
         self._terms = {"train": TermSums(), "eval": TermSums()}
 
     def _send_telemetry(self):
@@ -103,10 +105,11 @@ class DistillLensTrainer(SFTTrainer):
     def _check_arguments(model, teacher, args, compute_loss_func, compute_metrics):
         if not isinstance(args, DistillLensConfig):
             raise ValueError(f"args must be a DistillLensConfig, got {type(args).__name__}")
-        if teacher is None and args.cross_entropy_weight == 0:
+        if teacher is None and args.teacher_cache is None and args.cross_entropy_weight == 0:
             raise ValueError(
                 "nothing to learn from: there is no teacher and cross_entropy_weight is 0; set "
-                "teacher_model_name_or_path, or cross_entropy_weight: 1 for plain SFT"
+                "teacher_model_name_or_path or teacher_cache, or cross_entropy_weight: 1 for "
+                "plain SFT"
             )
         weights = (args.cross_entropy_weight, args.output_weight, args.lens_weight)
         if not any(weights):
@@ -123,7 +126,28 @@ class DistillLensTrainer(SFTTrainer):
                     "are built; use a callback for metrics of your own"
                 )
 
-    def _make_teacher(self, teacher):
+    def _find_teacher(self, teacher) -> TeacherSource | None:
+        """The teacher that runs, or the cache in its place, which it writes where that lacks."""
+        folder = self.args.teacher_cache
+        if folder is None:
+            return None if teacher is None else self._make_live_teacher(teacher)
+        needs = caching.needs_of(self, teacher)
+        cached = caching.open_cache(folder, needs, self.accelerator.device)
+        # Nobody writes before everybody has looked.
+        self.accelerator.wait_for_everyone()
+        if cached is None:
+            live = self._make_live_teacher(teacher)
+            cached = caching.write_cache(self, live, self._cached_depths(live), needs)
+        cached.check_depths(self._cached_depths(cached), self.args.lens_norm)
+        return cached
+
+    def _cached_depths(self, teacher):
+        layer_map = self._layer_map(teacher)
+        # Evaluation measures the lens whatever its weight.
+        wanted = self.args.lens_weight > 0 or self.eval_dataset is not None
+        return layer_map.teacher_depths if layer_map and wanted else ()
+
+    def _make_live_teacher(self, teacher):
         if isinstance(teacher, str):
             teacher = self._load_teacher(teacher)
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
@@ -132,6 +156,7 @@ class DistillLensTrainer(SFTTrainer):
         # Before sharding: both proofs run the plain model.
         lens = LogitLens(teacher)
         lens.check_trainable()
+        self._check_data("teacher", lens)
         wrapper = _trl.shard_teacher(teacher, self.accelerator) if sharded else teacher
 
         def run(method, **inputs):
@@ -151,10 +176,10 @@ class DistillLensTrainer(SFTTrainer):
             check_tokenizers(self.processing_class, tokenizer)
         return AutoModelForCausalLM.from_pretrained(name, **kwargs)
 
-    def _layer_map(self):
-        if self.teacher is None:
+    def _layer_map(self, teacher):
+        if teacher is None:
             return None
-        layers = (self.student_lens.num_layers, self.teacher.num_layers)
+        layers = (self.student_lens.num_layers, teacher.num_layers)
         if self.args.lens_weight > 0 or self.args.lens_layers != "auto":
             return LayerMap.resolve(self.args.lens_layers, *layers)
         try:
@@ -187,19 +212,16 @@ class DistillLensTrainer(SFTTrainer):
                 self.args.max_length,
             )
 
-    def _check_data(self):
+    def _check_data(self, who, lens):
         default = DistillLensConfig.__dataclass_fields__["max_length"].default
-        lenses = {"student": self.student_lens}
-        lenses |= {"teacher": self.teacher.lens} if self.teacher is not None else {}
         for kind, dataset in (("training", self.train_dataset), *_each(self.eval_dataset)):
             longest, largest = self.args.max_length or 0, 0
             if isinstance(dataset, Dataset) and "input_ids" in dataset.column_names:
                 longest, largest = survey(dataset, kind)
             elif not isinstance(dataset, IterableDataset):
                 continue  # prepared by the user's own collator
-            for who, lens in lenses.items():
-                check_lengths(who, lens.model.config, self.args.max_length, default, longest)
-                check_vocabulary(who, lens.model, largest)
+            check_lengths(who, lens.model.config, self.args.max_length, default, longest)
+            check_vocabulary(who, lens.model, largest)
 
     def train(self, *args, **kwargs):
         """Train, and count the logged terms from here."""
@@ -234,7 +256,9 @@ class DistillLensTrainer(SFTTrainer):
             student = read_states(self.student_lens, depths, normalize=normalize, **inputs)
             if self.teacher is not None and listen:
                 depths = layer_map.teacher_depths if needed else ()
-                teacher, teacher_head = self.teacher.read(depths, normalize=normalize, **inputs)
+                teacher, teacher_head = self.teacher.read(
+                    depths, normalize=normalize, labels=labels, **inputs
+                )
             with _trl.gather_head(self.model):
                 terms = objective(
                     student,
@@ -299,7 +323,7 @@ class DistillLensTrainer(SFTTrainer):
             return
         teacher = self.args.teacher_model_name_or_path
         if teacher is None and self.teacher is not None:
-            teacher = self.teacher.lens.model.config.name_or_path or "a model object"
+            teacher = caching.name_of(self.teacher)
         card = model_card(
             model_name or Path(self.args.output_dir).name,
             self.student_lens.model.config.name_or_path or "a model object",

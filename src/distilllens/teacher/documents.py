@@ -1,0 +1,71 @@
+"""A batch cut into documents, each with a key that no shuffling, padding or packing changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from distilllens.objective import target_positions
+
+KEY_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Document:
+    """One run of tokens that attend to each other.
+
+    Attributes:
+        key: blake2b of the token ids and of which of them predict a target.
+        num_tokens: its length.
+        num_targets: how many of its positions predict a target.
+    """
+
+    key: bytes
+    num_tokens: int
+    num_targets: int
+
+
+def cut(
+    input_ids: Tensor,
+    labels: Tensor,
+    *,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    **inputs,
+) -> list[Document]:
+    """The documents of a batch that have a target, in the order of their valid positions.
+
+    A document begins with its row and wherever positions begin again at 0; padding belongs to none.
+    So ``hidden[target_positions(labels)]`` is the concatenation of the documents' rows, in order.
+
+    Args:
+        input_ids, labels: ``[B, T]``.
+        attention_mask: ``[B, T]``, 0 on padding.
+        position_ids: ``[B, T]``, beginning again at 0 with each packed document.
+        inputs: whatever else a model takes; not looked at.
+    """
+    valid = target_positions(labels).cpu()
+    ids = input_ids.to(torch.int32).cpu()
+    real = None if attention_mask is None else attention_mask.bool().cpu()
+    begins = None if position_ids is None else (position_ids == 0).expand(ids.shape).cpu()
+    found = []
+    for row in range(len(ids)):
+        # Rows without padding or packing are one document; the general case costs an index.
+        kept = slice(None) if real is None else real[row]
+        row_ids, row_valid = ids[row][kept], valid[row][kept]
+        cuts = [0, len(row_ids)]
+        if begins is not None:
+            cuts = sorted({*cuts, *begins[row][kept].nonzero().flatten().tolist()})
+        for start, stop in pairwise(cuts):
+            found.append(_document(row_ids[start:stop], row_valid[start:stop]))
+    return [document for document in found if document.num_targets]
+
+
+def _document(ids, valid):
+    digest = blake2b(ids.numpy().tobytes(), digest_size=KEY_BYTES)
+    digest.update(valid.numpy().tobytes())
+    return Document(digest.digest(), len(ids), int(valid.sum()))

@@ -1,0 +1,285 @@
+"""Training from a teacher cache is training with the teacher."""
+
+import json
+import math
+
+import pytest
+import torch
+import toys
+
+from distilllens import LogitLens
+from distilllens.teacher import CachedTeacher, LiveTeacher, cache, store
+
+TOLERANCE = 1e-6  # padding changes the shapes of products; float32 rounding is 1e-7 here
+
+
+def trained(folder, **kwargs):
+    trainer = toys.trainer(folder / "out", **kwargs)
+    trainer.train()
+    return toys.weights(trainer.model), trainer.state.log_history
+
+
+def bf16_teacher():
+    return toys.llama(4, 24, seed=1).bfloat16()
+
+
+def wide_gpt2():
+    return toys.gpt2(4, 24, vocab=29, seed=1)
+
+
+SETTINGS = {
+    "padded": {},
+    "two epochs": {"max_steps": 6},
+    "accumulated": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+    "padding-free": {"padding_free": True, "max_length": None},
+    "packed": {"packing": True, "per_device_train_batch_size": 1, "max_steps": 1},
+    "wrapped": {"packing": True, "packing_strategy": "wrapped", "max_length": 16},
+    "raw states": {"lens_norm": False},
+    "last depth": {"lens_layers": "1:2,3:4"},
+    "plain KD": {"lens_weight": 0.0},
+    "plain text": {"data": toys.texts},
+    "lora": {"peft_config": toys.lora},
+    "more words, LayerNorm": {"teacher": wide_gpt2},
+    "bf16 teacher": {"teacher": bf16_teacher},
+    "autocast": {"bf16": True},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_training_from_a_cache_is_training_with_the_teacher(tmp_path, name):
+    """Weights and logged terms are the same; the second run has no teacher at all."""
+    settings = {k: v() if callable(v) else v for k, v in SETTINGS[name].items()}
+    precise = name not in ("bf16 teacher", "autocast")
+    weights, log = trained(tmp_path, **settings)
+    folder = str(tmp_path / "cache")
+    written, _ = trained(tmp_path, **settings, teacher_cache=folder)
+    settings["teacher"] = None
+    read, read_log = trained(tmp_path, **settings, teacher_cache=folder)
+    assert toys.drift(written, read) == 0
+    # bf16 rounds at 2^-8, and the shapes of padded batches differ.
+    assert toys.drift(weights, read) < (TOLERANCE if precise else 5e-3)
+    for a, b in zip(log[:-1], read_log[:-1], strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            if "loss" in key or "entropy" in key:
+                assert math.isclose(a[key], b[key], rel_tol=1e-5 if precise else 2e-2), key
+
+
+@pytest.mark.parametrize("teacher", [lambda: toys.llama(4, 24, seed=1), bf16_teacher, wide_gpt2])
+def test_equal_shapes_are_bit_equal(tmp_path, teacher):
+    """One row a batch: the teacher runs at the shapes of training, and every bit is the same."""
+    one = {"per_device_train_batch_size": 1, "max_steps": 8}
+    live, log = trained(tmp_path, **one, teacher=teacher())
+    folder = str(tmp_path / "cache")
+    cached, cached_log = trained(tmp_path, **one, teacher=teacher(), teacher_cache=folder)
+    assert toys.drift(live, cached) == 0
+    assert [row.get("loss") for row in log] == [row.get("loss") for row in cached_log]
+
+
+def test_packing_reads_what_padding_wrote(tmp_path):
+    """Documents are found by their tokens: written padded, read packed, shuffled anew."""
+    folder = str(tmp_path / "cache")
+    trained(tmp_path, teacher_cache=folder)
+    packed = {"packing": True, "per_device_train_batch_size": 1, "seed": 7}
+    live, _ = trained(tmp_path, **packed)
+    cached, _ = trained(tmp_path, **packed, teacher=None, teacher_cache=folder)
+    assert toys.drift(live, cached) < TOLERANCE
+
+
+def test_evaluation_reads_the_cache(tmp_path):
+    """Evaluation data are written too, and every term is measured from there."""
+    data, folder = toys.dataset(5, seed=3), str(tmp_path / "cache")
+    live = toys.trainer(tmp_path / "a", eval_dataset=data).evaluate()
+    settings = {"teacher_cache": folder, "eval_dataset": data}
+    written = toys.trainer(tmp_path / "b", **settings).evaluate()
+    read = toys.trainer(tmp_path / "c", teacher=None, **settings).evaluate()
+    terms = [key for key in live if "loss" in key or "entropy" in key]
+    assert len(terms) == 6
+    for key in terms:
+        assert math.isclose(live[key], read[key], rel_tol=1e-6), key
+        assert written[key] == read[key]
+
+
+def test_new_documents_are_added_by_a_teacher_and_missed_without(tmp_path):
+    """A complete cache grows where a teacher is named; without one the difference is said."""
+    folder = str(tmp_path / "cache")
+    trainer = toys.trainer(tmp_path, teacher_cache=folder)
+    before = trainer.teacher.num_documents
+    more = {"data": toys.dataset(12), "teacher_cache": folder}
+    with pytest.raises(ValueError, match=r"lacks 4 documents of this run, .* other data"):
+        toys.trainer(tmp_path, teacher=None, **more)
+    assert toys.trainer(tmp_path, **more).teacher.num_documents == before + 4
+    toys.trainer(tmp_path, teacher=None, **more)
+    with pytest.raises(ValueError, match="max_length was 64 and is now 4"):
+        toys.trainer(tmp_path, teacher=None, teacher_cache=folder, max_length=4)
+
+
+def test_the_teacher_runs_once_for_each_document(tmp_path, monkeypatch):
+    """Writing runs it, a complete cache does not, and a repeated document is stored once."""
+    calls = []
+    read = LiveTeacher.read
+
+    def counted(self, *args, labels, **kwargs):
+        calls.append(len(labels))
+        return read(self, *args, labels=labels, **kwargs)
+
+    monkeypatch.setattr(LiveTeacher, "read", counted)
+    data = toys.dataset(8)
+    data = data.select([*range(8), 0, 1])
+    folder = str(tmp_path / "cache")
+    written = toys.trainer(tmp_path, data=data, teacher_cache=folder)
+    assert sum(calls) == 1 + 10  # one row to learn width and dtype, then every row
+    assert written.teacher.num_documents == 8
+    calls.clear()
+    again = toys.trainer(tmp_path, data=data, teacher_cache=folder)
+    again.train()
+    assert calls == []
+
+
+class Killed(BaseException):
+    """Nothing of ours catches it, as nothing survives SIGKILL."""
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_killed_writer_goes_on(tmp_path, monkeypatch, torn):
+    """Killed before any of its files has its name, it goes on to the same bits.
+
+    Until then it never looks complete.
+    """
+    monkeypatch.setattr(cache, "SHARD_BYTES", 500)
+    settle = store._settle
+    reference = str(tmp_path / "whole")
+    toys.trainer(tmp_path, teacher_cache=reference)
+    files = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert len(files) > 5
+    for at in range(len(files)):
+        folder, left = tmp_path / f"killed-{at}", [at]
+
+        def dying(part, path, left=left):
+            if left[0] == 0:
+                if torn:
+                    part.write_bytes(part.read_bytes()[: part.stat().st_size // 2])
+                raise Killed
+            left[0] -= 1
+            settle(part, path)
+
+        monkeypatch.setattr(store, "_settle", dying)
+        with pytest.raises(Killed):
+            toys.trainer(tmp_path, teacher_cache=str(folder))
+        monkeypatch.setattr(store, "_settle", settle)
+        assert not (folder / store.MARK).exists()
+        with pytest.raises(ValueError, match=r"does not exist|holds no teacher|is not complete"):
+            toys.trainer(tmp_path, teacher=None, teacher_cache=str(folder))
+        toys.trainer(tmp_path, teacher_cache=str(folder))
+        assert not list(folder.glob("*.part"))
+        whole = CachedTeacher(reference)
+        again = CachedTeacher(folder)
+        assert again.num_documents == whole.num_documents
+        for key in cache.stored_keys(folder):
+            ours, theirs = (c._shards.rows(c._shards.find(key)) for c in (again, whole))
+            assert torch.equal(ours, theirs)
+
+
+def test_int8_is_near_and_says_how_near(tmp_path):
+    """The loss moves by little, the files shrink, and the error is in the mark."""
+    exact, small = tmp_path / "exact", tmp_path / "int8"
+    _, log = trained(tmp_path, teacher_cache=str(exact))
+    _, rough_log = trained(tmp_path, teacher_cache=str(small), teacher_cache_dtype="int8")
+    assert math.isclose(log[0]["loss"], rough_log[0]["loss"], rel_tol=2e-2)
+    assert log[0]["loss"] != rough_log[0]["loss"]
+    error = json.loads((small / store.MARK).read_text())["int8_error"]
+    assert set(error) == {"1", "3", "output"}
+    assert all(0 < value < 1e-2 for value in error.values())
+    with pytest.raises(ValueError, match="stored was 'int8' and is now 'auto'"):
+        trained(tmp_path, teacher=None, teacher_cache=str(small))
+
+
+WRONG = {
+    "teacher": ({"teacher": lambda: toys.llama(4, 24, seed=2)}, "teacher was"),
+    "depths": ({"lens_layers": "1:2"}, r"depths is \[1, 3\], and depths \[2\] are needed"),
+    "raw": ({"lens_norm": False}, "its states are normed .* and raw"),
+    "precision": ({"bf16": True}, "precision was 'no' and is now 'bf16'"),
+    "int8": ({"teacher_cache_dtype": "int8"}, "stored was 'auto' and is now 'int8'"),
+    "dtype": ({"teacher": bf16_teacher}, "teacher was"),
+}
+
+
+@pytest.mark.parametrize("with_teacher", [True, False])
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_cache_says_which_entry_differs(tmp_path, name, with_teacher):
+    """The entry, what it was and what it would have to be; the cache is as it was."""
+    changes, message = WRONG[name]
+    changes = {k: v() if callable(v) else v for k, v in changes.items()}
+    if not with_teacher:
+        if "teacher" in changes:
+            pytest.skip("without a teacher there is none that could differ")
+        changes["teacher"] = None
+    folder = tmp_path / "cache"
+    toys.trainer(tmp_path, teacher_cache=str(folder))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ValueError, match=message):
+        toys.trainer(tmp_path, teacher_cache=str(folder), **changes)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_another_tokenizer_is_another_cache(tmp_path):
+    """The same ids for other words."""
+    from distilllens.train.fingerprints import tokenizer_fingerprint
+
+    words = toys.WORDS
+    assert tokenizer_fingerprint(toys.tokenizer()) == tokenizer_fingerprint(toys.tokenizer())
+    swapped = toys.tokenizer([*words[1:], words[0]])
+    assert tokenizer_fingerprint(toys.tokenizer()) != tokenizer_fingerprint(swapped)
+
+
+@pytest.mark.parametrize("content", ["a file", "other files", "nothing"])
+def test_a_folder_that_is_no_cache_is_left_alone(tmp_path, content):
+    """A file, a folder of something else, an empty one: only the last may become a cache."""
+    folder = tmp_path / "cache"
+    if content == "a file":
+        folder.write_text("mine")
+    else:
+        folder.mkdir()
+        if content == "other files":
+            (folder / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"is a file|holds no teacher cache"):
+        toys.trainer(tmp_path, teacher=None, teacher_cache=str(folder))
+    if content == "nothing":
+        toys.trainer(tmp_path, teacher_cache=str(folder))
+        return
+    with pytest.raises(ValueError, match=r"is a file|thesis.txt is there"):
+        toys.trainer(tmp_path, teacher_cache=str(folder))
+
+
+def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
+    """The need and what is free."""
+    from distilllens.train import caching
+
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr(caching.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match=r"cache needs 0.0\d+ MB; its disk has 0.001 MB free"):
+        toys.trainer(tmp_path, teacher_cache=str(tmp_path / "cache"))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_batch_of_nothing_reads_nothing(tmp_path):
+    """No valid position: zero rows of the right width and dtype."""
+    trainer = toys.trainer(tmp_path, teacher_cache=str(tmp_path / "cache"))
+    labels = torch.full((2, 3), -100)
+    states, head = trainer.teacher.read([1, 3], normalize=True, labels=labels, input_ids=labels)
+    assert [tuple(states[d].shape) for d in (1, 3)] == [(0, 24), (0, 24)]
+    assert states.final.dtype == head.weight.dtype
+
+
+def test_a_teacher_gathers_its_valid_positions():
+    """A live teacher gives the states of ``read_states`` at the positions before a target."""
+    from distilllens.lens import read_states
+
+    lens = LogitLens(toys.llama(4, 24, seed=1).eval())
+    ids = torch.randint(2, 20, (2, 6))
+    labels = ids.masked_fill(torch.arange(6) < 3, -100)
+    states, head = LiveTeacher(lens).read([2], normalize=True, labels=labels, input_ids=ids)
+    whole = read_states(lens, [2], input_ids=ids)
+    for ours, theirs in ((states[2], whole[2]), (states.final, whole.final)):
+        assert torch.equal(ours, theirs[:, 2:5].reshape(-1, 24))
+    assert head.weight is lens.head.weight

@@ -34,6 +34,7 @@ OWNERS = {
     "sentence_transformers": ("evaluate/sbert.py",),
     "yaml": ("cli",),
     "argparse": ("cli",),
+    "triton": ("linear_divergence/triton_rows.py",),
 }
 # Nothing but torch and the standard library.
 MATHEMATICS = ("head", "divergence", "layer_map", "linear_divergence", "objective")

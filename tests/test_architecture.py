@@ -12,6 +12,7 @@ FLOORS = {
     "head": 0,
     "divergence": 0,
     "layer_map": 0,
+    "sampling": 1,
     "linear_divergence": 1,
     "lens": 2,
     "data": 2,
@@ -37,7 +38,7 @@ OWNERS = {
     "triton": ("linear_divergence/triton_rows.py",),
 }
 # Nothing but torch and the standard library.
-MATHEMATICS = ("head", "divergence", "layer_map", "linear_divergence", "objective")
+MATHEMATICS = ("head", "divergence", "layer_map", "sampling", "linear_divergence", "objective")
 FRAMEWORKS = ("transformers", "trl", "accelerate", "peft", "datasets", "tokenizers", "safetensors")
 FRAMEWORKS += ("numpy", "matplotlib", "yaml")
 

@@ -1,6 +1,7 @@
 """The objective against the formula on whole tensors, and what the published mask does."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ import toys
 from torch.nn import functional as F
 
 from distilllens import LayerMap, LogitLens, Objective
-from distilllens.lens import read_states
+from distilllens.lens import LayerStates, read_states
 from distilllens.objective import target_positions
+from distilllens.sampling import draw_pairs, draw_tokens
 
 
 def naive(student_logits, teacher_logits, labels, by_depth, weights):
@@ -244,6 +246,9 @@ def test_unequal_vocabularies_compare_the_shared_prefix(batch):
         ({"output_weight": math.nan}, "output_weight.*nan"),
         ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
         ({"lens_kwargs": {"beta": 1.0}}, "beta"),
+        ({"lens_token_fraction": 0.0}, "lens_token_fraction must be above 0 and at most 1, got 0"),
+        ({"lens_token_fraction": 1.5}, "lens_token_fraction.*got 1.5"),
+        ({"lens_token_fraction": math.nan}, "lens_token_fraction.*got nan"),
     ],
 )
 def test_bad_settings_are_named(settings, message):
@@ -265,3 +270,120 @@ def test_the_cross_entropy_is_the_mean_of_torch(batch):
     assert math.isclose(
         terms.cross_entropy.item() / terms.num_tokens, expected.item(), rel_tol=1e-5
     )
+
+
+THREE = LayerMap([(1, 1), (2, 2), (3, 3)])
+
+
+def lens_and_gradient(objective, student, student_head, *rest, **kwargs):
+    """The lens term of an objective and its gradient in every state and the head, as one vector."""
+    leaves = [*student.states.values(), student_head.weight]
+    total = objective(student, student_head, *rest, **kwargs).total
+    found = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+    return torch.cat([total.detach().view(1), *(g.flatten() for g in found)]).double()
+
+
+@pytest.mark.parametrize(("pairs", "tokens"), [(0.4, 1.0), (1.0, 0.3), (0.4, 0.3)])
+def test_the_mean_over_draws_is_the_full_term(batch, pairs, tokens):
+    """Sampled pairs and tokens are unbiased, in the value and in every component of the gradient.
+
+    600 steps; a mean may be 4.5 of its standard errors, taken from the sample, off: one in 100000
+    for each of some hundred independent components. A scale wrong by a third would be seen.
+    """
+    ids, labels = batch
+    student, *heads = read_both(toys.llama(), toys.llama(4, 24, seed=1), ids, THREE)
+    student = LayerStates({d: student[d].detach().requires_grad_() for d in student}, True)
+    student = replace(student, final=student[3].detach())
+    heads[0] = replace(heads[0], weight=heads[0].weight.detach().requires_grad_())
+    full = Objective(THREE, output_weight=0.0)
+    sampled = replace(full, lens_token_fraction=tokens)
+    expected = lens_and_gradient(full, student, *heads, labels)
+    estimates = []
+    for step in range(600):
+        objective = replace(sampled, layer_map=draw_pairs(THREE, pairs, seed=0, step=step))
+        draws = draw_tokens(ids, seed=0, step=step)
+        estimates.append(lens_and_gradient(objective, student, *heads, labels, lens_draws=draws))
+    estimates = torch.stack(estimates)
+    error = estimates.std(0) / math.sqrt(len(estimates))
+    floor = 1e-6 * expected.abs().max()  # where nothing varies, float32 rounding
+
+    def worst(scale):
+        return ((scale * estimates.mean(0) - expected).abs() / (error + floor)).max()
+
+    assert worst(1.0) < 4.5
+    assert min(worst(2 / 3), worst(4 / 3)) > 4.5
+
+
+def count_rows(monkeypatch):
+    """A list that collects the number of rows of every divergence that an objective asks for."""
+    from distilllens import objective
+
+    rows, inner = [], objective.linear_divergence
+
+    def counted(student, *args, **kwargs):
+        rows.append(len(student))
+        return inner(student, *args, **kwargs)
+
+    monkeypatch.setattr(objective, "linear_divergence", counted)
+    return rows
+
+
+def test_only_drawn_tokens_are_projected(batch, monkeypatch):
+    """The lens has P rows for each of them and is scaled up; output and cross-entropy see all."""
+    ids, labels = batch
+    states = read_both(toys.llama(), toys.llama(4, 24, seed=1), ids, THREE)
+    full = Objective(THREE)
+    sampled = replace(full, lens_token_fraction=0.5)
+    draws = draw_tokens(ids, seed=0, step=0)
+    kept = target_positions(labels) & (draws < 0.5)
+    assert 0 < kept.sum() < target_positions(labels).sum()
+    whole = full(*states, labels)
+    alone = full(*states, labels.where(kept.roll(1, 1), -100))
+    rows = count_rows(monkeypatch)
+    found = sampled(*states, labels, lens_draws=draws)
+    assert rows == [whole.num_tokens, 3 * int(kept.sum())]
+    assert (found.num_tokens, found.num_lens_tokens) == (whole.num_tokens, int(kept.sum()))
+    assert torch.equal(found.output, whole.output)
+    assert torch.equal(found.cross_entropy, whole.cross_entropy)
+    assert torch.equal(found.lens_by_pair, alone.lens_by_pair)
+    assert math.isclose(found.lens.item(), 2 * alone.lens.item(), rel_tol=1e-6)
+
+
+def test_evaluation_and_fraction_1_measure_every_token(batch):
+    """measure_all ignores the draws, fraction 1 never reads them: the same bits as without."""
+    ids, labels = batch
+    states = read_both(toys.llama(), toys.llama(4, 24, seed=1), ids, THREE)
+    full = Objective(THREE)
+    draws = draw_tokens(ids, seed=0, step=0)
+    expected = full(*states, labels)
+    sampled = replace(full, lens_token_fraction=0.1)
+    for found in (
+        full(*states, labels, lens_draws=draws),
+        sampled(*states, labels, measure_all=True),
+        sampled(*states, labels, lens_draws=draws, measure_all=True),
+    ):
+        assert torch.equal(found.total, expected.total)
+        assert torch.equal(found.lens_by_pair, expected.lens_by_pair)
+        assert found.num_lens_tokens == found.num_tokens
+
+
+def test_no_drawn_token_is_a_connected_zero(batch):
+    """A micro-batch of which nothing is drawn adds 0, and its graph is whole."""
+    ids, labels = batch
+    student = toys.llama(tied=False)
+    states = read_both(student, toys.llama(4, 24, seed=1), ids, THREE)
+    objective = Objective(THREE, output_weight=0.0, lens_token_fraction=0.5)
+    terms = objective(*states, labels, lens_draws=torch.full(ids.shape, 0.5))
+    assert (terms.total.item(), terms.num_lens_tokens) == (0, 0)
+    terms.total.backward()
+    assert all(p.grad is not None and not p.grad.any() for p in student.parameters())
+
+
+@pytest.mark.parametrize("draws", [None, torch.zeros(3, 6)])
+def test_a_fraction_needs_its_draws(batch, draws):
+    """Without a number for every position there is nothing to sample by."""
+    ids, labels = batch
+    states = read_both(toys.llama(), toys.llama(4, 24, seed=1), ids, THREE)
+    objective = Objective(THREE, lens_token_fraction=0.5)
+    with pytest.raises(ValueError, match=r"fraction 0.5 needs lens_draws of shape \[3, 7\], got"):
+        objective(*states, labels, lens_draws=draws)

@@ -120,6 +120,10 @@ SETTINGS = {
 }
 
 
+# Of two pairs one, of tokens about six in ten: what a step measures differs from step to step.
+SAMPLED = {"lens_pair_fraction": 0.5, "lens_token_fraction": 0.6}
+
+
 def texts(count=8):
     """Rows of plain text: every token is a target, the first one too."""
     return Dataset.from_list([{"text": e["prompt"] + e["completion"]} for e in examples(count)])

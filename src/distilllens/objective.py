@@ -13,6 +13,7 @@ from distilllens.head import Head
 from distilllens.layer_map import LayerMap
 from distilllens.lens import LayerStates
 from distilllens.linear_divergence import linear_cross_entropy, linear_divergence
+from distilllens.sampling import check_fraction
 
 IGNORED_LABEL = -100
 
@@ -25,9 +26,10 @@ class LossTerms:
         total: scalar, the weighted sum with its gradient; connected to the graph even at N = 0.
         cross_entropy: scalar, unweighted and detached like the terms that follow.
         output: divergence at the output, or None when it was not measured.
-        lens: mean over the pairs, or None.
-        lens_by_pair: ``[P]`` in the order of the layer map, or None.
+        lens: mean over the pairs, or None; of sampled tokens, the estimate for all N.
+        lens_by_pair: ``[P]`` in the order of the layer map, or None; over the measured tokens.
         num_tokens: N, the valid tokens.
+        num_lens_tokens: those behind ``lens_by_pair``: N, or the drawn ones among them.
     """
 
     total: Tensor
@@ -36,6 +38,7 @@ class LossTerms:
     lens: Tensor | None
     lens_by_pair: Tensor | None
     num_tokens: int
+    num_lens_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,11 @@ class Objective:
         output_kwargs, lens_kwargs: their parameters, as ``{"beta": 0.5}``.
         output_weight, lens_weight, cross_entropy_weight: finite, >= 0.
         temperature: divides both models' logits in both divergences (not in the cross-entropy).
+        lens_token_fraction: in (0, 1]; the share of valid tokens that the lens term measures.
 
     Raises:
-        ValueError: an unknown divergence or parameter, a weight below 0, a temperature <= 0.
+        ValueError: an unknown divergence or parameter, a weight below 0, a temperature <= 0, a
+            fraction that is no share.
 
     Source: arXiv 2602.13567; docs/paper.md lists the deviations.
     """
@@ -64,6 +69,7 @@ class Objective:
     lens_weight: float = 1.0
     cross_entropy_weight: float = 0.0
     temperature: float = 1.0
+    lens_token_fraction: float = 1.0
 
     def __post_init__(self):
         divergence(self.output_divergence, **self.output_kwargs)
@@ -74,6 +80,7 @@ class Objective:
                 raise ValueError(f"{name} must be a finite number >= 0, got {weight}")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        check_fraction("lens_token_fraction", self.lens_token_fraction)
 
     def __call__(
         self,
@@ -84,32 +91,43 @@ class Objective:
         labels: Tensor,
         *,
         measure_all: bool = False,
+        lens_draws: Tensor | None = None,
     ) -> LossTerms:
         """The terms of one batch.
 
         A divergence of weight 0 is skipped unless ``measure_all``; the cross-entropy never is.
+        ``measure_all`` measures every token, too, whatever ``lens_token_fraction``.
 
         Args:
             student, teacher: head-ready states, ``[B, T, D]`` at the map's depths and ``final``, or
                 ``[N, D]`` at the valid positions alone. Without a teacher (None) only the
                 cross-entropy is left.
             labels: ``[B, T]``, -100 where the token is no target. Shifted here, and only here.
+            lens_draws: ``[B, T]`` in [0, 1), of ``sampling.draw_tokens``: below
+                ``lens_token_fraction`` a valid position is measured, and counts 1 / fraction.
+                Read, and needed, where that is below 1.
+
+        Raises:
+            ValueError: a fraction below 1 without a draw for every position.
         """
         valid = target_positions(labels)
         targets = labels[:, 1:][valid[:, :-1]]
         weight = self.cross_entropy_weight
-        final = _rows(student.final, valid)
+        final = _rows(student.final, valid, valid)
         with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
             cross_entropy, _ = linear_cross_entropy(final, student_head, targets)
         # The empty sum keeps the graph connected when no term has a weight or no token is valid.
         total = final[:0].sum() if weight == 0 else weight * cross_entropy
         output = lens = lens_by_pair = None
+        num_lens_tokens = 0
         if teacher is not None and (self.output_weight > 0 or measure_all):
-            teacher_final = _rows(teacher.final, valid)
+            teacher_final = _rows(teacher.final, valid, valid)
             output = self._output(final, student_head, teacher_final, teacher_head)
             total = total + self.output_weight * output if self.output_weight > 0 else total
         if teacher is not None and self.layer_map and (self.lens_weight > 0 or measure_all):
-            lens, lens_by_pair = self._lens(student, student_head, teacher, teacher_head, valid)
+            kept, fraction = (valid, 1.0) if measure_all else self._sampled(valid, lens_draws)
+            sides = (student, student_head, teacher, teacher_head)
+            lens, lens_by_pair, num_lens_tokens = self._lens(*sides, valid, kept, fraction)
             total = total + self.lens_weight * lens if self.lens_weight > 0 else total
         return LossTerms(
             total=total,
@@ -118,22 +136,40 @@ class Objective:
             lens=None if lens is None else lens.detach(),
             lens_by_pair=lens_by_pair,
             num_tokens=targets.numel(),
+            num_lens_tokens=num_lens_tokens,
         )
 
     def _output(self, *sides):
         name, kwargs = self.output_divergence, self.output_kwargs
         return self._compare(sides, name, kwargs, self.output_weight)[0]
 
-    def _lens(self, student, student_head, teacher, teacher_head, valid):
+    def _sampled(self, valid, draws):
+        """The positions that the lens measures, and the share of the valid ones that they are.
+
+        Each position is drawn by itself: a fixed number of them would depend on the micro-batch.
+        """
+        fraction = self.lens_token_fraction
+        if fraction == 1:
+            return valid, 1.0
+        if draws is None or draws.shape != valid.shape:
+            raise ValueError(
+                f"lens_token_fraction {fraction} needs lens_draws of shape {list(valid.shape)}, "
+                f"got {None if draws is None else list(draws.shape)}"
+            )
+        return valid & (draws < fraction), fraction
+
+    def _lens(self, student, student_head, teacher, teacher_head, valid, kept, fraction):
         pairs = self.layer_map.pairs
         # All pairs' tokens are rows of one call, so the head's gradient is built once.
-        student_rows = torch.cat([_rows(student[depth], valid) for depth, _ in pairs])
-        teacher_rows = torch.cat([_rows(teacher[depth], valid) for _, depth in pairs])
-        share = student_rows.new_full((len(student_rows),), 1 / len(pairs), dtype=torch.float32)
+        student_rows = torch.cat([_rows(student[depth], valid, kept) for depth, _ in pairs])
+        teacher_rows = torch.cat([_rows(teacher[depth], valid, kept) for _, depth in pairs])
+        share = 1 / (len(pairs) * fraction)
+        share = student_rows.new_full((len(student_rows),), share, dtype=torch.float32)
         sides = (student_rows, student_head, teacher_rows, teacher_head)
         name, kwargs = self.lens_divergence, self.lens_kwargs
         loss, per_token = self._compare(sides, name, kwargs, self.lens_weight, share)
-        return loss, per_token.view(len(pairs), -1).sum(1)
+        by_pair = per_token.view(len(pairs), -1)
+        return loss, by_pair.sum(1), by_pair.shape[1]
 
     def _compare(self, sides, name, kwargs, weight, share=None):
         """Sum and rows of a divergence; without a gradient where the term has no weight."""
@@ -143,8 +179,11 @@ class Objective:
             )
 
 
-def _rows(states, valid):
-    return states if states.ndim == 2 else states[valid]
+def _rows(states, valid, kept):
+    """The kept rows of ``[B, T, D]``, or of ``[N, D]`` gathered at the valid positions before."""
+    if states.ndim == 3:
+        return states[kept]
+    return states if kept is valid else states[kept[valid]]
 
 
 def target_positions(labels: Tensor) -> Tensor:

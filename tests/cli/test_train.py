@@ -226,6 +226,31 @@ BAD = {
     "list for a number": ({"lens_weight": [1, 2]}, [], "lens_weight must be a number, got [1, 2]"),
     "text for true": ({"lens_norm": "maybe"}, [], "lens_norm must be true or false, got 'maybe'"),
     "temperature": ({"temperature": 0}, [], "temperature must be above 0"),
+    "no share of pairs": (
+        {"lens_pair_fraction": 0},
+        [],
+        "lens_pair_fraction must be above 0 and at most 1, got 0",
+    ),
+    "too many tokens": (
+        {},
+        ["--lens_token_fraction", "1.5"],
+        "lens_token_fraction must be above 0 and at most 1, got 1.5",
+    ),
+    "a share of nan": (
+        {"lens_token_fraction": math.nan},
+        [],
+        "lens_token_fraction must be finite, got nan",
+    ),
+    "a share in words": (
+        {"lens_pair_fraction": "a lot"},
+        [],
+        "lens_pair_fraction must be a number, got the text 'a lot'",
+    ),
+    "a share of true": (
+        {"lens_token_fraction": True},
+        [],
+        "lens_token_fraction must be a number, got True",
+    ),
     "depth": ({"lens_layers": "1:9"}, [], "teacher depth 9, but the teacher has depths 0 to 4"),
     "unsorted map": ({"lens_layers": "2:3,1:2"}, [], "must rise strictly"),
     "repeated depth": ({"lens_layers": "1:2,1:3"}, [], "must rise strictly"),

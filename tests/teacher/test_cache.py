@@ -42,6 +42,7 @@ SETTINGS = {
     "more words, LayerNorm": {"teacher": wide_gpt2},
     "bf16 teacher": {"teacher": bf16_teacher},
     "autocast": {"bf16": True},
+    "sampled": {**toys.SAMPLED, "lens_layers": "1:1,2:3"},
 }
 
 

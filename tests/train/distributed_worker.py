@@ -1,6 +1,6 @@
 """Started by torchrun: a few toy steps on two gloo processes; each saves what it found.
 
-usage: distributed_worker.py {ddp,fsdp2} OUTPUT [--untied] [--lora]
+usage: distributed_worker.py {ddp,fsdp2} OUTPUT [--untied] [--lora] [--sampled]
 """
 
 import sys
@@ -28,6 +28,7 @@ FSDP2 = {
 def main(kind, output, *flags):
     """Train, gather the weights and save them."""
     settings = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2}
+    settings |= toys.SAMPLED if "--sampled" in flags else {}
     if kind == "fsdp2":
         settings |= {"fsdp": True, "fsdp_config": FSDP2}
     args = toys.config(output, **settings)

@@ -28,7 +28,11 @@ def on_two_processes(tmp_path, kind, *flags):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [(), ("--untied",), ("--lora",)], ids=["tied", "untied", "lora"])
+@pytest.mark.parametrize(
+    "flags",
+    [(), ("--untied",), ("--lora",), ("--sampled",)],
+    ids=["tied", "untied", "lora", "sampled"],
+)
 @pytest.mark.parametrize(
     ("kind", "wrapper"), [("ddp", "DistributedDataParallel"), ("fsdp2", "FSDP")]
 )
@@ -41,6 +45,7 @@ def test_two_processes_step_like_one(tmp_path, kind, wrapper, flags):
         student=toys.llama(tied="--untied" not in flags),
         eval_dataset=toys.dataset(7, seed=3),
         peft_config=toys.lora() if "--lora" in flags else None,
+        **(toys.SAMPLED if "--sampled" in flags else {}),
     )
     before, start = alone.evaluate(), toys.weights(alone.model)
     alone.train()
@@ -51,7 +56,9 @@ def test_two_processes_step_like_one(tmp_path, kind, wrapper, flags):
         assert torch.allclose(value, expected[name], atol=1e-6, rtol=0), name
     rows = [row for row in alone.state.log_history if "loss" in row]
     for a, b in zip([row for row in found["log"] if "loss" in row], rows, strict=True):
-        for key in ("loss", "output_loss", "lens_loss", "cross_entropy"):
+        terms = [key for key in b if "loss" in key or "entropy" in key]
+        assert len(terms) == (5 if "--sampled" in flags else 6)
+        for key in terms:
             assert math.isclose(a[key], b[key], rel_tol=1e-5), key
     if kind == "ddp":
         # Seven samples in batches of two on two processes: the sample that fills up counts once.

@@ -148,10 +148,11 @@ def test_without_a_teacher_it_is_plain_sft(tmp_path):
     assert toys.drift(toys.weights(ours.model), toys.weights(theirs.model)) < 1e-6
 
 
-def test_checkpointing_changes_no_weight(tmp_path):
-    """Gradient checkpointing recomputes; the steps stay."""
-    plain = toys.trainer(tmp_path)
-    checkpointed = toys.trainer(tmp_path, gradient_checkpointing=True)
+@pytest.mark.parametrize("lens", [{}, toys.SAMPLED], ids=["all", "sampled"])
+def test_checkpointing_changes_no_weight(tmp_path, lens):
+    """Gradient checkpointing recomputes, and draws nothing anew; the steps stay."""
+    plain = toys.trainer(tmp_path, **lens)
+    checkpointed = toys.trainer(tmp_path, gradient_checkpointing=True, **lens)
     plain.train()
     checkpointed.train()
     assert checkpointed.model.is_activation_checkpointing
@@ -196,13 +197,16 @@ def test_lora_trains_the_adapter_alone(tmp_path):
         assert torch.equal(found[name], value), name
 
 
-@pytest.mark.parametrize("kind", ["dropout", "lora", "accumulation"])
+@pytest.mark.parametrize("kind", ["dropout", "lora", "accumulation", "sampled"])
 def test_resume_is_bit_equal(tmp_path, kind):
     """Stopped after two steps and resumed, a run ends at the bits of one that never stopped."""
     from peft import LoraConfig
 
     settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch"}
-    if kind == "accumulation":
+    if kind == "sampled":
+        # "auto" is one pair for a student of two blocks.
+        settings |= toys.SAMPLED | {"lens_layers": "1:1,2:3"}
+    if kind in ("accumulation", "sampled"):
         settings |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3}
 
     def make():
@@ -221,6 +225,111 @@ def test_resume_is_bit_equal(tmp_path, kind):
         assert {k: v for k, v in a.items() if "loss" in k} == {
             k: v for k, v in b.items() if "loss" in k
         }
+
+
+def record_draws(monkeypatch):
+    """A list of (pairs drawn, seed, step) of every micro-batch of training."""
+    from distilllens.train import trainer
+
+    draws, inner = [], trainer.draw_pairs
+
+    def recorded(layer_map, fraction, *, seed, step):
+        drawn = inner(layer_map, fraction, seed=seed, step=step)
+        draws.append((str(drawn), seed, step))
+        return drawn
+
+    monkeypatch.setattr(trainer, "draw_pairs", recorded)
+    return draws
+
+
+def test_one_draw_is_for_one_optimizer_step(tmp_path, monkeypatch):
+    """All micro-batches of an accumulation draw with one step and with ``seed``."""
+    draws = record_draws(monkeypatch)
+    settings = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3}
+    toys.trainer(tmp_path, seed=7, data_seed=8, max_steps=4, **settings, **toys.SAMPLED).train()
+    # Eight rows an epoch: micro-batches 3, 3, 2, and 3 of the next epoch.
+    assert [(seed, step) for _, seed, step in draws] == [
+        (7, step) for step in (0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 3)
+    ]
+    assert len({pairs for pairs, _, _ in draws}) == 2
+    assert len({draw[::2] for draw in draws}) == 4
+
+
+def test_only_drawn_pairs_are_read_and_logged(tmp_path, monkeypatch):
+    """Both models are read at the drawn depths only; a pair that was not drawn has no mean.
+
+    At rate 0 a drawn pair's mean is what it is without sampling, and ``lens_loss`` is that mean.
+    """
+    from distilllens.train import trainer as module
+
+    settings = {"learning_rate": 0.0, "data": toys.dataset(4), "lens_layers": "1:2,2:3"}
+    whole = toys.trainer(tmp_path, **settings)
+    whole.train()
+    expected = whole.state.log_history[0]
+    draws, read, inner = record_draws(monkeypatch), [], module.read_states
+
+    def recorded(lens, depths, **kwargs):
+        read.append(tuple(depths))
+        return inner(lens, depths, **kwargs)
+
+    monkeypatch.setattr(module, "read_states", recorded)
+    trainer = toys.trainer(tmp_path, max_steps=6, lens_pair_fraction=0.5, **settings)
+    theirs, inner_read = [], trainer.teacher.read
+    trainer.teacher.read = lambda depths, **kw: theirs.append(depths) or inner_read(depths, **kw)
+    trainer.train()
+    drawn = [LayerMap.parse(pairs) for pairs, _, _ in draws]
+    assert {str(pairs) for pairs in drawn} == {"1:2", "2:3"}
+    assert read == [pairs.student_depths for pairs in drawn]
+    assert theirs == [pairs.teacher_depths for pairs in drawn]
+    for pairs, row in zip(drawn, trainer.state.log_history[:-1], strict=True):
+        key = f"lens_loss/{pairs}"
+        assert [name for name in row if name.startswith("lens_loss/")] == [key]
+        assert math.isclose(row[key], expected[key], rel_tol=1e-6)
+        assert math.isclose(row["lens_loss"], expected[key], rel_tol=1e-6)
+        assert math.isclose(row["loss"], row["output_loss"] + row["lens_loss"], rel_tol=1e-6)
+
+
+def test_a_pairs_mean_is_over_the_steps_that_drew_it(tmp_path, monkeypatch):
+    """Logged every six steps at rate 0, each pair reads what it reads without sampling."""
+    settings = {"learning_rate": 0.0, "data": toys.dataset(4), "max_steps": 6, "logging_steps": 6}
+    rows = []
+    for fraction in (1.0, 0.5):
+        draws = record_draws(monkeypatch)
+        trainer = toys.trainer(tmp_path, lens_pair_fraction=fraction, **settings)
+        trainer.train()
+        rows.append(trainer.state.log_history[0])
+    counts = [sum(pairs == name for pairs, _, _ in draws) for name in ("1:1", "2:3")]
+    assert sum(counts) == 6 and min(counts) > 0 and counts[0] != counts[1]
+    pairs = [rows[0][f"lens_loss/{name}"] for name in ("1:1", "2:3")]
+    assert [rows[1][f"lens_loss/{name}"] for name in ("1:1", "2:3")] == pytest.approx(pairs)
+    # The estimate of the mean of both is what was drawn: weighted by steps.
+    estimate = (counts[0] * pairs[0] + counts[1] * pairs[1]) / 6
+    assert math.isclose(rows[1]["lens_loss"], estimate, rel_tol=1e-6)
+
+
+def test_the_logged_estimate_is_unbiased(tmp_path):
+    """Over 100 steps at rate 0, ``lens_loss`` and ``loss`` scatter around the full ones."""
+    settings = {"learning_rate": 0.0, "data": toys.dataset(4), "max_steps": 100}
+    whole = toys.trainer(tmp_path, **settings | {"max_steps": 1})
+    sampled = toys.trainer(tmp_path, **settings, **toys.SAMPLED)
+    whole.train()
+    sampled.train()
+    for key in ("lens_loss", "loss"):
+        found = torch.tensor([row[key] for row in sampled.state.log_history[:-1]])
+        error = found.std() / math.sqrt(100)
+        expected = whole.state.log_history[0][key]
+        assert 0 < error < 0.05 * expected
+        assert abs(found.mean() - expected) < 4 * error
+
+
+def test_evaluation_measures_everything(tmp_path):
+    """Fractions below 1 change no number of an evaluation, and no pair is missing."""
+    data = toys.dataset(5, seed=3)
+    whole = toys.trainer(tmp_path, eval_dataset=data).evaluate()
+    sampled = toys.trainer(tmp_path, eval_dataset=data, **toys.SAMPLED).evaluate()
+    terms = [key for key in whole if "loss" in key or "entropy" in key]
+    assert len(terms) == 6
+    assert [whole[key] for key in terms] == [sampled[key] for key in terms]
 
 
 def test_a_checkpoint_is_marked_whole_before_an_older_one_goes(tmp_path):

@@ -12,6 +12,7 @@ from trl import SFTConfig
 
 from distilllens.layer_map import LayerMap
 from distilllens.objective import Objective
+from distilllens.sampling import check_fraction
 from distilllens.teacher.store import STORED
 
 # Bounds of fields that transformers takes as they come; max_steps -1 is "unset".
@@ -117,6 +118,20 @@ class DistillLensConfig(SFTConfig):
             "help": "Apply the final norm before the head at every depth (the published code: no)."
         },
     )
+    lens_pair_fraction: float = field(
+        default=1.0,
+        metadata={
+            "help": "Share of the pairs, in (0, 1], that the lens term is estimated on in each "
+            "step; 1 is all."
+        },
+    )
+    lens_token_fraction: float = field(
+        default=1.0,
+        metadata={
+            "help": "Share of the response tokens, in (0, 1], that the lens term is estimated on "
+            "in each step; 1 is all."
+        },
+    )
     temperature: float = field(
         default=1.0,
         metadata={"help": "Divides both models' logits, at output and lens alike; no T^2 factor."},
@@ -149,7 +164,8 @@ class DistillLensConfig(SFTConfig):
         super().__post_init__()
         self._check_types()
         self._check_scope()
-        self.objective(layer_map=None)  # checks divergences, weights and temperature
+        check_fraction("lens_pair_fraction", self.lens_pair_fraction)
+        self.objective(layer_map=None)  # checks divergences, weights, temperature, token share
         self._check_lens_layers()
 
     def _follow_the_machine(self):
@@ -194,6 +210,8 @@ class DistillLensConfig(SFTConfig):
             "cross_entropy_weight",
             "temperature",
             "lens_beta",
+            "lens_pair_fraction",
+            "lens_token_fraction",
         ]
         for name in numbers:
             value = getattr(self, name)
@@ -269,4 +287,5 @@ class DistillLensConfig(SFTConfig):
             lens_weight=self.lens_weight,
             cross_entropy_weight=self.cross_entropy_weight,
             temperature=self.temperature,
+            lens_token_fraction=self.lens_token_fraction,
         )

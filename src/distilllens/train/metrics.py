@@ -3,46 +3,61 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from distilllens.layer_map import LayerMap
 from distilllens.objective import LossTerms
 
 
-def named_terms(terms: LossTerms, layer_map: LayerMap | None) -> dict[str, torch.Tensor]:
-    """The sums of one batch under the names of the log, without terms that were not measured."""
-    named = {"loss": terms.total.detach(), "cross_entropy": terms.cross_entropy}
+def named_terms(terms: LossTerms, layer_map: LayerMap | None) -> dict[str, tuple[Tensor, int]]:
+    """Name in the log -> the sum of one batch and the number of tokens behind it.
+
+    Terms that were not measured have no name. ``lens_loss`` stands for all tokens, as the total
+    does; a pair's own mean is over those that it was measured on.
+    """
+    sums = {"loss": terms.total.detach(), "cross_entropy": terms.cross_entropy}
     if terms.output is not None:
-        named["output_loss"] = terms.output
+        sums["output_loss"] = terms.output
     if terms.lens is not None:
-        named["lens_loss"] = terms.lens
-        pairs = zip(layer_map, terms.lens_by_pair, strict=True)
-        named |= {f"lens_loss/{s}:{t}": value for (s, t), value in pairs}
+        sums["lens_loss"] = terms.lens
+    named = {name: (value, terms.num_tokens) for name, value in sums.items()}
+    if terms.lens is not None:
+        for (s, t), value in zip(layer_map, terms.lens_by_pair, strict=True):
+            named[f"lens_loss/{s}:{t}"] = (value, terms.num_lens_tokens)
     return named
 
 
 class TermSums:
-    """Sums and the number of tokens behind them, since the last reset."""
+    """Sums and the number of tokens behind each, since the last reset.
+
+    Processes add up their sums in the order of the names, which must be the same on all of them. It
+    is: which terms and pairs a step measures follows from settings, seed and step, never from data.
+    """
 
     def __init__(self):
-        self._sums = {}
+        self._sums, self._counts = {}, {}
 
-    def add(self, named: dict[str, torch.Tensor], num_tokens: int):
+    def add(self, named: dict[str, tuple[Tensor, int]]):
         """Add one batch."""
-        device = named["loss"].device
-        # A float32 sum over many batches would round differently by batch size; mps has no float64.
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        count = torch.tensor(num_tokens, device=device)
-        for name, value in {**named, "num_tokens": count}.items():
+        for name, (value, count) in named.items():
+            # A float32 sum over many batches would round differently by batch size; mps has no
+            # float64.
+            dtype = torch.float32 if value.device.type == "mps" else torch.float64
             # Stays on its device: a copy would make every step wait for it.
             self._sums[name] = self._sums.get(name, 0) + value.detach().to(dtype)
+            self._counts[name] = self._counts.get(name, 0) + count
 
     def means(self, reduce) -> dict[str, float]:
-        """Nats per valid token over all processes (``reduce`` sums over them), and forget."""
+        """Nats per measured token over all processes (``reduce`` sums over them), and forget.
+
+        A name without a token is left out: nothing measured is not a zero.
+        """
         if not self._sums:
             return {}
         names = list(self._sums)
-        sums = reduce(torch.stack([self._sums[name] for name in names]))
-        totals = dict(zip(names, sums.tolist(), strict=True))
-        self._sums = {}
-        num_tokens = max(totals.pop("num_tokens"), 1)
-        return {name: value / num_tokens for name, value in totals.items()}
+        sums = torch.stack([self._sums[name] for name in names])
+        counts = sums.new_tensor([self._counts[name] for name in names])
+        sums, counts = reduce(torch.stack([sums, counts])).tolist()
+        self._sums, self._counts = {}, {}
+        rows = zip(names, sums, counts, strict=True)
+        return {name: total / count for name, total, count in rows if count > 0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from trl import SFTTrainer
 from distilllens.data import format_instruction
 from distilllens.layer_map import LayerMap
 from distilllens.lens import LogitLens, read_states
+from distilllens.sampling import draw_pairs, draw_tokens
 from distilllens.teacher import LiveTeacher, TeacherSource
 from distilllens.train import _trl, caching
 from distilllens.train.checkpoint import mark_whole
@@ -235,7 +237,7 @@ class DistillLensTrainer(SFTTrainer):
         training = self.model.training
         inner = self.accelerator.unwrap_model(model)
         total, named, num_tokens = run_inside_forward(model, inner, self._batch_terms, **inputs)
-        self._terms["train" if training else "eval"].add(named, num_tokens)
+        self._terms["train" if training else "eval"].add(named)
         if num_items_in_batch is None:
             return total / max(num_tokens, 1)
         loss = total / torch.as_tensor(num_items_in_batch).clamp(min=1)
@@ -246,6 +248,9 @@ class DistillLensTrainer(SFTTrainer):
 
     def _batch_terms(self, labels, **inputs):
         objective, normalize = self.objective, self.args.lens_norm
+        draws = None
+        if self.model.training and objective.layer_map and objective.lens_weight > 0:
+            objective, draws = self._drawn(objective, inputs)
         layer_map, training = objective.layer_map, self.model.training
         # Evaluation measures every term; training reads what its weights ask for.
         needed = layer_map and (objective.lens_weight > 0 or not training)
@@ -267,8 +272,21 @@ class DistillLensTrainer(SFTTrainer):
                     teacher_head,
                     labels,
                     measure_all=not training,
+                    lens_draws=draws,
                 )
         return terms.total, named_terms(terms, layer_map), terms.num_tokens
+
+    def _drawn(self, objective, inputs):
+        """The objective over this step's pairs, and the draws of its tokens (None: all of them)."""
+        # global_step stays through all micro-batches of a step, and a checkpoint holds it. seed and
+        # not data_seed: that one is there to keep the order of the data while all else varies.
+        key = {"seed": self.args.seed, "step": self.state.global_step}
+        draws = None
+        if objective.lens_token_fraction < 1:
+            where = {name: inputs.get(name) for name in ("attention_mask", "position_ids")}
+            draws = draw_tokens(inputs["input_ids"], **where, **key)
+        pairs = draw_pairs(objective.layer_map, self.args.lens_pair_fraction, **key)
+        return replace(objective, layer_map=pairs), draws
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """The loss alone: no logits are built in evaluation either."""

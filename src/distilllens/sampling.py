@@ -1,0 +1,105 @@
+"""Which share of the lens term a step measures: draws from a seed, a step and what is drawn.
+
+No generator is asked, and so none is advanced: a draw is a hash, the same in every micro-batch, on
+every process and after a resume.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from distilllens.layer_map import LayerMap
+
+# splitmix64 (Steele, Lea and Flood, 2014), its constants as the int64 of the same bits.
+_GAMMA = -0x61C8864680B583EB
+_ROUNDS = ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15))
+# Pairs and tokens of one step are drawn apart.
+_PAIRS, _TOKENS = 1, 2
+
+
+def draw_pairs(layer_map: LayerMap, fraction: float, *, seed: int, step: int) -> LayerMap:
+    """``max(1, round(fraction * P))`` of the P pairs, without replacement.
+
+    Every subset of that size is equally likely, so the mean over the drawn pairs is an unbiased
+    estimate of the mean over all, and an objective needs nothing but the smaller map.
+
+    Raises:
+        ValueError: a fraction outside (0, 1].
+    """
+    check_fraction("lens_pair_fraction", fraction)
+    count = max(1, round(fraction * len(layer_map)))
+    if count == len(layer_map):
+        return layer_map
+    order = _splitmix(_key(seed, step, _PAIRS) + torch.arange(len(layer_map), device="cpu"))
+    drawn = sorted(order.argsort()[:count].tolist())
+    return LayerMap(layer_map.pairs[index] for index in drawn)
+
+
+def draw_tokens(
+    input_ids: Tensor,
+    *,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    seed: int,
+    step: int,
+) -> Tensor:
+    """A number in [0, 1) for every position, ``[B, T]`` float32, uniform over seeds and steps.
+
+    A hash of seed, step and the document's tokens up to and including the position, in integers. So
+    a token's number is the same in every batch, padding, packing, process and device; equal
+    beginnings of two documents in one step have equal numbers. Nothing waits for the device.
+
+    Args:
+        input_ids: ``[B, T]``; a row is a document unless ``position_ids`` say otherwise.
+        attention_mask: ``[B, T]``, 0 at padding, whose tokens count for nothing.
+        position_ids: ``[B, T]`` or ``[1, T]``, 0 where a document begins.
+    """
+    ids = input_ids.long()
+    seen = torch.ones_like(ids) if attention_mask is None else (attention_mask != 0).long()
+    index = torch.arange(ids.shape[-1], device=ids.device).expand_as(ids)
+    first = torch.zeros_like(ids)
+    if position_ids is not None:
+        begins = (position_ids.expand_as(ids) == 0) & (seen == 1)
+        first = torch.where(begins, index, 0).cummax(-1).values
+    # Sums wrap around, which a hash may, and do not depend on their order, as floats would.
+    place = _sum_since(first, seen)
+    prefix = _sum_since(first, _splitmix(_splitmix(ids) + place) * seen)
+    # 24 bits are what float32 holds exactly; mps has no float64.
+    bits = _splitmix(prefix + _key(seed, step, _TOKENS)) >> 40 & 0xFFFFFF
+    return bits.to(torch.float32) * 2.0**-24
+
+
+def check_fraction(name: str, value: float):
+    """Refuse what is no share.
+
+    Raises:
+        ValueError: a number outside (0, 1], NaN included.
+    """
+    if not 0 < value <= 1:
+        raise ValueError(f"{name} must be above 0 and at most 1, got {value}")
+
+
+def _sum_since(first, values):
+    """Sums of ``[B, T]`` values from the column ``first`` of each position up to the position."""
+    sums = values.cumsum(-1)
+    return sums - (sums - values).gather(-1, first)
+
+
+def _key(seed, step, purpose):
+    # On the CPU, without dimensions: other devices take it as a number, without a copy.
+    start = torch.tensor(seed, dtype=torch.int64, device="cpu")
+    return _splitmix(_splitmix(_splitmix(start) + step) + purpose)
+
+
+def _splitmix(state):
+    """What splitmix64 gives at a state, for an int64 tensor; products wrap around."""
+    bits = state + _GAMMA
+    for shift, factor in _ROUNDS:
+        bits = (bits ^ _shifted(bits, shift)) * factor
+    return bits ^ _shifted(bits, 31)
+
+
+def _shifted(bits, by):
+    """A right shift that brings zeros in; ``>>`` of int64 brings the sign."""
+    return bits >> by & (1 << 64 - by) - 1

@@ -1,6 +1,7 @@
 """Divergences: oracles from probabilities, the laws they obey, and what is refused."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Categorical, kl_divergence
 
-from distilllens.divergence import divergence
+from distilllens.divergence import adaptive_weights, divergence
 
 INF = float("inf")
 CASES = [
@@ -254,6 +255,30 @@ def test_half_precision_is_compared_in_float32(dtype):
     value.sum().backward()
     assert value.dtype == torch.float32 and student.grad.dtype == dtype
     assert torch.equal(value, divergence("jsd")(student.detach().float(), teacher.float()))
+
+
+@pytest.mark.parametrize("mu", [0.001, 0.1, 0.5, 0.95])
+@pytest.mark.parametrize("grid", [None, 1.0, 0.01])
+def test_a_head_in_the_top_is_not_sorted_for(grid, mu, monkeypatch):
+    """A vocabulary that is not sorted whole has the head of one that is; ties in its order.
+
+    Rows from one-hot to flat: heads of one token to a thousand. On a grid many are equally likely,
+    also where the head and where the top ends.
+    """
+    logits = torch.randn(2, 9, 1000, dtype=torch.float64) * torch.logspace(-2, 1.5, 9)[:, None]
+    if grid is not None:
+        logits = (logits / grid).round() * grid
+    q, p = logits.softmax(-1)
+    p[-1], p[-2, 500:] = 1 / 1000, 0
+    found = adaptive_weights(q, p, mu)
+    monkeypatch.setattr(sys.modules["distilllens.divergence"], "_TOP", 1000)
+    expected = adaptive_weights(q, p, mu)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    for row, (head, tail) in enumerate(zip(*expected, strict=True)):
+        forward, reverse = kl(p[row], q[row]), kl(q[row], p[row])
+        if reverse.isfinite() and head + tail > 0:
+            by_shares = head * forward + tail * reverse
+            torch.testing.assert_close(by_shares, adaptive_by_hand(q[row], p[row], mu))
 
 
 def test_adaptive_head_and_tail():

@@ -16,6 +16,8 @@ from torch import Tensor
 
 # Below every log-probability whose exponential is not 0, in float64 too.
 _FLOOR = -1e4
+# Tokens that are looked at before the whole vocabulary is sorted.
+_TOP = 256
 
 
 def divergence(name: str, **params: float) -> Callable[[Tensor, Tensor], Tensor]:
@@ -119,20 +121,55 @@ def _checked(name, key, value):
     return float(value)
 
 
+def reading_waits(tensor: Tensor) -> bool:
+    """Whether to read one number of ``tensor`` is to wait until its device has done all work."""
+    return tensor.device.type != "cpu"
+
+
 def adaptive_weights(q: Tensor, p: Tensor, mu: float) -> tuple[Tensor, Tensor]:
     """Shares ``[...]`` of sum |p - q| on the teacher's head and on its tail; 0 and 0 if p = q.
 
     The head is the tokens by falling p while their cumulative mass is at most ``mu``, and always
     the top one; equal probabilities are taken in the order of the vocabulary.
     """
+    shape, gap = p.shape[:-1], (q - p).abs_()
+    p, gap = p.reshape(-1, p.shape[-1]), gap.reshape(-1, p.shape[-1])
+    if p.shape[-1] > _TOP and not reading_waits(p):
+        head, tail, settled = _shares_from_the_top(gap, p, mu)
+        if not settled.all():
+            rest = ~settled
+            head[rest], tail[rest] = _shares_from_a_sort(gap[rest], p[rest], mu)
+    else:
+        head, tail = _shares_from_a_sort(gap, p, mu)
+    total = (head + tail).clamp_min(torch.finfo(p.dtype).tiny)
+    return (head / total).view(shape), (tail / total).view(shape)
+
+
+def _shares_from_a_sort(gap, p, mu):
     falling, order = p.sort(dim=-1, descending=True, stable=True)
     in_head = falling.cumsum_(-1) <= mu
-    in_head[..., :1] = True
-    gap = (q - p).abs_().gather(-1, order)
+    in_head[:, :1].fill_(True)
+    gap = gap.gather(-1, order)
     tail = gap.masked_fill(in_head, 0).sum(-1)
-    head = gap.masked_fill_(~in_head, 0).sum(-1)
-    total = (head + tail).clamp_min(torch.finfo(p.dtype).tiny)
-    return head / total, tail / total
+    return gap.masked_fill_(~in_head, 0).sum(-1), tail
+
+
+def _shares_from_the_top(gap, p, mu):
+    """As from a sort, where the head ends among the first tokens; and ``settled [R]``: where.
+
+    Overwrites ``gap``, but in settled rows only.
+    """
+    order = p.topk(_TOP, sorted=False).indices.sort(-1).values
+    falling, turn = p.gather(-1, order).sort(dim=-1, descending=True, stable=True)
+    order = order.gather(-1, turn)
+    in_head = falling.cumsum(-1) <= mu
+    in_head[:, :1].fill_(True)
+    # Of tokens as likely as the last one, topk takes any: the head must end before them.
+    settled = (~in_head & (falling > falling[:, -1:])).any(-1)
+    in_head &= settled.unsqueeze(-1)
+    top = gap.gather(-1, order)
+    gap.scatter_(-1, order, top.masked_fill(in_head, 0))
+    return top.masked_fill_(~in_head, 0).sum(-1), gap.sum(-1), settled
 
 
 def _expectation(p, value):

@@ -1,105 +1,21 @@
 """The chunked engine: the reference's value and every gradient, its flops, its memory."""
 
 import dataclasses
+import sys
+import types
 import weakref
 
 import pytest
 import torch
+from linear_divergence.problems import BUDGET, DIVERGENCES, assert_within_budget, problem, results
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from distilllens.head import Head
-from distilllens.linear_divergence import linear_cross_entropy, linear_divergence
+from distilllens.linear_divergence import chunked
 from distilllens.linear_divergence.chunked import default_chunk_size
 
-DIVERGENCES = {
-    "forward_kl": {},
-    "reverse_kl": {},
-    "jsd": {"beta": 0.3},
-    "jeffreys": {"forward_weight": 0.3, "reverse_weight": 2.0},
-    "adaptive_kl": {"mu": 0.6},
-    "skew_forward_kl": {"alpha": 0.2},
-    "skew_reverse_kl": {"alpha": 0.2},
-    "total_variation": {},
-}
 every_divergence = pytest.mark.parametrize("name", DIVERGENCES)
-
-# The error budget: largest difference over largest entry, for the value, the nats per token, and
-# the gradients of hidden states, weight and bias. Engine and reference round at different places;
-# bfloat16 keeps 8 bits, so 2^-8 = 0.4 % an entry, a few of which meet in one gradient.
-BUDGET = {
-    #               loss   tokens hidden weight bias
-    torch.float64: (1e-14, 1e-14, 1e-14, 1e-14, 1e-14),
-    torch.float32: (2e-6, 4e-6, 4e-6, 4e-6, 4e-6),
-    torch.bfloat16: (2e-3, 1e-2, 3e-2, 3e-2, 3e-2),
-}
-
-
-@dataclasses.dataclass
-class Problem:
-    """Two heads and their rows, with leaves that collect gradients."""
-
-    student: torch.Tensor
-    student_head: Head
-    teacher: torch.Tensor
-    teacher_head: Head
-    weight: torch.Tensor
-    labels: torch.Tensor
-
-    @property
-    def leaves(self):
-        return self.student, self.student_head.weight, self.student_head.bias
-
-    def run(self, name, **options):
-        """Loss and nats per token; ``name`` may be cross_entropy."""
-        if name == "cross_entropy":
-            return linear_cross_entropy(
-                self.student, self.student_head, self.labels, weight=self.weight, **options
-            )
-        return linear_divergence(
-            self.student,
-            self.student_head,
-            self.teacher,
-            self.teacher_head,
-            divergence=name,
-            weight=self.weight,
-            **DIVERGENCES[name],
-            **options,
-        )
-
-
-def problem(rows=47, student_vocab=31, teacher_vocab=31, dtype=torch.float64, **options):
-    """A student of width 7 and a teacher of width 5; the same numbers in every dtype."""
-    generator = torch.Generator().manual_seed(rows)
-
-    def make(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
-
-    leaves = [make(rows, 7), make(student_vocab, 7), make(student_vocab)]
-    student, weight, bias = (leaf.requires_grad_() for leaf in leaves)
-    teacher_head = Head(make(teacher_vocab, 5), make(teacher_vocab), 1.2, options.get("softcap"))
-    return Problem(
-        student,
-        Head(weight, bias, **options),
-        make(rows, 5),
-        teacher_head,
-        torch.rand(rows, generator=generator),
-        torch.randint(student_vocab, (rows,), generator=generator),
-    )
-
-
-def results(given, name, upstream=-1.7, **options):
-    """Loss, nats per token and the three gradients under an upstream gradient."""
-    loss, per_token = given.run(name, **options)
-    return loss.detach(), per_token, *torch.autograd.grad(loss, given.leaves, loss * 0 + upstream)
-
-
-def assert_within_budget(found, expected, dtype):
-    for ours, theirs, budget in zip(found, expected, BUDGET[dtype], strict=True):
-        assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
-        error = (ours - theirs).abs().max() / theirs.abs().max()
-        assert error <= budget, f"{error:.1e} over the budget {budget}"
 
 
 @pytest.mark.parametrize("vocabularies", [(31, 31), (31, 23), (23, 31)])
@@ -248,10 +164,83 @@ def test_the_memory_meter_sees_the_reference_grow():
     assert few > 4 and many > 4 * few
 
 
-def test_default_chunks():
-    """A power of two of which four float32 tiles fit 256 MiB; at least 16, at most N."""
-    assert default_chunk_size(10**6, 50257) == 256
-    assert default_chunk_size(10**6, 151936) == 64
-    assert default_chunk_size(10**6, 10**7) == 16
-    assert default_chunk_size(47, 31) == 47
-    assert default_chunk_size(0, 31) == 1
+@pytest.mark.parametrize(
+    ("device", "free", "rows", "vocabulary", "expected"),
+    [
+        # The CPU: 256 MiB, 16 to N rows.
+        ("cpu", 2**36, 10**6, 50257, 256),
+        ("cpu", 2**36, 10**6, 151936, 64),
+        ("cpu", 2**36, 10**6, 10**7, 16),
+        ("cpu", 2**36, 47, 31, 47),
+        ("cpu", 2**36, 0, 31, 1),
+        # A quarter of what is free, below 16 rows too: 512 MiB / 4 = 128 MiB, 8 MiB / 4 = 2 MiB.
+        ("cpu", 2**29, 10**6, 50257, 128),
+        ("cpu", 2**23, 10**6, 50257, 2),
+        ("cpu", 0, 10**6, 50257, 1),
+        ("cpu", None, 10**6, 50257, 256),
+        # An accelerator: 2 GiB, a quarter of what is free, and as the CPU if it does not say.
+        ("cuda", 2**36, 10**6, 50257, 2048),
+        ("cuda", 2**36, 10**6, 151936, 512),
+        ("cuda", 2**30, 10**6, 151936, 64),
+        ("cuda", 2**36, 47, 31, 47),
+        ("mps", None, 10**6, 50257, 256),
+    ],
+)
+def test_default_chunks(device, free, rows, vocabulary, expected, monkeypatch):
+    """A power of two of which four float32 tiles fit the device and what it has free."""
+    monkeypatch.setattr(chunked, "free_bytes", lambda asked: free)
+    assert default_chunk_size(rows, vocabulary, torch.device(device)) == expected
+
+
+def test_free_bytes(monkeypatch):
+    """Plausible on Linux, None where nobody says; on CUDA the driver's and the allocator's."""
+    free = chunked.free_bytes(torch.device("cpu"))
+    assert free > 2**20 if sys.platform == "linux" else free is None
+    assert chunked.free_bytes(torch.device("meta")) is None
+    for name, value in {
+        "mem_get_info": (700, 1000),
+        "memory_reserved": 90,
+        "memory_allocated": 40,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert chunked.free_bytes(torch.device("cuda")) == 700 + 90 - 40
+
+
+def test_half_products_summed_in_float32(monkeypatch):
+    """Where addmm can, the head's gradient is never rounded to bfloat16: 20 chunks of one row."""
+    given = problem(20, 31, 31, dtype=torch.bfloat16)
+    plain, calls = torch.addmm, []
+
+    def addmm(total, left, right, *, beta=1, out, out_dtype=None):
+        """What cuBLAS does, and a CPU's torch does not know."""
+        if out_dtype is None:
+            return plain(total, left, right, beta=beta, out=out)
+        assert out is total and total.dtype == out_dtype == torch.float32
+        assert left.dtype == right.dtype == torch.bfloat16
+        calls.append(beta)
+        return plain(total, left.float(), right.float(), beta=beta, out=out)
+
+    rounded = results(given, "jsd", chunk_size=1)
+    monkeypatch.setattr(torch, "addmm", addmm)
+    monkeypatch.setattr(chunked, "_adds_in_float32", lambda total: True)
+    found = results(given, "jsd", chunk_size=1)
+    assert calls == [0] + 19 * [1]
+    torch.testing.assert_close(found[3], rounded[3], rtol=2**-6, atol=1e-3)
+    assert all(torch.equal(found[i], rounded[i]) for i in (0, 1, 2, 4))
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "version", "expected"),
+    [
+        ("cuda", torch.float32, (2, 10), True),
+        ("cuda", torch.float32, (99, 0), False),
+        ("cuda", torch.float64, (2, 10), False),
+        ("cpu", torch.float32, (2, 10), False),
+    ],
+)
+def test_who_adds_in_float32(device, dtype, version, expected, monkeypatch):
+    """CUDA with a float32 sum, from the first torch that can."""
+    assert chunked._FIRST_ADDMM == (2, 10)
+    monkeypatch.setattr(chunked, "_FIRST_ADDMM", version)
+    total = types.SimpleNamespace(device=torch.device(device), dtype=dtype)
+    assert chunked._adds_in_float32(total) is expected

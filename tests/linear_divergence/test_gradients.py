@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distilllens.divergence import divergence, parameters
+from distilllens.linear_divergence import gradients
 from distilllens.linear_divergence.gradients import DIVERGENCES, cross_entropy
 
 INF = float("inf")
@@ -40,10 +41,15 @@ def test_equals_autograd(name, data):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("waits", [False, True])
 @pytest.mark.parametrize("name", DIVERGENCES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_extremes(name, dtype):
-    """One-hot rows, equal rows, tokens that only one model has: the same value, inf included."""
+def test_extremes(name, dtype, waits, monkeypatch):
+    """One-hot rows, equal rows, tokens that only one model has: the same value, inf included.
+
+    So too as on an accelerator, where -inf is not looked for but always masked.
+    """
+    monkeypatch.setattr(gradients, "reading_waits", lambda tensor: waits)
     spread = torch.tensor([1e3, 0.0, -1e3, 2.0, 1.0], dtype=dtype)
     holed = torch.tensor([0.0, -INF, 1.0, 2.0, -INF], dtype=dtype)
     flat = torch.zeros(5, dtype=dtype)

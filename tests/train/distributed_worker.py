@@ -1,6 +1,6 @@
 """Started by torchrun: a few toy steps on two gloo processes; each saves what it found.
 
-usage: distributed_worker.py {ddp,fsdp2} OUTPUT [--untied] [--lora] [--sampled]
+usage: distributed_worker.py {ddp,fsdp2} OUTPUT [--untied] [--lora] [--sampled] [--cached]
 """
 
 import sys
@@ -29,6 +29,7 @@ def main(kind, output, *flags):
     """Train, gather the weights and save them."""
     settings = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2}
     settings |= toys.SAMPLED if "--sampled" in flags else {}
+    settings |= {"teacher_cache": f"{output}/cache"} if "--cached" in flags else {}
     if kind == "fsdp2":
         settings |= {"fsdp": True, "fsdp_config": FSDP2}
     args = toys.config(output, **settings)
@@ -50,6 +51,7 @@ def main(kind, output, *flags):
             "wrapper": type(trainer.model_wrapped).__name__,
             "log": trainer.state.log_history,
             "before": before,
+            "teacher": type(trainer.teacher).__name__,
         },
         f"{output}/rank{trainer.accelerator.process_index}.pt",
     )

@@ -30,16 +30,20 @@ def on_two_processes(tmp_path, kind, *flags):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
-    [(), ("--untied",), ("--lora",), ("--sampled",)],
-    ids=["tied", "untied", "lora", "sampled"],
+    [(), ("--untied",), ("--lora",), ("--sampled",), ("--cached",)],
+    ids=["tied", "untied", "lora", "sampled", "cached"],
 )
 @pytest.mark.parametrize(
     ("kind", "wrapper"), [("ddp", "DistributedDataParallel"), ("fsdp2", "FSDP")]
 )
 def test_two_processes_step_like_one(tmp_path, kind, wrapper, flags):
-    """Batch 2 on each of two processes ends at the weights of batch 4 on one, to 1e-6."""
+    """Batch 2 on each of two processes ends at the weights of batch 4 on one, to 1e-6.
+
+    "cached": both write a cache with the (sharded) teacher, and train from it.
+    """
     found, _ = on_two_processes(tmp_path, kind, *flags)
     assert found["wrapper"].startswith(wrapper), "not the wrapper that the test is about"
+    assert found["teacher"] == ("CachedTeacher" if "--cached" in flags else "LiveTeacher")
     alone = toys.trainer(
         tmp_path / "alone",
         student=toys.llama(tied="--untied" not in flags),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from distilllens.divergence import parameters
+from distilllens.divergence import parameters, reading_waits
 from distilllens.head import Head
 from distilllens.linear_divergence import chunked, reference
 
@@ -52,7 +53,7 @@ def linear_divergence(
         temperature: divides both models' (capped) logits.
         weight: ``[N]``, a constant; None is ones.
         impl: "chunked", "reference" (whole matrices) or "auto"; changes cost, never meaning.
-        chunk_size: tokens projected at once; None chooses by V.
+        chunk_size: tokens projected at once; None chooses by V, the device and its free memory.
         params: the divergence's other parameters: ``forward_weight`` and ``reverse_weight``,
             ``alpha``, ``mu``.
 
@@ -90,7 +91,7 @@ def linear_divergence(
         "weight": _checked_weight(weight, student),
     }
     engine = _engine(impl, chunk_size, arguments)
-    with torch.autocast(student.device.type, enabled=False):
+    with _outside_autocast(student.device.type):
         return engine.divergence(student, student_head, teacher, teacher_head, **arguments)
 
 
@@ -115,8 +116,9 @@ def linear_cross_entropy(
     else is as in ``linear_divergence``, at ``6 N V D`` flops a call.
 
     Raises:
-        ValueError: as ``linear_divergence``, or labels that are not ``[N]`` whole numbers from 0 to
-            V - 1.
+        ValueError: as ``linear_divergence``, or labels that are not ``[N]`` whole numbers or, on
+            the CPU, not from 0 to V - 1. On an accelerator nobody waits to look at them, and a
+            label that is no token fails in the device, as in ``F.cross_entropy``.
     """
     _check_rows("student", student, student_head)
     _check_labels(labels, student, student_head)
@@ -126,7 +128,7 @@ def linear_cross_entropy(
         "weight": _checked_weight(weight, student),
     }
     engine = _engine(impl, chunk_size, arguments)
-    with torch.autocast(student.device.type, enabled=False):
+    with _outside_autocast(student.device.type):
         return engine.cross_entropy(student, student_head, labels, **arguments)
 
 
@@ -156,7 +158,9 @@ def _check_labels(labels, student, head):
             f"labels must be [{len(student)}] whole numbers like the student's rows, got "
             f"{labels.dtype} of shape {list(labels.shape)}"
         )
-    if labels.numel() and not 0 <= labels.min() <= labels.max() < head.vocab_size:
+    if labels.numel() == 0 or reading_waits(labels):
+        return
+    if not 0 <= labels.min() <= labels.max() < head.vocab_size:
         raise ValueError(
             f"labels must be tokens from 0 to {head.vocab_size - 1}, got {labels.min().item()} to "
             f"{labels.max().item()}; leave rows without a label out of the call"
@@ -184,7 +188,15 @@ def _checked_weight(weight, student):
 def _in_one_dtype(hidden, head):
     """Hidden states and head in the dtype that the model's own head would project in."""
     device, dtype = hidden.device.type, head.weight.dtype
-    if torch.is_autocast_enabled(device) and dtype != torch.float64:
+    if _knows_autocast(device) and torch.is_autocast_enabled(device) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
     bias = None if head.bias is None else head.bias.to(dtype)
     return hidden.to(dtype), replace(head, weight=head.weight.to(dtype), bias=bias)
+
+
+def _outside_autocast(device):
+    return torch.autocast(device, enabled=False) if _knows_autocast(device) else nullcontext()
+
+
+def _knows_autocast(device):
+    return torch.amp.is_autocast_available(device)  # "meta" does not

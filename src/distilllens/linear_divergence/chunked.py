@@ -20,6 +20,8 @@ from distilllens.head import Head
 from distilllens.linear_divergence import gradients
 
 _TILE_BYTES = 256 * 2**20  # of four tiles
+_TILE_BYTES_ACCELERATOR = 2 * 2**30
+_FIRST_ADDMM = (2, 10)
 _BLOCK_BYTES = 2**20  # of one block of rows: an L2 cache; 2**17 to 2**22 differ by 3 % (LOG.md)
 
 
@@ -71,10 +73,45 @@ def cross_entropy(
     return _apply(plan, student, weight)
 
 
-def default_chunk_size(num_tokens: int, vocab_size: int) -> int:
-    """The largest power of two of which four float32 tiles fit 256 MiB, from 16 up to N."""
-    fit = _TILE_BYTES // (4 * 4 * vocab_size)
-    return max(1, min(num_tokens, max(16, 1 << max(fit, 1).bit_length() - 1)))
+def default_chunk_size(num_tokens: int, vocab_size: int, device: torch.device) -> int:
+    """The largest power of two of which four float32 tiles fit the budget, from 16 up to N.
+
+    The budget is 256 MiB on the CPU, where larger tiles are no faster (LOG.md), and on a device
+    that does not say what it has free. It is 2 GiB elsewhere, where every operation is a launch and
+    products want a thousand rows or more. It is never more than a quarter of what is free, even if
+    fewer than 16 rows fit: so on a device that is nearly full, sums may round otherwise from call
+    to call, unless a ``chunk_size`` is given.
+    """
+    free = free_bytes(device)
+    large = free is not None and device.type != "cpu"
+    row = 4 * 4 * vocab_size
+    size = max(16, _power_of_two((_TILE_BYTES_ACCELERATOR if large else _TILE_BYTES) // row))
+    if free is not None:
+        size = min(size, _power_of_two(free // 4 // row))
+    return max(1, min(num_tokens, size))
+
+
+def _power_of_two(number):
+    return 1 << max(number, 1).bit_length() - 1
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """What could be allocated on ``device`` without swapping, None if it is not known.
+
+    On the CPU what the kernel of Linux calls available, page cache included; the limit of a
+    container is not looked at. On CUDA what the driver has and what the allocator keeps unused:
+    neither waits for a stream.
+    """
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    if device.type == "cpu":
+        try:
+            with open("/proc/meminfo", encoding="ascii") as lines:
+                return next(1024 * int(x.split()[1]) for x in lines if x.startswith("MemAvailable"))
+        except (OSError, StopIteration):
+            return None
+    return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,13 +220,26 @@ class _Gradients:
             target.copy_(part) if first else target.add_(part)
 
 
+        if _adds_in_float32(total):
+            given = {"beta": 0 if first else 1, "out_dtype": total.dtype, "out": total}
+            torch.addmm(total, tile.T, hidden, **given)
+            return
 def _evaluate(plan, student, head, weight, needs):
     """Nats ``[N]`` and the three gradients of ``sum(weight * nats)``, None where not needed."""
     wants_gradient = any(needs)
-    chunk = plan.chunk_size or default_chunk_size(len(student), plan.size)
+    chunk = plan.chunk_size or default_chunk_size(len(student), plan.size, student.device)
     chunk = max(1, min(chunk, len(student)))
     block = _block_rows(chunk, plan, student.device)
     logits = _Logits(student, head, plan, chunk, block)
+def _adds_in_float32(total):
+    """Whether ``torch.addmm`` adds a product of half precision to ``total`` without rounding it.
+
+    cuBLAS does, for a float32 sum, in the first torch whose addmm takes one beside half factors.
+    """
+    cuda = total.device.type == "cuda" and torch.version.hip is None
+    return cuda and total.dtype == torch.float32 and torch.__version__ >= _FIRST_ADDMM
+
+
     if isinstance(plan.other, Tensor):
         other = _Labels(plan.other)
     else:

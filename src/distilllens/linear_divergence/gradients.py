@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from distilllens.divergence import adaptive_weights
+from distilllens.divergence import adaptive_weights, reading_waits
 
 
 def cross_entropy(student, labels, work, wants_gradient):
@@ -38,9 +38,9 @@ def reverse_kl(student, teacher, work, wants_gradient):
     """D = sum q (log q - log p); gradient q (log q - log p - D)."""
     gap = _log_ratio(student, teacher, work)
     q = student.exp_()
-    value, gap = _expectation(q, gap, work)
+    value, nothing = _expectation(q, gap, work)
     if wants_gradient:
-        q.mul_(gap.sub_(value.unsqueeze(-1)))
+        q.mul_(_without(gap.sub_(value.unsqueeze(-1)), nothing))
     return value
 
 
@@ -69,19 +69,21 @@ def adaptive_kl(student, teacher, work, wants_gradient, *, mu):
 
 
 def _both_kls(q, p, gap, work, wants_gradient, a, b):
-    reverse, reverse_gap = _expectation(q, gap, work)
+    reverse, nothing = _expectation(q, gap, work)
     forward, _ = _expectation(p, gap, work)
     value = _share(reverse, b) - _share(forward, a)
     if wants_gradient:
-        inner = reverse_gap.sub_(reverse.unsqueeze(-1)).mul_(b).add_(a)
+        inner = _without(gap.sub_(reverse.unsqueeze(-1)), nothing).mul_(b).add_(a)
         q.mul_(inner).sub_(p.mul_(a))
     return value
 
 
 def _share(value, weight):
+    if not isinstance(weight, torch.Tensor):
+        return value * weight  # never 0 here
     # A weight of 0 must not meet an infinite divergence.
-    weight = weight.squeeze(-1) if isinstance(weight, torch.Tensor) else weight
-    return torch.where(torch.as_tensor(weight != 0, device=value.device), value * weight, 0)
+    weight = weight.squeeze(-1)
+    return (value * weight).masked_fill_(weight == 0, 0)
 
 
 def jsd(student, teacher, work, wants_gradient, *, beta):
@@ -144,12 +146,20 @@ def _log_ratio(student, teacher, work):
 
 
 def _expectation(p, value, work):
-    """sum p value ``[R]`` with ``0 * inf = 0``, and ``value`` with its 0s where that mattered."""
-    mean = torch.mul(p, value, out=work[1]).sum(-1)
-    if mean.isnan().any():  # only ever with logits of -inf: masking costs nothing otherwise
-        value = torch.where(p > 0, value, 0)
-        mean = torch.mul(p, value, out=work[1]).sum(-1)
-    return mean, value
+    """sum p value ``[R]`` with ``0 * inf = 0``, and where p is 0 if that may have mattered."""
+    terms = torch.mul(p, value, out=work[1])
+    # Only ever with logits of -inf. On the CPU masking costs and a look does not; elsewhere the
+    # look would wait for all that is queued.
+    if not reading_waits(p):
+        mean = terms.sum(-1)
+        if not mean.isnan().any():
+            return mean, None
+    nothing = p == 0
+    return terms.masked_fill_(nothing, 0).sum(-1), nothing
+
+
+def _without(value, nothing):
+    return value if nothing is None else value.masked_fill_(nothing, 0)
 
 
 def _centre(q, g):

@@ -139,7 +139,7 @@ def test_beta_is_for_jsd():
         ({"divergence": "adaptive_kl", "mu": 2.0}, r"mu of adaptive_kl .* got 2\.0"),
         ({"temperature": 0.0}, r"temperature must be finite and above 0, got 0\.0"),
         ({"temperature": float("inf")}, "above 0, got inf"),
-        ({"impl": "triton"}, "unknown impl 'triton'; known: auto, chunked, reference"),
+        ({"impl": "cuda"}, "unknown impl 'cuda'; known: auto, chunked, reference, triton"),
         ({"chunk_size": 0}, "at least 1, got 0"),
         ({"chunk_size": 2.5}, r"whole number of at least 1, got 2\.5"),
         ({"weight": torch.ones(4)}, r"weight must be \[3\] .* got shape \[4\]"),

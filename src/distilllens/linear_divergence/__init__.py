@@ -13,7 +13,7 @@ from distilllens.divergence import parameters, reading_waits
 from distilllens.head import Head
 from distilllens.linear_divergence import chunked, reference
 
-_ENGINES = ("auto", "chunked", "reference")
+_ENGINES = ("auto", "chunked", "reference", "triton")
 
 
 def linear_divergence(
@@ -52,7 +52,10 @@ def linear_divergence(
         beta: of ``jsd``, strictly between 0 and 1; other divergences leave it alone.
         temperature: divides both models' (capped) logits.
         weight: ``[N]``, a constant; None is ones.
-        impl: "chunked", "reference" (whole matrices) or "auto"; changes cost, never meaning.
+        impl: "chunked", "reference" (whole matrices), "triton" or "auto"; changes cost, never
+            meaning. "triton" is "chunked" with one kernel for what lies between the products, on a
+            CUDA device; it is unmeasured on a GPU so far, so "auto" is always "chunked". float64
+            and ``adaptive_kl``, which sorts, are compared in torch there too.
         chunk_size: tokens projected at once; None chooses by V, the device and its free memory.
         params: the divergence's other parameters: ``forward_weight`` and ``reverse_weight``,
             ``alpha``, ``mu``.
@@ -65,7 +68,7 @@ def linear_divergence(
     Raises:
         ValueError: shapes that do not fit, temperature <= 0, chunk_size < 1, an unknown ``impl`` or
             ``divergence`` (the message lists the known ones), a parameter that the divergence does
-            not take or that is out of range.
+            not take or that is out of range, ``impl="triton"`` without the package or off a GPU.
 
     Source: arXiv 2602.13567; docs/paper.md lists what we changed and why.
     """
@@ -91,6 +94,8 @@ def linear_divergence(
         "weight": _checked_weight(weight, student),
     }
     engine = _engine(impl, chunk_size, arguments)
+    if impl == "triton":
+        arguments["comparison"] = _kernel(student.device).comparison
     with _outside_autocast(student.device.type):
         return engine.divergence(student, student_head, teacher, teacher_head, **arguments)
 
@@ -113,7 +118,7 @@ def linear_cross_entropy(
         return (weight * D).sum(), D.detach()
 
     Range [0, inf]. ``labels [N]`` are tokens of the head, no ignored index among them; everything
-    else is as in ``linear_divergence``, at ``6 N V D`` flops a call.
+    else is as in ``linear_divergence``, at ``6 N V D`` flops a call; "triton" is "chunked" here.
 
     Raises:
         ValueError: as ``linear_divergence``, or labels that are not ``[N]`` whole numbers or, on
@@ -128,6 +133,8 @@ def linear_cross_entropy(
         "weight": _checked_weight(weight, student),
     }
     engine = _engine(impl, chunk_size, arguments)
+    if impl == "triton":
+        _kernel(student.device)
     with _outside_autocast(student.device.type):
         return engine.cross_entropy(student, student_head, labels, **arguments)
 
@@ -141,6 +148,20 @@ def _engine(impl, chunk_size, arguments):
         return reference
     arguments["chunk_size"] = chunk_size
     return chunked
+
+
+def _kernel(device):
+    """The module of the kernel, which loads Triton, if it can run on ``device``."""
+    try:
+        from distilllens.linear_divergence import triton_rows
+    except ImportError as error:
+        raise ValueError(
+            "impl 'triton' needs the package triton (pip install triton; there is one for Linux); "
+            "'chunked' needs nothing"
+        ) from error
+    if reason := triton_rows.why_not(device):
+        raise ValueError(f"impl 'triton' cannot be taken: {reason}; 'chunked' runs anywhere")
+    return triton_rows
 
 
 def _check_rows(who, hidden, head):

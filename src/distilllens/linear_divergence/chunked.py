@@ -36,9 +36,14 @@ def divergence(
     temperature: float,
     weight: Tensor,
     chunk_size: int | None,
+    comparison: Callable = lambda *given: None,
 ) -> tuple[Tensor, Tensor]:
-    """As ``reference.divergence``, without the ``[N, V]`` matrices."""
+    """As ``reference.divergence``, without the ``[N, V]`` matrices.
+
+    ``comparison`` is ``triton_rows.comparison``, or says None: to compare in torch.
+    """
     size = min(student_head.vocab_size, teacher_head.vocab_size)
+    dtype = _promoted(student.dtype, teacher.dtype)
     plan = _Plan(
         kernel=functools.partial(gradients.DIVERGENCES[name], **params),
         head=student_head,
@@ -46,7 +51,8 @@ def divergence(
         size=size,
         temperature=temperature,
         chunk_size=chunk_size,
-        dtype=_promoted(student.dtype, teacher.dtype),
+        dtype=dtype,
+        compare_rows=comparison(name, params, temperature, dtype),
     )
     return _apply(plan, student, weight)
 
@@ -125,6 +131,7 @@ class _Plan:
     temperature: float
     chunk_size: int | None
     dtype: torch.dtype
+    compare_rows: Callable | None = None
 
 
 class _Logits:
@@ -213,6 +220,10 @@ class _Gradients:
         if total.dtype == tile.dtype:
             torch.addmm(total, tile.T, hidden, beta=0 if first else 1, out=total)
             return
+        if _adds_in_float32(total):
+            given = {"beta": 0 if first else 1, "out_dtype": total.dtype, "out": total}
+            torch.addmm(total, tile.T, hidden, **given)
+            return
         # A few rows of the vocabulary at a time: no second [V, D] beside the float32 sum.
         for rows in range(0, len(total), 8192):
             part = torch.mm(tile[:, rows : rows + 8192].T, hidden)
@@ -220,17 +231,6 @@ class _Gradients:
             target.copy_(part) if first else target.add_(part)
 
 
-        if _adds_in_float32(total):
-            given = {"beta": 0 if first else 1, "out_dtype": total.dtype, "out": total}
-            torch.addmm(total, tile.T, hidden, **given)
-            return
-def _evaluate(plan, student, head, weight, needs):
-    """Nats ``[N]`` and the three gradients of ``sum(weight * nats)``, None where not needed."""
-    wants_gradient = any(needs)
-    chunk = plan.chunk_size or default_chunk_size(len(student), plan.size, student.device)
-    chunk = max(1, min(chunk, len(student)))
-    block = _block_rows(chunk, plan, student.device)
-    logits = _Logits(student, head, plan, chunk, block)
 def _adds_in_float32(total):
     """Whether ``torch.addmm`` adds a product of half precision to ``total`` without rounding it.
 
@@ -240,6 +240,13 @@ def _adds_in_float32(total):
     return cuda and total.dtype == torch.float32 and torch.__version__ >= _FIRST_ADDMM
 
 
+def _evaluate(plan, student, head, weight, needs):
+    """Nats ``[N]`` and the three gradients of ``sum(weight * nats)``, None where not needed."""
+    wants_gradient = any(needs)
+    chunk = plan.chunk_size or default_chunk_size(len(student), plan.size, student.device)
+    chunk = max(1, min(chunk, len(student)))
+    block = _block_rows(chunk, plan, student.device)
+    logits = _Logits(student, head, plan, chunk, block)
     if isinstance(plan.other, Tensor):
         other = _Labels(plan.other)
     else:
@@ -252,19 +259,39 @@ def _adds_in_float32(total):
         logits.project(start, stop)
         other.project(start, stop)
         row_weight = weight[start:stop] * logits.constant
-        for first in range(0, stop - start, block):
-            last = min(first + block, stop - start)
-            rows = logits.rows(first, last)
-            scratch = work[:, : last - first].unbind()
-            value = plan.kernel(rows, other.rows(first, last), scratch, wants_gradient)
-            per_token[start + first : start + last] = value
-            if wants_gradient:
-                logits.put_gradient(rows, first, last)
+        compare = _compare_rows if plan.compare_rows else _compare_blocks
+        nats = per_token[start:stop]
+        for first, last, rows in compare(plan, logits, other, nats, work, wants_gradient):
             if result.bias is not None:
                 result.bias[: plan.size].addmv_(rows.T, row_weight[first:last])
         if wants_gradient:
             result.add(logits, start, stop, row_weight)
     return per_token, (result.hidden, result.weight, result.bias)
+
+
+def _compare_blocks(plan, logits, other, nats, work, wants_gradient):
+    """Compare a chunk in torch; gives the gradient of each block while it is in the cache."""
+    block = work.shape[1]
+    for first in range(0, len(nats), block):
+        last = min(first + block, len(nats))
+        rows = logits.rows(first, last)
+        scratch = work[:, : last - first].unbind()
+        nats[first:last] = plan.kernel(rows, other.rows(first, last), scratch, wants_gradient)
+        if wants_gradient:
+            logits.put_gradient(rows, first, last)
+        yield first, last, rows
+
+
+def _compare_rows(plan, logits, other, nats, work, wants_gradient):
+    """Compare a chunk by the plan's own kernel; gives the gradient in float32, part by part."""
+    tiles = [(each.tile[: len(nats)], each.head) for each in (logits, other)]
+    plan.compare_rows(*tiles, nats, wants_gradient=wants_gradient)
+    if plan.head.bias is None:  # nobody reads the parts
+        return
+    block = work.shape[1]
+    for first in range(0, len(nats), block):
+        last = min(first + block, len(nats))
+        yield first, last, work[0, : last - first].copy_(logits.tile[first:last])
 
 
 def _block_rows(chunk, plan, device):

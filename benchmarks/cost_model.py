@@ -1,0 +1,145 @@
+"""Flops and bytes of a training step, by term, from shapes alone.
+
+Symbols: T tokens of a row, n of them targets, V words; a model has L blocks of width d whose
+weights are W (12 L d^2 for GPT-2); s is the student, t the teacher; P layer pairs.
+docs/performance.md writes the formulas out; tests hold them to torch's own count of flops.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Model:
+    """What costs depend on. Embedding and head are one matrix, as in GPT-2, unless ``untied``."""
+
+    layers: int
+    width: int
+    vocab: int
+    block_weights: int
+    untied: bool = False
+
+    @property
+    def weights(self) -> int:
+        return self.block_weights + self.vocab * self.width * (1 + self.untied)
+
+
+def gpt2(layers: int, width: int, vocab: int = 50257) -> Model:
+    """A GPT-2 of this shape, without biases, norms and positions (0.1 % of it)."""
+    return Model(layers, width, vocab, 12 * layers * width**2)
+
+
+def forward_flops(model: Model, lengths: list[int]) -> int:
+    """``2 W T + 4 L d T^2`` a row; attention is counted without the saving of a causal mask."""
+    blocks = 2 * model.block_weights * sum(lengths)
+    return blocks + 4 * model.layers * model.width * sum(length**2 for length in lengths)
+
+
+def divergence_flops(n: int, student: Model, teacher: Model, projections: int = 1) -> int:
+    """``2 n V (t dt + (t + 2) ds)``: both projections t times, and the two gradient products."""
+    widths = projections * teacher.width + (projections + 2) * student.width
+    return 2 * n * student.vocab * widths
+
+
+PIPELINES = {  # name: (lens term, live teacher)
+    "plain KD": (False, True),
+    "DistillLens": (True, True),
+    "DistillLens, cached teacher": (True, False),
+    "plain KD, cached teacher": (False, False),
+}
+
+
+def step_flops(
+    pipeline: str,
+    student: Model,
+    teacher: Model,
+    rows: list[tuple[int, int]],
+    pairs: int,
+    *,
+    share: float = 1.0,
+    length: int = 512,
+) -> dict[str, int]:
+    """Flops of one optimizer step by term, for ``rows`` of (tokens, targets).
+
+    ``share`` is that of the (pair, token) combinations that the lens reads. "published" pads every
+    row to ``length`` and reads every position; "TRL" projects twice for a KL.
+    """
+    lengths, n = [tokens for tokens, _ in rows], sum(targets for _, targets in rows)
+    if pipeline == "published":
+        lengths, n = [length] * len(rows), length * len(rows)
+    lens, live = PIPELINES.get(pipeline, (pipeline == "published", True))
+    # Ours also reports a cross-entropy: one projection more, without a gradient.
+    extra = 2 * n * student.vocab * student.width if pipeline in PIPELINES else 0
+    projections = 2 if pipeline == "TRL" else 1
+    forward = forward_flops(student, lengths)
+    one = divergence_flops(n, student, teacher)
+    return {
+        "student forward": forward,
+        "student backward": 2 * forward,
+        "teacher forward": forward_flops(teacher, lengths) if live else 0,
+        "output": divergence_flops(n, student, teacher, projections) + extra,
+        "lens": round(pairs * share * one) if lens else 0,
+        "optimizer": 12 * student.weights,
+    }
+
+
+# Passes over a float32 [n, V] block: eager counts the reads and writes of linear_divergence's
+# jsd; fused is the two logit tiles and the gradient, each written once and read by what follows.
+EAGER, FUSED = 38, 7
+
+
+def step_bytes(
+    pipeline: str,
+    student: Model,
+    teacher: Model,
+    rows: list[tuple[int, int]],
+    pairs: int,
+    *,
+    size: int = 4,
+    passes: int = EAGER,
+    chunk: int = 256,
+) -> dict[str, int]:
+    """Bytes to and from main memory by term, for our own pipelines; ``size`` is a weight's.
+
+    Weights once a pass, activations 16 numbers a token, block and width; heads once a chunk.
+    """
+    lens, live = PIPELINES[pipeline]
+    tokens, n = sum(row[0] for row in rows), sum(row[1] for row in rows)
+
+    def forward(model):
+        activations = 16 * tokens * model.layers * model.width
+        return size * (model.block_weights + activations)
+
+    def divergence(count):
+        chunks = -(-count // chunk)
+        # Two readings of the student's head, one of the teacher's, a sum that is read and written.
+        heads = size * (2 * student.width + teacher.width) + 2 * 4 * student.width
+        return student.vocab * (chunks * heads + 4 * passes * count)
+
+    return {
+        "student forward": forward(student),
+        "student backward": 2 * forward(student),
+        "teacher forward": forward(teacher) if live else 0,
+        "output": divergence(n),
+        "lens": divergence(pairs * n) if lens else 0,
+        # AdamW reads weight, gradient and two moments, writes three; clipping reads and scales.
+        "optimizer": 10 * 4 * student.weights,
+    }
+
+
+def roofline_seconds(flops: dict, bytes_: dict, rate: float, bandwidth: float) -> dict[str, float]:
+    """For each term the larger of flops / rate and bytes / bandwidth."""
+    return {term: max(flops[term] / rate, bytes_[term] / bandwidth) for term in flops}
+
+
+def cache_bytes(teacher: Model, n: int, pairs: int, size: int = 2) -> int:
+    """A teacher cache: states of the mapped depths and the last one, for every target."""
+    return (pairs + 1) * n * teacher.width * size
+
+
+# NVIDIA's data sheet of the H100 SXM: dense bf16 tensor cores, HBM3. Nobody reaches the peak:
+# half of the flops and 80 % of the bandwidth are what well-tuned training code gets.
+H100 = {"rate": 0.5 * 989e12, "bandwidth": 0.8 * 3.35e12}
+LLAMA_7B = Model(32, 4096, 32000, 6_476_005_376, untied=True)
+TINYLLAMA = Model(22, 2048, 32000, 968_884_224, untied=True)

@@ -1,0 +1,108 @@
+"""Seconds of repeated calls, and peak memory: of this process, or counted tensor by tensor."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import re
+import resource
+import statistics
+import time
+import weakref
+from pathlib import Path
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+def timed(call, repeats: int) -> dict:
+    """Wall and processor seconds of ``repeats`` calls; warming up is the caller's."""
+    seconds, processor = [], []
+    for _ in range(repeats):
+        start, started = time.perf_counter(), time.process_time()
+        call()
+        seconds.append(time.perf_counter() - start)
+        processor.append(time.process_time() - started)
+    return {
+        "repeats": repeats,
+        "median_s": round(statistics.median(seconds), 4),
+        "min_s": round(min(seconds), 4),
+        "max_s": round(max(seconds), 4),
+        "median_cpu_s": round(statistics.median(processor), 4),
+    }
+
+
+class PeakMemory:
+    """``with PeakMemory() as peak: ...`` -> ``peak.bytes`` beside what was resident at its start.
+
+    Linux forgets the high-water mark on request. Elsewhere it is that of the whole process, and
+    right if nothing before came as high.
+    """
+
+    def __enter__(self):
+        gc.collect()
+        _trim()
+        _forget_peak()
+        self.before = _status("VmRSS") or _highest()
+        return self
+
+    def __exit__(self, *error):
+        self.bytes = max(0, (_status("VmHWM") or _highest()) - self.before)
+
+
+def available_bytes() -> int:
+    """Memory that a process may still take without swapping."""
+    path = Path("/proc/meminfo")
+    if path.exists():
+        return int(re.search(r"MemAvailable:\s+(\d+)", path.read_text())[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def too_large(needs: int) -> str | None:
+    """Why so many bytes are not asked for: a quarter of what is free stays free."""
+    free = available_bytes()
+    if needs <= 0.75 * free:
+        return None
+    return f"left out: takes {needs / 1e9:.0f} GB, {free / 1e9:.0f} GB are free"
+
+
+class LiveBytes(TorchDispatchMode):
+    """The largest sum of bytes of storages that are made inside it and alive at one time."""
+
+    def __init__(self):
+        super().__init__()
+        self.tensors, self.most = [], 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.tensors += [weakref.ref(x) for x in tree_leaves(result) if torch.is_tensor(x)]
+        alive = [tensor for tensor in (made() for made in self.tensors) if tensor is not None]
+        self.tensors = [weakref.ref(tensor) for tensor in alive]
+        storages = (tensor.untyped_storage() for tensor in alive)
+        self.most = max(self.most, sum({s.data_ptr(): s.nbytes() for s in storages}.values()))
+        return result
+
+
+def _status(name):
+    path = Path("/proc/self/status")
+    found = re.search(rf"{name}:\s+(\d+) kB", path.read_text()) if path.exists() else None
+    return int(found[1]) * 1024 if found else None
+
+
+def _highest():
+    unit = 1 if os.uname().sysname == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _forget_peak():
+    with contextlib.suppress(OSError):  # not Linux, or not allowed: see the class
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _trim():
+    # Free memory that the allocator keeps would be taken again unseen.
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)

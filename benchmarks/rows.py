@@ -1,0 +1,59 @@
+"""Rows: one JSON object a line, one file a part; a new measurement replaces the row of its name."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def load(folder: Path, part: str) -> list[dict]:
+    """The stored rows of a part, in the order in which they were first measured."""
+    path = Path(folder) / f"{part}.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def store(folder: Path, part: str, row: dict) -> None:
+    """Put a row in the place of its name, or at the end; the file is whole at any moment."""
+    rows = {old["name"]: old for old in load(folder, part)} | {row["name"]: row}
+    _write(Path(folder) / f"{part}.jsonl", rows.values())
+
+
+def keep(folder: Path, part: str, names: set[str]) -> None:
+    """Drop the rows of other names: cases that a part no longer has."""
+    rows = [row for row in load(folder, part) if row["name"] in names]
+    _write(Path(folder) / f"{part}.jsonl", rows)
+
+
+def environment(threads: int) -> dict:
+    """What a row says about where it was measured."""
+    return {
+        "threads": threads,
+        "load": round(os.getloadavg()[0], 1),
+        **{name: metadata.version(name) for name in ("torch", "transformers", "trl")},
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "commit": commit(),
+    }
+
+
+def commit() -> str:
+    """The commit, with a + if the library differs from it; empty outside a clone."""
+    git = ["git", "-C", str(Path(__file__).parents[1])]
+    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "src"], capture_output=True)
+    return head.stdout.strip() + ("+" if changed.returncode == 1 else "")
+
+
+def _write(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".new")
+    beside.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    os.replace(beside, path)

@@ -1,0 +1,212 @@
+"""Engines agree, the flop model is torch's own count, and the tables are what the rows give."""
+
+import copy
+import importlib
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+NAMES = ("chunks", "cost_model", "dolly", "loss", "meter", "rivals", "rows", "run", "scaling")
+NAMES += ("pipelines", "steps", "tables")
+bench = {name: importlib.import_module(f"benchmarks.{name}") for name in NAMES}
+TOY = {**bench["loss"].TOY, "tokens": 24, "dtype": "float32", "repeats": 1}
+# Toy logits are below 10; m is at least 1e-5, so that log(m + 1e-8) is off by less than 1e-3.
+BUDGET = {"published formula": 1e-4}
+
+
+def options(*words):
+    return bench["run"].parse(["--toy", *words])
+
+
+def value_and_gradients(engine, **more):
+    """What an engine of the benchmark computes at a toy shape."""
+    tensors = bench["loss"].inputs({**TOY, **more})
+    loss = bench["rivals"].ENGINES[engine](*tensors)
+    loss.backward()
+    return loss.detach(), tensors[0].grad, tensors[1].grad
+
+
+@pytest.mark.parametrize("engine", bench["rivals"].ENGINES)
+def test_engines_and_rivals_compute_the_same(engine):
+    """Value and both gradients are the reference's; the published one's within its epsilon."""
+    if bench["rivals"].missing(engine):
+        pytest.skip(bench["rivals"].missing(engine))
+    budget = BUDGET.get(engine, 1e-6)
+    expected = value_and_gradients("reference")
+    for found, right in zip(value_and_gradients(engine), expected, strict=True):
+        assert (found - right).abs().max() <= budget * right.abs().max().clamp(min=1)
+
+
+def test_the_published_epsilon_makes_equal_models_negative():
+    """-V * 1e-8 nats for equal distributions: -5.0e-4 at V = 50257."""
+    logits = torch.zeros(1, 50257, dtype=torch.float64).float()
+    assert bench["rivals"].published_jsd(logits, logits).item() == pytest.approx(-5.0e-4, rel=0.02)
+
+
+@pytest.mark.parametrize("engine", ["products", "chunked", "TRL"])
+def test_flops_of_a_loss(engine):
+    """The stored flops are what torch counts: 2 N V (dt + 3 ds); TRL projects three times."""
+    loss = bench["loss"]
+    case = loss.finished({**TOY, "engine": engine}, options())
+    call = loss.make_call({**case, "chunk": 8} if engine == "products" else case, loss.inputs(case))
+    with FlopCounterMode(display=False) as counter:
+        call()
+    uncounted = 4 * 24 * 211 * 8 if engine == "TRL" else 0  # torch leaves out addmm_
+    assert counter.get_total_flops() + uncounted == round(case["gflop"] * 1e9)
+
+
+@pytest.mark.parametrize("pipeline", ["plain KD", "DistillLens", "TRL", "published"])
+def test_flops_of_a_step(pipeline, tmp_path):
+    """The flop model is torch's count of a real step of two rows, attention too."""
+    pipelines, dolly = bench["pipelines"], bench["dolly"]
+    rng = random.Random(0)
+    found = [dolly.random_row(*lengths, 211, rng) for lengths in ((9, 20), (12, 17))]
+    case = {"shape": "toy", "kind": "steps", "pipelines": [pipeline], "steps": 1}
+    case |= {"data": None, "tokenizer": None}
+    tokenizer, _ = pipelines.token_rows(case)
+    (runner,), _ = pipelines.make_runners(case, found, tokenizer, tmp_path)
+    batch = runner.collate(found)
+    with FlopCounterMode(display=False) as counter:
+        runner.step(batch)
+    student, teacher, _ = pipelines.models(case)
+    lengths = dolly.lengths(found)
+    assert lengths == [(29, 20), (29, 17)]
+    if pipeline == "TRL":  # both sides padded; on a CPU every answer position is read
+        lengths = [(32, 20), (32, 20)]
+    terms = pipelines.flops(pipeline, student, teacher, lengths, pipelines.num_pairs(case))
+    model = sum(terms.values()) - terms["optimizer"]
+    # torch does not count the CPU's attention kernel without dropout, the teacher's, nor addmm_.
+    length = 512 if pipeline == "published" else lengths[0][0]
+    model -= 2 * 4 * teacher.layers * teacher.width * length**2
+    model -= 4 * 40 * 211 * student.width if pipeline == "TRL" else 0
+    assert counter.get_total_flops() == model
+
+
+def test_the_published_step_is_its_formula(tmp_path):
+    """Loss of the pipeline = mean reverse KL + mean JSD of raw states, over valid tokens."""
+    pipelines, rivals = bench["pipelines"], bench["rivals"]
+    rows = bench["dolly"].synthetic_rows(2, 211, longest=64)
+    case = {"shape": "toy"}
+    student, teacher = (pipelines.make_model(case, who).eval() for who in ("student", "teacher"))
+    pairs = [(1, 1), (2, 3)]
+    rival = rivals.PublishedPipeline(student, teacher, pairs, None, length=64)
+    found = rival.loss(**rival.collate(rows))
+    models = [copy.deepcopy(model).double() for model in (student, teacher)]
+    output, lens, count = 0.0, 0.0, 0
+    for row in rows:  # one by one, without padding, in float64, with the epsilon
+        ids, target = torch.tensor([row["input_ids"]]), torch.tensor(row["completion_mask"]).bool()
+        sides = [model(ids, output_hidden_states=True) for model in models]
+        heads = [model.lm_head.weight for model in models]
+        at = target[1:].nonzero().squeeze(-1)
+        q, p = (side.logits[0, at].softmax(-1) for side in sides)
+        output += (q * (q / p).log()).sum()
+        count += len(at)
+        for depths in pairs:
+            q, p = (
+                (side.hidden_states[d][0, at] @ head.T).softmax(-1)
+                for side, head, d in zip(sides, heads, depths, strict=True)
+            )
+            m = ((p + q) / 2 + 1e-8).log()
+            lens += (p * (p.log() - m) + q * (q.log() - m)).sum() / 2 / len(pairs)
+    assert found.item() == pytest.approx(((output + lens) / count).item(), rel=1e-5)
+
+
+def test_whole_tensors_are_refused_where_they_do_not_fit(monkeypatch):
+    """A row that says how much would be needed; nothing of that size is allocated."""
+    loss = bench["loss"]
+    monkeypatch.setattr(bench["meter"], "available_bytes", lambda: 10**9)
+    case = loss.finished({**TOY, "engine": "published formula", "tokens": 10**7}, options())
+    (row,) = loss.measure(case)
+    assert "1 GB are free" in row["skipped"]
+    tensors = row["needs_bytes"] / (4 * 10**7 * TOY["vocab"])
+    assert 6 <= tensors <= 20  # "at least six live at once"
+
+
+@pytest.mark.parametrize("part", ["loss", "chunks", "scaling"])
+def test_every_case_of_a_part_measures(part, tmp_path):
+    """Toy cases in this process; their rows have names of their own and make tables."""
+    module = bench[part]
+    for case in module.cases(options()):
+        for row in module.measure(case):
+            bench["rows"].store(tmp_path, part, row)
+    found = bench["rows"].load(tmp_path, part)
+    assert len(found) == len(module.cases(options()))
+    if hasattr(module, "finish"):
+        module.finish(tmp_path)
+        assert (tmp_path / "scaling.png").stat().st_size < 100_000
+
+
+def test_toy_steps_measure_and_make_tables(tmp_path):
+    """A group of interleaved pipelines and its tables; what is not there yet is a row as well."""
+    steps, rows, tables = bench["steps"], bench["rows"], bench["tables"]
+    cases = [c for c in steps.cases(options()) if c["name"] in ("toy steps", "toy steps published")]
+    for case in cases:
+        for row in steps.measure(case):
+            assert json.loads(json.dumps(row)) == row
+            rows.store(tmp_path, "steps", {**row, "threads": 1})
+    assert "| DistillLens |" in tables.step_table(tmp_path, "toy")
+    assert "DistillLens / plain KD" in tables.ratio_table(tmp_path, "toy")
+
+
+def test_rows_replace_their_own_name(tmp_path):
+    """A new row takes the place of the old; others stay; names that are gone can be dropped."""
+    rows = bench["rows"]
+    for name, value in (("a", 1), ("b", 2), ("a", 3)):
+        rows.store(tmp_path, "part", {"name": name, "value": value})
+    assert [(row["name"], row["value"]) for row in rows.load(tmp_path, "part")] == [
+        ("a", 3),
+        ("b", 2),
+    ]
+    rows.keep(tmp_path, "part", {"b"})
+    assert [row["name"] for row in rows.load(tmp_path, "part")] == ["b"]
+
+
+def test_a_failing_case_loses_nothing(tmp_path, monkeypatch, capfd):
+    """Its name and exit status are said; rows of others and older rows stay."""
+    run, rows = bench["run"], bench["rows"]
+    rows.store(tmp_path, "loss", {"name": "older"})
+    good = {"name": "good", "engine": "chunked", **TOY, "gflop": 0.0}
+    monkeypatch.setattr(bench["loss"], "cases", lambda options: [{"name": "bad"}, good])
+    assert run.main(["--toy", "loss", "--results", str(tmp_path)]) == 1
+    assert [row["name"] for row in rows.load(tmp_path, "loss")] == ["older", "good"]
+    assert "failed: loss: bad (exit status 1)" in capfd.readouterr().err
+
+
+def test_the_list_says_how_long(capsys):
+    """Every part with its minutes, without running anything."""
+    assert bench["run"].main(["--list"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"{part}: " in said for part in bench["run"].PARTS) and "all: about" in said
+
+
+def test_synthetic_rows_have_dollys_lengths():
+    """Means of 4000 rows near those of the data: 71 prompt and 68 response tokens."""
+    lengths = bench["dolly"].lengths(bench["dolly"].synthetic_rows(4000, 1000))
+    prompt = sum(tokens - targets for tokens, targets in lengths) / 4000
+    assert prompt == pytest.approx(71.2, rel=0.05)
+    assert sum(targets for _, targets in lengths) / 4000 == pytest.approx(67.9, rel=0.1)
+
+
+@pytest.mark.parametrize("page", bench["tables"].PAGES, ids=lambda page: page.name)
+def test_tables_are_what_the_rows_give(page):
+    """`python -m benchmarks.tables` has been run since rows or tables changed."""
+    tables = bench["tables"]
+    assert "<!-- table:" in page.read_text("utf-8")
+    assert tables.filled(page) == page.read_text("utf-8")
+
+
+def test_a_changed_number_is_found(tmp_path):
+    """The comparison sees one digit."""
+    page = tmp_path / "page.md"
+    page.write_text("<!-- table: cost -->\n<!-- end -->\n", "utf-8")
+    whole = bench["tables"].filled(page)
+    assert whole.count("|") > 20
+    page.write_text(whole.replace("415.9", "415.8"), "utf-8")
+    assert bench["tables"].filled(page) == whole

@@ -261,7 +261,7 @@ def _of_trainer(pipeline, case, trainer, collate, more):
         trainer.training_step(model, batch, count)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        model.zero_grad(set_to_none=False)
+        model.zero_grad()
 
     runner = Runner(pipeline, case, model, optimizer, collate=collate, step=step)
     runner.more = more

@@ -138,7 +138,7 @@ class PublishedPipeline:
         self.loss(**batch).backward()
         torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=False)
+        self.optimizer.zero_grad()
 
 
 def _all_logits(model, depths, inputs):

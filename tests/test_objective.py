@@ -318,13 +318,13 @@ def count_rows(monkeypatch):
     """A list that collects the number of rows of every divergence that an objective asks for."""
     from distilllens import objective
 
-    rows, inner = [], objective.linear_divergence
+    rows, inner = [], objective.divergence_term
 
     def counted(student, *args, **kwargs):
         rows.append(len(student))
         return inner(student, *args, **kwargs)
 
-    monkeypatch.setattr(objective, "linear_divergence", counted)
+    monkeypatch.setattr(objective, "divergence_term", counted)
     return rows
 
 

@@ -12,7 +12,7 @@ from distilllens.divergence import divergence
 from distilllens.head import Head
 from distilllens.layer_map import LayerMap
 from distilllens.lens import LayerStates
-from distilllens.linear_divergence import linear_cross_entropy, linear_divergence
+from distilllens.linear_divergence import cross_entropy_term, divergence_term, linear_terms
 from distilllens.sampling import check_fraction
 
 IGNORED_LABEL = -100
@@ -112,36 +112,54 @@ class Objective:
         """
         valid = target_positions(labels)
         targets = labels[:, 1:][valid[:, :-1]]
-        weight = self.cross_entropy_weight
         final = _rows(student.final, valid, valid)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
-            cross_entropy, _ = linear_cross_entropy(final, student_head, targets)
-        # The empty sum keeps the graph connected when no term has a weight or no token is valid.
-        total = final[:0].sum() if weight == 0 else weight * cross_entropy
-        output = lens = lens_by_pair = None
-        num_lens_tokens = 0
+        terms = {"cross_entropy": self._cross_entropy(final, targets)}
         if teacher is not None and (self.output_weight > 0 or measure_all):
-            teacher_final = _rows(teacher.final, valid, valid)
-            output = self._output(final, student_head, teacher_final, teacher_head)
-            total = total + self.output_weight * output if self.output_weight > 0 else total
+            sides = (final, _rows(teacher.final, valid, valid), teacher_head)
+            terms["output"] = self._output(*sides)
         if teacher is not None and self.layer_map and (self.lens_weight > 0 or measure_all):
             kept, fraction = (valid, 1.0) if measure_all else self._sampled(valid, lens_draws)
-            sides = (student, student_head, teacher, teacher_head)
-            lens, lens_by_pair, num_lens_tokens = self._lens(*sides, valid, kept, fraction)
-            total = total + self.lens_weight * lens if self.lens_weight > 0 else total
+            terms["lens"] = self._lens(student, teacher, teacher_head, valid, kept, fraction)
+        total, nats = self._evaluate(student_head, terms)
+        lens = lens_by_pair = None
+        num_lens_tokens = 0
+        if "lens" in nats:
+            by_pair = nats["lens"].view(len(self.layer_map), -1)
+            lens_by_pair, num_lens_tokens = by_pair.sum(1), by_pair.shape[1]
+            lens = lens_by_pair.mean() / fraction
         return LossTerms(
-            total=total,
-            cross_entropy=cross_entropy.detach(),
-            output=None if output is None else output.detach(),
-            lens=None if lens is None else lens.detach(),
+            # The empty sum keeps the graph connected when no term has a weight.
+            total=final[:0].sum() + total,
+            cross_entropy=nats["cross_entropy"].sum(),
+            output=nats["output"].sum() if "output" in nats else None,
+            lens=lens,
             lens_by_pair=lens_by_pair,
             num_tokens=targets.numel(),
             num_lens_tokens=num_lens_tokens,
         )
 
-    def _output(self, *sides):
-        name, kwargs = self.output_divergence, self.output_kwargs
-        return self._compare(sides, name, kwargs, self.output_weight)[0]
+    def _evaluate(self, student_head, terms):
+        """The weighted sum with its gradient, and each term's nats; weight 0 is measured alone."""
+        weights = {name: getattr(self, f"{name}_weight") for name in terms}
+        trained = [name for name in terms if weights[name] > 0]
+        total, nats = 0.0, {}
+        if trained:
+            total, found = linear_terms(student_head, [terms[name] for name in trained])
+            nats = dict(zip(trained, found, strict=True))
+        with torch.no_grad():
+            for name in [name for name in terms if name not in nats]:
+                nats[name] = linear_terms(student_head, [terms[name]])[1][0]
+        return total, nats
+
+    def _cross_entropy(self, final, targets):
+        weight = _share(final, self.cross_entropy_weight)
+        return cross_entropy_term(final, targets, weight=weight)
+
+    def _output(self, final, teacher_final, teacher_head):
+        options = {"temperature": self.temperature, **self.output_kwargs}
+        weight = _share(final, self.output_weight)
+        sides = (final, teacher_final, teacher_head, self.output_divergence)
+        return divergence_term(*sides, weight=weight, **options)
 
     def _sampled(self, valid, draws):
         """The positions that the lens measures, and the share of the valid ones that they are.
@@ -158,25 +176,19 @@ class Objective:
             )
         return valid & (draws < fraction), fraction
 
-    def _lens(self, student, student_head, teacher, teacher_head, valid, kept, fraction):
+    def _lens(self, student, teacher, teacher_head, valid, kept, fraction):
         pairs = self.layer_map.pairs
-        # All pairs' tokens are rows of one call, so the head's gradient is built once.
+        # All pairs' tokens are rows of one term, each with its share of the mean over the pairs.
         student_rows = torch.cat([_rows(student[depth], valid, kept) for depth, _ in pairs])
         teacher_rows = torch.cat([_rows(teacher[depth], valid, kept) for _, depth in pairs])
-        share = 1 / (len(pairs) * fraction)
-        share = student_rows.new_full((len(student_rows),), share, dtype=torch.float32)
-        sides = (student_rows, student_head, teacher_rows, teacher_head)
-        name, kwargs = self.lens_divergence, self.lens_kwargs
-        loss, per_token = self._compare(sides, name, kwargs, self.lens_weight, share)
-        by_pair = per_token.view(len(pairs), -1)
-        return loss, by_pair.sum(1), by_pair.shape[1]
+        options = {"temperature": self.temperature, **self.lens_kwargs}
+        weight = _share(student_rows, self.lens_weight / (len(pairs) * fraction))
+        sides = (student_rows, teacher_rows, teacher_head, self.lens_divergence)
+        return divergence_term(*sides, weight=weight, **options)
 
-    def _compare(self, sides, name, kwargs, weight, share=None):
-        """Sum and rows of a divergence; without a gradient where the term has no weight."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
-            return linear_divergence(
-                *sides, divergence=name, temperature=self.temperature, weight=share, **kwargs
-            )
+
+def _share(rows, weight):
+    return rows.new_full((len(rows),), weight, dtype=torch.float32)
 
 
 def _rows(states, valid, kept):

@@ -12,6 +12,7 @@ from torch import Tensor
 from distilllens.divergence import parameters, reading_waits
 from distilllens.head import Head
 from distilllens.linear_divergence import chunked, reference
+from distilllens.linear_divergence.term import Term
 
 _ENGINES = ("auto", "chunked", "reference", "triton")
 
@@ -72,32 +73,12 @@ def linear_divergence(
 
     Source: arXiv 2602.13567; docs/paper.md lists what we changed and why.
     """
-    given = dict(params)
     # beta has a default for the sake of jsd; only another value is a mistake elsewhere.
-    if divergence == "jsd" or beta != 0.5:
-        given["beta"] = beta
-    params = parameters(divergence, given)
-    _check_rows("student", student, student_head)
-    _check_rows("teacher", teacher, teacher_head)
-    if len(student) != len(teacher):
-        raise ValueError(
-            f"student and teacher must have the same number of rows, got {len(student)} and "
-            f"{len(teacher)}"
-        )
-    student, student_head = _in_one_dtype(student, student_head)
-    with torch.no_grad():
-        teacher, teacher_head = _in_one_dtype(teacher, teacher_head)
-    arguments = {
-        "name": divergence,
-        "params": params,
-        "temperature": _checked_temperature(temperature),
-        "weight": _checked_weight(weight, student),
-    }
-    engine = _engine(impl, chunk_size, arguments)
-    if impl == "triton":
-        arguments["comparison"] = _kernel(student.device).comparison
-    with _outside_autocast(student.device.type):
-        return engine.divergence(student, student_head, teacher, teacher_head, **arguments)
+    given = {**params, "beta": beta} if divergence == "jsd" or beta != 0.5 else params
+    options = {"temperature": temperature, "weight": weight, **given}
+    term = divergence_term(student, teacher, teacher_head, divergence, **options)
+    total, (per_token,) = linear_terms(student_head, [term], impl=impl, chunk_size=chunk_size)
+    return total, per_token
 
 
 def linear_cross_entropy(
@@ -125,29 +106,104 @@ def linear_cross_entropy(
             the CPU, not from 0 to V - 1. On an accelerator nobody waits to look at them, and a
             label that is no token fails in the device, as in ``F.cross_entropy``.
     """
-    _check_rows("student", student, student_head)
-    _check_labels(labels, student, student_head)
-    student, student_head = _in_one_dtype(student, student_head)
-    arguments = {
-        "temperature": _checked_temperature(temperature),
-        "weight": _checked_weight(weight, student),
-    }
-    engine = _engine(impl, chunk_size, arguments)
+    term = cross_entropy_term(student, labels, temperature=temperature, weight=weight)
+    total, (per_token,) = linear_terms(student_head, [term], impl=impl, chunk_size=chunk_size)
+    return total, per_token
+
+
+def linear_terms(
+    student_head: Head,
+    terms: list[Term],
+    *,
+    impl: str = "auto",
+    chunk_size: int | None = None,
+) -> tuple[Tensor, list[Tensor]]:
+    """The sum of several terms of one head, whose gradient is built once, and each term's nats.
+
+    Equals ``sum(linear_divergence(...)[0])`` (or ``linear_cross_entropy``) over the terms, with one
+    ``[V, Ds]`` gradient in memory instead of one a term.
+
+    Args:
+        terms: at least one, of ``divergence_term`` or ``cross_entropy_term``.
+
+    Returns:
+        The scalar sum, connected to the graph; and for each term D ``[N]``, unweighted, detached.
+
+    Raises:
+        ValueError: as ``linear_divergence``.
+    """
+    device = terms[0].student.device.type
+    for term in terms:
+        _check_rows("student", term.student, student_head)
+        _check_labels(term, student_head)
+    dtype = _projected_in(device, student_head)
+    student_head = _head_in(dtype, student_head)
+    terms = [_term_in(dtype, term) for term in terms]
+    options = _options(impl, chunk_size)
     if impl == "triton":
-        _kernel(student.device)
-    with _outside_autocast(student.device.type):
-        return engine.cross_entropy(student, student_head, labels, **arguments)
+        options["comparison"] = _kernel(terms[0].student.device).comparison
+    engine = reference if impl == "reference" else chunked
+    with _outside_autocast(device):
+        return engine.evaluate(student_head, terms, **options)
 
 
-def _engine(impl, chunk_size, arguments):
+def divergence_term(
+    student: Tensor,
+    teacher: Tensor,
+    teacher_head: Head,
+    divergence: str,
+    *,
+    temperature: float = 1.0,
+    weight: Tensor | None = None,
+    **params: float,
+) -> Term:
+    """A term of ``linear_terms``: a divergence from a teacher; arguments as ``linear_divergence``.
+
+    Raises:
+        ValueError: as ``linear_divergence``.
+    """
+    params = parameters(divergence, params)
+    _check_matrix("student", student)
+    _check_rows("teacher", teacher, teacher_head)
+    if len(student) != len(teacher):
+        raise ValueError(
+            f"student and teacher must have the same number of rows, got {len(student)} and "
+            f"{len(teacher)}"
+        )
+    return Term(
+        student=student,
+        weight=_checked_weight(weight, student),
+        temperature=_checked_temperature(temperature),
+        teacher=teacher,
+        teacher_head=teacher_head,
+        name=divergence,
+        params=params,
+    )
+
+
+def cross_entropy_term(
+    student: Tensor, labels: Tensor, *, temperature: float = 1.0, weight: Tensor | None = None
+) -> Term:
+    """A term of ``linear_terms``: the cross-entropy; arguments as ``linear_cross_entropy``.
+
+    Raises:
+        ValueError: as ``linear_cross_entropy``.
+    """
+    _check_matrix("student", student)
+    return Term(
+        student=student,
+        weight=_checked_weight(weight, student),
+        temperature=_checked_temperature(temperature),
+        labels=labels,
+    )
+
+
+def _options(impl, chunk_size):
     if impl not in _ENGINES:
         raise ValueError(f"unknown impl {impl!r}; known: {', '.join(_ENGINES)}")
     if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
         raise ValueError(f"chunk_size must be a whole number of at least 1, got {chunk_size!r}")
-    if impl == "reference":
-        return reference
-    arguments["chunk_size"] = chunk_size
-    return chunked
+    return {} if impl == "reference" else {"chunk_size": chunk_size}
 
 
 def _kernel(device):
@@ -164,16 +220,23 @@ def _kernel(device):
     return triton_rows
 
 
-def _check_rows(who, hidden, head):
+def _check_matrix(who, hidden):
     if hidden.ndim != 2:
         raise ValueError(f"{who} must be [N, D], got shape {list(hidden.shape)}")
+
+
+def _check_rows(who, hidden, head):
+    _check_matrix(who, hidden)
     if hidden.shape[1] != head.weight.shape[1]:
         raise ValueError(
             f"{who} has width {hidden.shape[1]}, but its head reads width {head.weight.shape[1]}"
         )
 
 
-def _check_labels(labels, student, head):
+def _check_labels(term, head):
+    labels, student = term.labels, term.student
+    if labels is None:
+        return
     if labels.shape != student.shape[:1] or labels.dtype.is_floating_point:
         raise ValueError(
             f"labels must be [{len(student)}] whole numbers like the student's rows, got "
@@ -206,13 +269,28 @@ def _checked_weight(weight, student):
     return weight.detach().to(student.device, dtype)
 
 
-def _in_one_dtype(hidden, head):
-    """Hidden states and head in the dtype that the model's own head would project in."""
-    device, dtype = hidden.device.type, head.weight.dtype
+def _projected_in(device, head):
+    """The dtype that a model's own head would project in."""
+    dtype = head.weight.dtype
     if _knows_autocast(device) and torch.is_autocast_enabled(device) and dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device)
+        return torch.get_autocast_dtype(device)
+    return dtype
+
+
+def _head_in(dtype, head):
     bias = None if head.bias is None else head.bias.to(dtype)
-    return hidden.to(dtype), replace(head, weight=head.weight.to(dtype), bias=bias)
+    return replace(head, weight=head.weight.to(dtype), bias=bias)
+
+
+def _term_in(dtype, term):
+    """The term with the student's states in its head's dtype, the teacher's in that of its own."""
+    student = term.student.to(dtype)
+    if term.labels is not None:
+        return replace(term, student=student)
+    with torch.no_grad():
+        dtype = _projected_in(term.teacher.device.type, term.teacher_head)
+        head = _head_in(dtype, term.teacher_head)
+        return replace(term, student=student, teacher=term.teacher.to(dtype), teacher_head=head)
 
 
 def _outside_autocast(device):

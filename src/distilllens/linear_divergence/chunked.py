@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from distilllens.head import Head
 from distilllens.linear_divergence import gradients
+from distilllens.linear_divergence.term import Term
 
 _TILE_BYTES = 256 * 2**20  # of four tiles
 _TILE_BYTES_ACCELERATOR = 2 * 2**30
@@ -25,58 +26,26 @@ _FIRST_ADDMM = (2, 10)
 _BLOCK_BYTES = 2**20  # of one block of rows: an L2 cache; 2**17 to 2**22 differ by 3 % (LOG.md)
 
 
-def divergence(
-    student: Tensor,
-    student_head: Head,
-    teacher: Tensor,
-    teacher_head: Head,
+def evaluate(
+    head: Head,
+    terms: list[Term],
     *,
-    name: str,
-    params: dict[str, float],
-    temperature: float,
-    weight: Tensor,
-    chunk_size: int | None,
+    chunk_size: int | None = None,
     comparison: Callable = lambda *given: None,
-) -> tuple[Tensor, Tensor]:
-    """As ``reference.divergence``, without the ``[N, V]`` matrices.
+) -> tuple[Tensor, list[Tensor]]:
+    """As ``reference.evaluate``, without the ``[N, V]`` matrices; the head's gradient is one sum.
 
     ``comparison`` is ``triton_rows.comparison``, or says None: to compare in torch.
     """
-    size = min(student_head.vocab_size, teacher_head.vocab_size)
-    dtype = _promoted(student.dtype, teacher.dtype)
-    plan = _Plan(
-        kernel=functools.partial(gradients.DIVERGENCES[name], **params),
-        head=student_head,
-        other=(teacher.detach(), teacher_head),
-        size=size,
-        temperature=temperature,
-        chunk_size=chunk_size,
-        dtype=dtype,
-        compare_rows=comparison(name, params, temperature, dtype),
+    plans = [_plan(head, term, chunk_size, comparison) for term in terms]
+    students = [term.student for term in terms]
+    tensors = (head.weight, head.bias, *students)
+    needs = tuple(
+        torch.is_grad_enabled() and tensor is not None and tensor.requires_grad
+        for tensor in tensors
     )
-    return _apply(plan, student, weight)
-
-
-def cross_entropy(
-    student: Tensor,
-    student_head: Head,
-    labels: Tensor,
-    *,
-    temperature: float,
-    weight: Tensor,
-    chunk_size: int | None,
-) -> tuple[Tensor, Tensor]:
-    """As ``reference.cross_entropy``, without the ``[N, V]`` matrix."""
-    plan = _Plan(
-        kernel=gradients.cross_entropy,
-        head=student_head,
-        other=labels,
-        size=student_head.vocab_size,
-        temperature=temperature,
-        chunk_size=chunk_size,
-        dtype=_promoted(student.dtype),
-    )
-    return _apply(plan, student, weight)
+    total, *per_token = _Chunked.apply(head.weight, head.bias, plans, needs, *students)
+    return total, per_token
 
 
 def default_chunk_size(num_tokens: int, vocab_size: int, device: torch.device) -> int:
@@ -122,16 +91,36 @@ def free_bytes(device: torch.device) -> int | None:
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """What a call compares, beside the tensors that get gradients."""
+    """What a term compares, beside the tensors that get gradients."""
 
     kernel: Callable
     head: Head
     other: Tensor | tuple[Tensor, Head]
+    weight: Tensor
     size: int
     temperature: float
     chunk_size: int | None
     dtype: torch.dtype
-    compare_rows: Callable | None = None
+    compare_rows: Callable | None
+
+
+def _plan(head, term, chunk_size, comparison):
+    kernel, other, compare_rows = gradients.cross_entropy, term.labels, None
+    if term.labels is None:
+        kernel = functools.partial(gradients.DIVERGENCES[term.name], **term.params)
+        other = (term.teacher.detach(), term.teacher_head)
+        compare_rows = comparison(term.name, term.params, term.temperature, term.dtype)
+    return _Plan(
+        kernel=kernel,
+        head=head,
+        other=other,
+        weight=term.weight.to(term.dtype),
+        size=term.shared_size(head),
+        temperature=term.temperature,
+        chunk_size=chunk_size,
+        dtype=term.dtype,
+        compare_rows=compare_rows,
+    )
 
 
 class _Logits:
@@ -191,30 +180,30 @@ class _Labels:
         return self.chunk[first:last]
 
 
-class _Gradients:
-    """Gradients of hidden rows, head weight and bias, summed chunk by chunk in ``plan.dtype``."""
+class _HeadGradients:
+    """Gradients of the head's weight and bias, summed over the chunks of all terms in ``dtype``."""
 
-    def __init__(self, student, head, plan, needs):
-        empty = functools.partial(student.new_empty, dtype=plan.dtype)
-        zeros = functools.partial(student.new_zeros, dtype=plan.dtype)
-        self.hidden = torch.empty_like(student) if needs[0] else None
-        self.weight = self.bias = None
-        if needs[1]:
-            self.weight = empty(head.weight.shape)
-            self.weight[plan.size if len(student) else 0 :].zero_()
-        if needs[2]:
-            self.bias = zeros(head.bias.shape)
+    def __init__(self, head, dtype, needs):
+        self.weight = torch.empty_like(head.weight, dtype=dtype) if needs[0] else None
+        self.bias = torch.zeros_like(head.bias, dtype=dtype) if needs[1] else None
+        self._empty = True
 
-    def add(self, logits, start, stop, row_weight):
-        """Add the chunk whose gradient of ``W h + b`` lies in the tile, but for ``row_weight``."""
-        tile, hidden = logits.tile[: stop - start], logits.hidden[start:stop]
+    def add(self, tile, hidden, row_weight):
+        """Add a chunk whose gradient of ``W h + b`` lies in the tile, but for ``row_weight``."""
+        if self.weight is None:
+            return
+        hidden = (hidden * row_weight.unsqueeze(-1)).to(tile.dtype)
         size = tile.shape[1]
-        if self.hidden is not None:
-            rows = torch.mm(tile, logits.weight, out=self.hidden[start:stop])
-            rows.mul_(row_weight.unsqueeze(-1))
-        if self.weight is not None:
-            hidden = (hidden * row_weight.unsqueeze(-1)).to(tile.dtype)
-            self._add_weight(self.weight[:size], tile, hidden, first=start == 0)
+        self._add_weight(self.weight[:size], tile, hidden, first=self._empty)
+        if self._empty:
+            self.weight[size:].zero_()
+        self._empty = False
+
+    def finished(self):
+        """Weight's and bias' gradients, None where not needed."""
+        if self.weight is not None and self._empty:
+            self.weight.zero_()
+        return self.weight, self.bias
 
     def _add_weight(self, total, tile, hidden, first):
         if total.dtype == tile.dtype:
@@ -240,9 +229,23 @@ def _adds_in_float32(total):
     return cuda and total.dtype == torch.float32 and torch.__version__ >= _FIRST_ADDMM
 
 
-def _evaluate(plan, student, head, weight, needs):
-    """Nats ``[N]`` and the three gradients of ``sum(weight * nats)``, None where not needed."""
-    wants_gradient = any(needs)
+def _evaluate(plans, head, students, needs):
+    """Nats ``[N]`` of each plan and the gradients of all weighted nats, None where not needed."""
+    dtype = functools.reduce(torch.promote_types, (plan.dtype for plan in plans))
+    of_head = _HeadGradients(head, dtype, needs)
+    of_students = [
+        torch.empty_like(student) if need else None
+        for student, need in zip(students, needs[2:], strict=True)
+    ]
+    per_token = [
+        _run(plan, head, student, of_student, of_head, any((*needs[:2], of_student is not None)))
+        for plan, student, of_student in zip(plans, students, of_students, strict=True)
+    ]
+    return per_token, (*of_head.finished(), *of_students)
+
+
+def _run(plan, head, student, of_student, of_head, wants_gradient):
+    """Nats ``[N]`` of one plan; its gradients go where they are collected."""
     chunk = plan.chunk_size or default_chunk_size(len(student), plan.size, student.device)
     chunk = max(1, min(chunk, len(student)))
     block = _block_rows(chunk, plan, student.device)
@@ -253,20 +256,26 @@ def _evaluate(plan, student, head, weight, needs):
         other = _Logits(*plan.other, plan, chunk, block)
     work = student.new_empty(2, block, plan.size, dtype=plan.dtype)
     per_token = student.new_empty(len(student), dtype=plan.dtype)
-    result = _Gradients(student, head, plan, needs)
+    compare = _compare_rows if plan.compare_rows else _compare_blocks
     for start in range(0, len(student), chunk):
         stop = min(start + chunk, len(student))
         logits.project(start, stop)
         other.project(start, stop)
-        row_weight = weight[start:stop] * logits.constant
-        compare = _compare_rows if plan.compare_rows else _compare_blocks
+        row_weight = plan.weight[start:stop] * logits.constant
         nats = per_token[start:stop]
         for first, last, rows in compare(plan, logits, other, nats, work, wants_gradient):
-            if result.bias is not None:
-                result.bias[: plan.size].addmv_(rows.T, row_weight[first:last])
-        if wants_gradient:
-            result.add(logits, start, stop, row_weight)
-    return per_token, (result.hidden, result.weight, result.bias)
+            if of_head.bias is not None:
+                dtype = of_head.bias.dtype
+                parts = rows.T.to(dtype), row_weight[first:last].to(dtype)
+                of_head.bias[: plan.size].addmv_(*parts)
+        if not wants_gradient:
+            continue
+        tile = logits.tile[: stop - start]
+        if of_student is not None:
+            rows = torch.mm(tile, logits.weight, out=of_student[start:stop])
+            rows.mul_(row_weight.unsqueeze(-1))
+        of_head.add(tile, student[start:stop], row_weight)
+    return per_token
 
 
 def _compare_blocks(plan, logits, other, nats, work, wants_gradient):
@@ -303,41 +312,28 @@ def _block_rows(chunk, plan, device):
 
 
 class _Chunked(torch.autograd.Function):
-    """Inputs with gradients come first; everything else is in the plan."""
+    """Head and students get gradients; everything else is in the plans."""
 
     @staticmethod
-    def forward(ctx, student, head_weight, head_bias, plan, weight, needs):
-        head = replace(plan.head, weight=head_weight, bias=head_bias)
-        per_token, found = _evaluate(plan, student, head, weight, needs)
-        ctx.save_for_backward(student, head_weight, head_bias, weight)
-        ctx.plan, ctx.needs, ctx.found = plan, needs, found
-        ctx.mark_non_differentiable(per_token)
-        return (weight * per_token).sum(), per_token
+    def forward(ctx, head_weight, head_bias, plans, needs, *students):
+        head = replace(plans[0].head, weight=head_weight, bias=head_bias)
+        per_token, found = _evaluate(plans, head, students, needs)
+        ctx.save_for_backward(head_weight, head_bias, *students)
+        ctx.plans, ctx.needs, ctx.found = plans, needs, found
+        ctx.mark_non_differentiable(*per_token)
+        weighted = ((p.weight * nats).sum() for p, nats in zip(plans, per_token, strict=True))
+        return sum(weighted), *per_token
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, upstream, _):
-        student, head_weight, head_bias, weight = ctx.saved_tensors
+    def backward(ctx, upstream, *_):
+        head_weight, head_bias, *students = ctx.saved_tensors
         found, ctx.found = ctx.found, None
         if found is None:  # a second backward (retain_graph): the first has given its tensors away
-            head = replace(ctx.plan.head, weight=head_weight, bias=head_bias)
-            _, found = _evaluate(ctx.plan, student, head, weight, ctx.needs)
-        dtypes = (student, head_weight, head_bias)
-        gradients = [
+            head = replace(ctx.plans[0].head, weight=head_weight, bias=head_bias)
+            _, found = _evaluate(ctx.plans, head, students, ctx.needs)
+        of_weight, of_bias, *of_students = (
             None if gradient is None else gradient.mul_(upstream).to(like.dtype)
-            for gradient, like in zip(found, dtypes, strict=True)
-        ]
-        return (*gradients, None, None, None)
-
-
-def _apply(plan, student, weight):
-    tensors = (student, plan.head.weight, plan.head.bias)
-    needs = tuple(
-        torch.is_grad_enabled() and tensor is not None and tensor.requires_grad
-        for tensor in tensors
-    )
-    return _Chunked.apply(*tensors, plan, weight.to(plan.dtype), needs)
-
-
-def _promoted(*dtypes):
-    return functools.reduce(torch.promote_types, dtypes, torch.float32)
+            for gradient, like in zip(found, (head_weight, head_bias, *students), strict=True)
+        )
+        return (of_weight, of_bias, None, None, *of_students)

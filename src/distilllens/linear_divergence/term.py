@@ -1,0 +1,45 @@
+"""One comparison: rows of the student, what they are compared with, and how much each counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from distilllens.head import Head
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """``sum(weight * D)`` of a divergence from a teacher, or of the cross-entropy with labels.
+
+    Attributes:
+        student: normed hidden states ``[N, Ds]``.
+        weight: ``[N]``, a constant.
+        temperature: divides all logits.
+        labels: ``[N]`` tokens; or else
+        teacher, teacher_head: normed hidden states ``[N, Dt]`` and what reads them; constants.
+        name, params: of the divergence, as ``distilllens.divergence`` takes them.
+    """
+
+    student: Tensor
+    weight: Tensor
+    temperature: float
+    labels: Tensor | None = None
+    teacher: Tensor | None = None
+    teacher_head: Head | None = None
+    name: str = "cross_entropy"
+    params: dict[str, float] = field(default_factory=dict)
+
+    def shared_size(self, head: Head) -> int:
+        """The tokens that are compared: all, or the prefix that both vocabularies share."""
+        if self.labels is not None:
+            return head.vocab_size
+        return min(head.vocab_size, self.teacher_head.vocab_size)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the comparison is computed in: float32, or float64 if a model is."""
+        dtype = torch.promote_types(self.student.dtype, torch.float32)
+        return dtype if self.teacher is None else torch.promote_types(dtype, self.teacher.dtype)

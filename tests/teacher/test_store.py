@@ -72,6 +72,16 @@ def test_keys_that_begin_alike_are_told_apart(tmp_path):
     assert shards.find(b"x" * 16) is None
 
 
+def test_shards_that_begin_alike_do_not_meet(tmp_path):
+    """Two processes whose first document is the same one each keep what follows."""
+    rows = torch.randn(2, 3, 5)
+    for other in (1, 2):
+        written(tmp_path, {key(0): rows, key(other): rows})
+    names = list(store.read_mark(tmp_path)["shards"])
+    shards = store.Shards(tmp_path, MANIFEST, names)
+    assert all(shards.find(key(n)) is not None for n in range(3))
+
+
 def test_an_empty_cache_finds_nothing(tmp_path):
     """A run without a document is no crash."""
     shards = written(tmp_path, {})

@@ -2,7 +2,7 @@
 
     manifest.json                what is stored, of which teacher
     head.safetensors             weight, bias
-    <first key>.safetensors      a shard: keys [M, 16], starts [M + 1], states [R, K, D]
+    <hash of keys>.safetensors   a shard: keys [M, 16], starts [M + 1], states [R, K, D]
                                  (int8: and scales [R, K])
     complete.json                written last: the shards and their sizes
 
@@ -16,6 +16,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
+from hashlib import blake2b
 from pathlib import Path
 
 import torch
@@ -185,14 +186,17 @@ class ShardWriter:
         if not self._keys:
             return
         starts = torch.tensor([0, *(len(rows) for rows in self._rows)]).cumsum(0)
-        keys = torch.frombuffer(bytearray(b"".join(self._keys)), dtype=torch.uint8)
+        # Named by all keys: two processes may both begin a shard with a document that each has.
+        keys = b"".join(self._keys)
+        name = blake2b(keys, digest_size=KEY_BYTES).hexdigest()
+        keys = torch.frombuffer(bytearray(keys), dtype=torch.uint8)
         tensors = {"keys": keys.view(-1, KEY_BYTES), "starts": starts}
         rows = torch.cat(self._rows)
         if self._manifest.stored == "int8":
             tensors["states"], tensors["scales"] = quantize(rows)
         else:
             tensors["states"] = rows
-        _write_tensors(self._folder / f"{self._keys[0].hex()}.safetensors", tensors)
+        _write_tensors(self._folder / f"{name}.safetensors", tensors)
         self._keys, self._rows, self._size = [], [], 0
 
 

@@ -136,7 +136,7 @@ def write_cache(trainer, live: LiveTeacher, depths, needs: Needs) -> CachedTeach
             return live.read(depths, normalize=needs.normed, **inputs)
 
     # The shortest row tells width and dtype before anything is written.
-    states, head = read([min(needs.rows, key=_num_tokens)])
+    states, head = read([min((row for row in needs.rows if row[2]), key=_num_tokens)])
     writer = CacheWriter(folder, _manifest(live, depths, needs, states, head), num_rows)
     _check_space(folder, writer.manifest, num_rows, head, tell=main)
     accelerator.wait_for_everyone()  # nobody writes before everybody has looked
@@ -201,8 +201,7 @@ def _collated(trainer, rows):
 
 
 def _num_tokens(row):
-    dataset, index, _ = row
-    return len(dataset[index]["input_ids"])
+    return sum(document.num_tokens for document in row[2])
 
 
 def _num_targets(batch):
@@ -219,7 +218,7 @@ def _batches(needs, stored, size):
     datasets = {id(dataset): dataset for dataset, _, _ in needs.rows}
     for dataset in datasets.values():
         rows = [row for row in needs.rows if row[0] is dataset]
-        rows.sort(key=lambda row: (-sum(d.num_tokens for d in row[2]), row[1]))
+        rows.sort(key=lambda row: (-_num_tokens(row), row[1]))
         batches += [rows[at : at + size] for at in range(0, len(rows), size)]
     return [b for b in batches if any(d.key not in stored for row in b for d in row[2])]
 

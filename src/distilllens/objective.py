@@ -188,7 +188,7 @@ class Objective:
 
 
 def _share(rows, weight):
-    return rows.new_full((len(rows),), weight, dtype=torch.float32)
+    return rows.new_full((len(rows),), weight, dtype=torch.promote_types(rows.dtype, torch.float32))
 
 
 def _rows(states, valid, kept):

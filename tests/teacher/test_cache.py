@@ -104,15 +104,15 @@ def test_evaluation_reads_the_cache(tmp_path):
 def test_new_documents_are_added_by_a_teacher_and_missed_without(tmp_path):
     """A complete cache grows where a teacher is named; without one the difference is said."""
     folder = str(tmp_path / "cache")
-    trainer = toys.trainer(tmp_path, teacher_cache=folder)
+    trainer = toys.trainer(tmp_path / "out", teacher_cache=folder)
     before = trainer.teacher.num_documents
     more = {"data": toys.dataset(12), "teacher_cache": folder}
     with pytest.raises(ValueError, match=r"lacks 4 documents of this run, .* other data"):
-        toys.trainer(tmp_path, teacher=None, **more)
-    assert toys.trainer(tmp_path, **more).teacher.num_documents == before + 4
-    toys.trainer(tmp_path, teacher=None, **more)
+        toys.trainer(tmp_path / "out", teacher=None, **more)
+    assert toys.trainer(tmp_path / "out", **more).teacher.num_documents == before + 4
+    toys.trainer(tmp_path / "out", teacher=None, **more)
     with pytest.raises(ValueError, match="max_length was 64 and is now 4"):
-        toys.trainer(tmp_path, teacher=None, teacher_cache=folder, max_length=4)
+        toys.trainer(tmp_path / "out", teacher=None, teacher_cache=folder, max_length=4)
 
 
 def test_the_teacher_runs_once_for_each_document(tmp_path, monkeypatch):
@@ -128,11 +128,11 @@ def test_the_teacher_runs_once_for_each_document(tmp_path, monkeypatch):
     data = toys.dataset(8)
     data = data.select([*range(8), 0, 1])
     folder = str(tmp_path / "cache")
-    written = toys.trainer(tmp_path, data=data, teacher_cache=folder)
-    assert sum(calls) == 1 + 10  # one row to learn width and dtype, then every row
+    written = toys.trainer(tmp_path / "out", data=data, teacher_cache=folder)
+    assert sum(calls) == 1 + 8  # one row to learn width and dtype, then each document
     assert written.teacher.num_documents == 8
     calls.clear()
-    again = toys.trainer(tmp_path, data=data, teacher_cache=folder)
+    again = toys.trainer(tmp_path / "out", data=data, teacher_cache=folder)
     again.train()
     assert calls == []
 
@@ -150,8 +150,8 @@ def test_a_killed_writer_goes_on(tmp_path, monkeypatch, torn):
     monkeypatch.setattr(cache, "SHARD_BYTES", 500)
     settle = store._settle
     reference = str(tmp_path / "whole")
-    toys.trainer(tmp_path, teacher_cache=reference)
-    files = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    toys.trainer(tmp_path / "out", teacher_cache=reference)
+    files = [path.name for path in (tmp_path / "whole").iterdir() if path.name != store.LOCK]
     assert len(files) > 5
     for at in range(len(files)):
         folder, left = tmp_path / f"killed-{at}", [at]
@@ -166,12 +166,12 @@ def test_a_killed_writer_goes_on(tmp_path, monkeypatch, torn):
 
         monkeypatch.setattr(store, "_settle", dying)
         with pytest.raises(Killed):
-            toys.trainer(tmp_path, teacher_cache=str(folder))
+            toys.trainer(tmp_path / "out", teacher_cache=str(folder))
         monkeypatch.setattr(store, "_settle", settle)
         assert not (folder / store.MARK).exists()
         with pytest.raises(ValueError, match=r"does not exist|holds no teacher|is not complete"):
-            toys.trainer(tmp_path, teacher=None, teacher_cache=str(folder))
-        toys.trainer(tmp_path, teacher_cache=str(folder))
+            toys.trainer(tmp_path / "out", teacher=None, teacher_cache=str(folder))
+        toys.trainer(tmp_path / "out", teacher_cache=str(folder))
         assert not list(folder.glob("*.part"))
         whole = CachedTeacher(reference)
         again = CachedTeacher(folder)
@@ -216,21 +216,128 @@ def test_a_wrong_cache_says_which_entry_differs(tmp_path, name, with_teacher):
             pytest.skip("without a teacher there is none that could differ")
         changes["teacher"] = None
     folder = tmp_path / "cache"
-    toys.trainer(tmp_path, teacher_cache=str(folder))
+    toys.trainer(tmp_path / "out", teacher_cache=str(folder))
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(ValueError, match=message):
-        toys.trainer(tmp_path, teacher_cache=str(folder), **changes)
+        toys.trainer(tmp_path / "out", teacher_cache=str(folder), **changes)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_another_tokenizer_is_another_cache(tmp_path):
+def test_another_tokenizer_is_another_cache(tmp_path, monkeypatch):
     """The same ids for other words."""
-    from distilllens.train.fingerprints import tokenizer_fingerprint
-
+    folder = str(tmp_path / "cache")
+    toys.trainer(tmp_path / "out", teacher_cache=folder)
     words = toys.WORDS
-    assert tokenizer_fingerprint(toys.tokenizer()) == tokenizer_fingerprint(toys.tokenizer())
     swapped = toys.tokenizer([*words[1:], words[0]])
-    assert tokenizer_fingerprint(toys.tokenizer()) != tokenizer_fingerprint(swapped)
+    monkeypatch.setattr(toys, "tokenizer", lambda: swapped)
+    with pytest.raises(ValueError, match="tokenizer was"):
+        toys.trainer(tmp_path / "out", teacher=None, teacher_cache=folder)
+
+
+def saved(folder, model):
+    model.save_pretrained(folder)
+    toys.tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_cache_of_a_model_object_is_not_taken_for_a_named_teacher(tmp_path):
+    """They cannot be compared without loading; the object, or no teacher at all, is."""
+    folder, name = str(tmp_path / "cache"), saved(tmp_path / "t", toys.llama(4, 24, seed=1))
+    toys.trainer(tmp_path / "out", teacher_cache=folder)
+    with pytest.raises(ValueError, match="written by a model object, which cannot be compared"):
+        named(tmp_path, name, folder)
+    toys.trainer(tmp_path / "out", teacher=None, teacher_cache=folder)
+
+
+def named(tmp_path, name, folder, **kwargs):
+    """A trainer whose teacher is a name."""
+    args = {"teacher_model_name_or_path": name, "teacher_cache": folder}
+    return toys.trainer(tmp_path / "out", teacher=None, **args, **kwargs)
+
+
+def test_a_teacher_that_changed_in_place_is_noticed(tmp_path):
+    """One number of one weight in the middle of the file, or one setting beside the weights."""
+    model = toys.llama(4, 24, seed=1)
+    folder, name = str(tmp_path / "cache"), saved(tmp_path / "t", model)
+    named(tmp_path, name, folder)
+    named(tmp_path, str(tmp_path / "t" / ".." / "t"), folder)  # the same folder, said otherwise
+    with torch.no_grad():
+        model.model.layers[2].mlp.up_proj.weight[3, 3] += 1
+    saved(tmp_path / "t", model)
+    with pytest.raises(ValueError, match="teacher_files was"):
+        named(tmp_path, name, folder)
+    settings = toys.llama(4, 24, seed=1)
+    settings.config.rms_norm_eps = 1e-3
+    saved(tmp_path / "t", settings)
+    with pytest.raises(ValueError, match="teacher_files was"):
+        named(tmp_path, name, folder)
+    saved(tmp_path / "t", toys.llama(4, 24, seed=1))
+    named(tmp_path, name, folder)
+
+
+def test_an_object_that_differs_in_a_setting_is_another_teacher(tmp_path):
+    """Equal weights do not make equal states."""
+    folder, teacher = str(tmp_path / "cache"), toys.llama(4, 24, seed=1)
+    toys.trainer(tmp_path / "out", teacher_cache=folder)
+    teacher.config.rms_norm_eps = 1e-3
+    with pytest.raises(ValueError, match="teacher was"):
+        toys.trainer(tmp_path / "out", teacher=teacher, teacher_cache=folder)
+
+
+def test_an_object_that_adds_to_a_named_cache_keeps_its_name(tmp_path):
+    """Documents added by an equal model leave the cache comparable with the name."""
+    folder, name = str(tmp_path / "cache"), saved(tmp_path / "t", toys.llama(4, 24, seed=1))
+    named(tmp_path, name, folder)
+    toys.trainer(tmp_path / "out", data=toys.dataset(12), teacher_cache=folder)
+    assert named(tmp_path, name, folder).teacher.manifest.teacher_name == name
+
+
+def test_a_token_never_reaches_the_manifest(tmp_path):
+    """What finds a model is not what it is."""
+    folder, name = tmp_path / "cache", saved(tmp_path / "t", toys.llama(4, 24, seed=1))
+    hidden = {"token": "hf_secret", "local_files_only": True}
+    named(tmp_path, name, str(folder), teacher_model_init_kwargs=hidden)
+    assert "hf_secret" not in (folder / store.MANIFEST).read_text()
+    named(tmp_path, name, str(folder))
+
+
+def test_fewer_pairs_may_add_documents(tmp_path):
+    """A cache of two pairs serves one of them, and grows at all its depths."""
+    folder = str(tmp_path / "cache")
+    toys.trainer(tmp_path / "out", teacher_cache=folder)
+    fewer = {"lens_layers": "1:1", "data": toys.dataset(12), "teacher_cache": folder}
+    assert toys.trainer(tmp_path / "out", **fewer).teacher.manifest.depths == [1, 3]
+    assert toys.trainer(tmp_path / "out", **fewer, lens_weight=0.0).teacher.num_documents == 12
+
+
+def test_two_writers_do_not_meet(tmp_path):
+    """A second run is told to wait; the lock of one that has gone is no hindrance."""
+    folder = tmp_path / "cache"
+    with store.locked(folder), pytest.raises(ValueError, match="being written by another run"):
+        toys.trainer(tmp_path / "out", teacher_cache=str(folder))
+    toys.trainer(tmp_path / "out", teacher_cache=str(folder))
+
+
+def test_an_unreadable_shard_is_written_again(tmp_path):
+    """The command that the refusal names mends the cache."""
+    folder = tmp_path / "cache"
+    written = toys.trainer(tmp_path / "out", teacher_cache=str(folder)).teacher
+    shard = next(folder.glob("shard-*"))
+    shard.write_bytes(shard.read_bytes()[:-8])
+    with pytest.raises(ValueError, match="is not complete"):
+        toys.trainer(tmp_path / "out", teacher=None, teacher_cache=str(folder))
+    again = toys.trainer(tmp_path / "out", teacher_cache=str(folder)).teacher
+    assert (again.num_documents, again.num_rows) == (written.num_documents, written.num_rows)
+
+
+def test_live_and_cached_draw_the_same_dropout(tmp_path):
+    """Writing and reading a cache touch no random number of the student."""
+    one = {"per_device_train_batch_size": 1, "max_steps": 8}
+    runs = []
+    for folder in (None, str(tmp_path / "cache"), str(tmp_path / "cache")):
+        student = toys.gpt2(dropout=0.3)
+        runs.append(trained(tmp_path, student=student, teacher_cache=folder, **one)[0])
+    assert toys.drift(runs[0], runs[1]) == toys.drift(runs[0], runs[2]) == 0
 
 
 @pytest.mark.parametrize("content", ["a file", "other files", "nothing"])
@@ -244,12 +351,12 @@ def test_a_folder_that_is_no_cache_is_left_alone(tmp_path, content):
         if content == "other files":
             (folder / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"is a file|holds no teacher cache"):
-        toys.trainer(tmp_path, teacher=None, teacher_cache=str(folder))
+        toys.trainer(tmp_path / "out", teacher=None, teacher_cache=str(folder))
     if content == "nothing":
-        toys.trainer(tmp_path, teacher_cache=str(folder))
+        toys.trainer(tmp_path / "out", teacher_cache=str(folder))
         return
     with pytest.raises(ValueError, match=r"is a file|thesis.txt is there"):
-        toys.trainer(tmp_path, teacher_cache=str(folder))
+        toys.trainer(tmp_path / "out", teacher_cache=str(folder))
 
 
 def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
@@ -259,13 +366,13 @@ def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(caching.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(OSError, match=r"cache needs 0.0\d+ MB; its disk has 0.001 MB free"):
-        toys.trainer(tmp_path, teacher_cache=str(tmp_path / "cache"))
+        toys.trainer(tmp_path / "out", teacher_cache=str(tmp_path / "cache"))
     assert not (tmp_path / "cache").exists()
 
 
 def test_a_batch_of_nothing_reads_nothing(tmp_path):
     """No valid position: zero rows of the right width and dtype."""
-    trainer = toys.trainer(tmp_path, teacher_cache=str(tmp_path / "cache"))
+    trainer = toys.trainer(tmp_path / "out", teacher_cache=str(tmp_path / "cache"))
     labels = torch.full((2, 3), -100)
     states, head = trainer.teacher.read([1, 3], normalize=True, labels=labels, input_ids=labels)
     assert [tuple(states[d].shape) for d in (1, 3)] == [(0, 24), (0, 24)]

@@ -29,7 +29,9 @@ def main(kind, output, *flags):
     """Train, gather the weights and save them."""
     settings = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2}
     settings |= toys.SAMPLED if "--sampled" in flags else {}
-    settings |= {"teacher_cache": f"{output}/cache"} if "--cached" in flags else {}
+    if "--cached" in flags:  # by name: the trainer loads, shards and fingerprints it
+        name = f"{output}/teacher"
+        settings |= {"teacher_cache": f"{output}/cache", "teacher_model_name_or_path": name}
     if kind == "fsdp2":
         settings |= {"fsdp": True, "fsdp_config": FSDP2}
     args = toys.config(output, **settings)
@@ -39,6 +41,7 @@ def main(kind, output, *flags):
     trainer = toys.trainer(
         args,
         student=toys.llama(tied="--untied" not in flags),
+        teacher=None if "--cached" in flags else "default",
         eval_dataset=toys.dataset(7, seed=3),
         peft_config=toys.lora() if "--lora" in flags else None,
     )

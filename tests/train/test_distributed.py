@@ -41,6 +41,9 @@ def test_two_processes_step_like_one(tmp_path, kind, wrapper, flags):
 
     "cached": both write a cache with the (sharded) teacher, and train from it.
     """
+    if "--cached" in flags:
+        toys.llama(4, 24, seed=1).save_pretrained(tmp_path / "teacher")
+        toys.tokenizer().save_pretrained(tmp_path / "teacher")
     found, _ = on_two_processes(tmp_path, kind, *flags)
     assert found["wrapper"].startswith(wrapper), "not the wrapper that the test is about"
     assert found["teacher"] == ("CachedTeacher" if "--cached" in flags else "LiveTeacher")

@@ -49,8 +49,11 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("DISTILLLENS_DEBUG"):
             raise
-        if os.environ.get("RANK", "0") == "0":
-            print(f"distilllens: error: {_one_line(error)}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        # Bad input is the same on all processes; a disk or a file may fail on one.
+        if rank == "0" or not isinstance(error, ValueError):
+            where = "" if rank == "0" else f" (process {rank})"
+            print(f"distilllens: error{where}: {_one_line(error)}", file=sys.stderr)
         return 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,7 +13,8 @@ from distilllens.teacher import store
 from distilllens.teacher.documents import Document, cut
 
 SHARD_BYTES = 256 * 2**20
-MAX_SHARDS = 512  # each is an open file for every reader
+MAX_SHARD_BYTES = 2**30  # what a process holds before it writes, and what a kill may lose
+MAX_SHARDS = 512  # a reader maps each
 
 
 class CachedTeacher:
@@ -137,13 +139,18 @@ class CacheWriter:
             raise ValueError(
                 f"{folder} holds a teacher cache of another kind: {difference}; name another folder"
             )
+        if before and manifest.teacher_files is None:
+            # Written by the teacher's name before, by an equal model now: the name stays known.
+            names = {"teacher_name": before.teacher_name, "teacher_files": before.teacher_files}
+            self.manifest = manifest = replace(manifest, **names)
         shard_bytes = max(SHARD_BYTES, num_rows * manifest.row_bytes // MAX_SHARDS)
+        shard_bytes = min(shard_bytes, max(SHARD_BYTES, MAX_SHARD_BYTES))
         self._writer = store.ShardWriter(self.folder, manifest, shard_bytes)
 
     def begin(self, head: Head):
         """Make the folder and write what is not a document."""
+        store.drop_remains(self.folder)
         store.write_manifest(self.folder, self.manifest)
-        store.drop_parts(self.folder)
         store.write_head(self.folder, head)
 
     def add(self, document: Document, states: LayerStates, rows: slice):
@@ -156,8 +163,9 @@ class CacheWriter:
         self._writer.flush()
 
     def finish(self, **more):
-        """Mark the cache as complete, with notes."""
-        store.write_mark(self.folder, **more)
+        """Mark the cache as complete, with notes, beside those that it had."""
+        before = store.read_notes(self.folder)
+        store.write_mark(self.folder, **before | more)
 
 
 def status(folder: str | Path) -> tuple[store.Manifest, dict | None]:
@@ -186,7 +194,8 @@ def check_writable(folder: str | Path):
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"teacher_cache {folder} is a file; name a folder")
     if folder.is_dir() and not (folder / store.MANIFEST).exists():
-        others = [path.name for path in folder.iterdir() if path.suffix != ".part"]
+        ours = (".part", store.LOCK)
+        others = [path.name for path in folder.iterdir() if not path.name.endswith(ours)]
         if others:
             raise ValueError(
                 f"teacher_cache {folder} is not empty and holds no teacher cache "
@@ -197,6 +206,12 @@ def check_writable(folder: str | Path):
 def exists(folder: str | Path) -> bool:
     """Whether a cache, complete or not, is there."""
     return (Path(folder) / store.MANIFEST).is_file()
+
+
+def depths_of(folder: str | Path) -> list[int]:
+    """The depths that a cache stores; none where there is no cache."""
+    manifest = store.read_manifest(Path(folder))
+    return manifest.depths if manifest else []
 
 
 def stored_keys(folder: str | Path) -> set[bytes]:

@@ -14,7 +14,7 @@ from distilllens.objective import target_positions
 KEY_BYTES = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Document:
     """One run of tokens that attend to each other.
 

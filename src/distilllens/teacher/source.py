@@ -35,6 +35,7 @@ class LiveTeacher:
         run: calls ``method(**inputs)`` inside the forward of the model's wrapper, where a sharded
             model's weights are gathered; the default calls it as it is.
         gather: the head with plain weights, where a wrapper shards them.
+        fingerprint: what tells the model from others, taken before it was sharded.
 
     Raises:
         ValueError: a model whose lens training cannot read.
@@ -45,10 +46,12 @@ class LiveTeacher:
         lens: LogitLens,
         run: Callable = lambda method, **inputs: method(**inputs),
         gather: Callable[[LogitLens], Head] = lambda lens: lens.head,
+        fingerprint: str | None = None,
     ):
         lens.check_trainable()
         self.lens = lens
         self.num_layers = lens.num_layers
+        self.fingerprint = fingerprint
         self._run = run
         self._gather = gather
 

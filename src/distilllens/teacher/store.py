@@ -2,7 +2,7 @@
 
     manifest.json                what is stored, of which teacher
     head.safetensors             weight, bias
-    <hash of keys>.safetensors   a shard: keys [M, 16], starts [M + 1], states [R, K, D]
+    shard-<hash>.safetensors     a shard: keys [M, 16], starts [M + 1], states [R, K, D]
                                  (int8: and scales [R, K])
     complete.json                written last: the shards and their sizes
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from hashlib import blake2b
 from pathlib import Path
@@ -27,7 +28,12 @@ from torch import Tensor
 from distilllens.head import Head
 from distilllens.teacher.documents import KEY_BYTES
 
-MANIFEST, MARK, HEAD = "manifest.json", "complete.json", "head.safetensors"
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing keeps two writers apart
+    fcntl = None
+
+MANIFEST, MARK, HEAD, LOCK = "manifest.json", "complete.json", "head.safetensors", "lock"
 STORED = ("auto", "int8")
 _FORMAT = 1
 _NOT_COMPARED = ("teacher_name", "teacher_files", "data", "library")
@@ -153,17 +159,55 @@ def read_mark(folder: Path) -> dict | None:
     return mark if (folder / HEAD).is_file() else None
 
 
-def drop_parts(folder: Path):
-    """Remove what a killed writer left behind."""
+def read_notes(folder: Path) -> dict:
+    """What the last mark said beside the shards, whether or not it still holds."""
+    try:
+        mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
+        return {name: value for name, value in mark.items() if name != "shards"}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+@contextmanager
+def locked(folder: Path):
+    """Nobody else writes the cache meanwhile; the system forgets the lock of a killed process.
+
+    Raises:
+        ValueError: somebody does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "w", encoding="utf-8") as file:
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"teacher cache {folder} is being written by another run; wait for it"
+            ) from error
+        yield
+
+
+def drop_remains(folder: Path):
+    """Remove what a killed writer, or a failing disk, left behind: parts, unreadable shards."""
     for part in folder.glob("*.part"):
         part.unlink(missing_ok=True)
+    for path in _shard_files(folder):
+        if _keys_of(path) is None:
+            path.unlink()
 
 
 def shard_keys(folder: Path) -> Iterator[bytes]:
-    """The keys of every whole shard, complete cache or not."""
+    """The keys of every readable shard, complete cache or not."""
     for path in _shard_files(folder):
+        yield from _keys_of(path) or ()
+
+
+def _keys_of(path):
+    try:
         with _opened(path) as file:
-            yield from _split_keys(file.get_tensor("keys"))
+            return _split_keys(file.get_tensor("keys"))
+    except (ValueError, SafetensorError):
+        return None
 
 
 class ShardWriter:
@@ -196,7 +240,7 @@ class ShardWriter:
             tensors["states"], tensors["scales"] = quantize(rows)
         else:
             tensors["states"] = rows
-        _write_tensors(self._folder / f"{name}.safetensors", tensors)
+        _write_tensors(self._folder / f"shard-{name}.safetensors", tensors)
         self._keys, self._rows, self._size = [], [], 0
 
 
@@ -214,7 +258,7 @@ class Shards:
             starts.append(bounds[:-1])
             stops.append(bounds[1:])
         self._keys = torch.cat(keys) if keys else torch.empty(0, KEY_BYTES, dtype=torch.uint8)
-        # Sorted by the first eight bytes: 32 bytes a document, where a dictionary takes 300.
+        # Sorted by the first eight bytes: 48 bytes a document, where a dictionary takes 300.
         words = self._keys.view(torch.int64)[:, 0] if keys else torch.empty(0, dtype=torch.int64)
         self._words, order = words.sort()
         self._keys = self._keys[order]
@@ -263,12 +307,12 @@ def dequantize(states: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _shard_files(folder):
-    return sorted(path for path in folder.glob("*.safetensors") if path.name != HEAD)
+    return sorted(folder.glob("shard-*.safetensors"))
 
 
 def _split_keys(keys):
     whole = keys.numpy().tobytes()
-    return (whole[at : at + KEY_BYTES] for at in range(0, len(whole), KEY_BYTES))
+    return [whole[at : at + KEY_BYTES] for at in range(0, len(whole), KEY_BYTES)]
 
 
 def _opened(path):
@@ -280,7 +324,10 @@ def _opened(path):
 
 def _write_tensors(path, tensors):
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    save_file(tensors, part)
+    try:
+        save_file(tensors, part)
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
     _settle(part, path)
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import AutoConfig
@@ -16,18 +19,27 @@ from transformers import AutoConfig
 from distilllens.linear_divergence import linear_divergence
 from distilllens.teacher import CachedTeacher, CacheWriter, LiveTeacher, TeacherSource, cache
 from distilllens.teacher.documents import Document, cut
-from distilllens.teacher.store import Manifest, dequantize, quantize
+from distilllens.teacher.store import Manifest, dequantize, locked, quantize
 from distilllens.train.fingerprints import fingerprint, tensor_fingerprint, tokenizer_fingerprint
 
 logger = logging.getLogger(__name__)
 # Settings that documents are cut with: told when documents are missing.
 _DATA_SETTINGS = (
     "max_length",
-    "packing",
-    "packing_strategy",
     "completion_only_loss",
     "assistant_only_loss",
     "eos_token",
+    "packing_strategy",
+)
+# Arguments of from_pretrained: what finds a model (no token is ever written), what changes states.
+_HUB = ("cache_dir", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
+_MATTER = (
+    "attn_implementation",
+    "dtype",
+    "quantization_config",
+    "revision",
+    "subfolder",
+    "variant",
 )
 _PROBE_ROWS = 256
 
@@ -124,48 +136,73 @@ def write_cache(trainer, live: LiveTeacher, depths, needs: Needs) -> CachedTeach
         ValueError: the folder holds a cache of another kind.
         OSError: the disk is too small, or fails.
     """
+    folder = Path(trainer.args.teacher_cache)
+    _write(trainer, live, depths, needs, folder)
+    trainer.accelerator.wait_for_everyone()
+    found = CachedTeacher(folder, trainer.accelerator.device)
+    if needs.missing(found):
+        raise ValueError(
+            f"teacher_cache {folder} lacks documents that another process has written: it must be "
+            "a folder that all processes see"
+        )
+    return found
+
+
+def _write(trainer, live, depths, needs, folder):
     args, accelerator = trainer.args, trainer.accelerator
-    folder, main = args.teacher_cache, trainer.is_world_process_zero()
+    main = trainer.is_world_process_zero()
+    before = cache.depths_of(folder)
+    # A cache of more pairs stays one when documents are added to it.
+    depths = before if set(depths) <= set(before) else depths
     stored = cache.stored_keys(folder)
     batches = _batches(needs, stored, args.per_device_train_batch_size)
     num_rows = sum(document.num_targets for document in needs.missing(stored))
 
-    def read(batch):
-        inputs = trainer._prepare_inputs(_collated(trainer, batch))
+    def collated(batch):
+        return trainer._prepare_inputs(_collated(trainer, batch))
+
+    def read(inputs):
         with accelerator.autocast():
             return live.read(depths, normalize=needs.normed, **inputs)
 
     # The shortest row tells width and dtype before anything is written.
-    states, head = read([min((row for row in needs.rows if row[2]), key=_num_tokens)])
+    shortest = min((row for row in needs.rows if row[2]), key=_num_tokens)
+    states, head = read(collated([shortest]))
     writer = CacheWriter(folder, _manifest(live, depths, needs, states, head), num_rows)
     _check_space(folder, writer.manifest, num_rows, head, tell=main)
     accelerator.wait_for_everyone()  # nobody writes before everybody has looked
-    if main:
-        writer.begin(head)
-    accelerator.wait_for_everyone()
-    notes, turns = {}, math.ceil(len(batches) / accelerator.num_processes)
-    quiet = args.disable_tqdm or not main
-    with tqdm(total=num_rows, desc="teacher cache", unit=" tokens", disable=quiet) as bar:
-        for turn in range(turns):
-            mine = turn * accelerator.num_processes + accelerator.process_index
-            # A sharded teacher runs on all processes at once: one that has no batch left helps.
-            batch = batches[min(mine, len(batches) - 1)]
-            states, _ = read(batch)
-            if needs.stored == "int8" and not notes:
-                notes = {"int8_error": _int8_error(states, head)}
-            if mine < len(batches):
-                _store(writer, states, _collated(trainer, batch), stored)
-            done = turn * accelerator.num_processes
-            group = batches[done : done + accelerator.num_processes]
-            bar.update(min(sum(map(_num_targets, group)), num_rows - bar.n))
-    writer.flush()
-    accelerator.wait_for_everyone()
-    if main:
-        writer.finish(**notes)
-        for depth, error in notes.get("int8_error", {}).items():
-            logger.warning("int8 states at depth %s: KL %.2e nats per token", depth, error)
-    accelerator.wait_for_everyone()
-    return CachedTeacher(folder, accelerator.device)
+    with locked(folder) if main else nullcontext():
+        if main:
+            writer.begin(head)
+        accelerator.wait_for_everyone()
+        notes, turns = {}, math.ceil(len(batches) / accelerator.num_processes)
+        quiet = args.disable_tqdm or not main
+        with tqdm(total=num_rows, desc="teacher cache", unit=" tokens", disable=quiet) as bar:
+            for turn in range(turns):
+                first = turn * accelerator.num_processes
+                mine = first + accelerator.process_index
+                # A sharded teacher runs on all at once: a process that has no batch left helps.
+                inputs = collated(batches[min(mine, len(batches) - 1)])
+                states, _ = read(inputs)
+                if needs.stored == "int8" and main and not notes:
+                    notes = {"int8_error": _int8_error(states, head)}
+                if mine < len(batches):
+                    _store(writer, states, inputs, stored)
+                group = batches[first : first + accelerator.num_processes]
+                bar.update(min(sum(map(_num_targets, group)), num_rows - bar.n))
+        writer.flush()
+        accelerator.wait_for_everyone()
+        if main:
+            writer.finish(**notes)
+    for depth, error in notes.get("int8_error", {}).items():
+        logger.warning("int8 states at depth %s: KL %.2e nats per token", depth, error)
+
+
+def of_main_process(value):
+    """The main process's value, on all."""
+    values = [value]
+    broadcast_object_list(values)
+    return values[0]
 
 
 def name_of(teacher: TeacherSource) -> str:
@@ -214,13 +251,22 @@ def _batches(needs, stored, size):
     Rows are put together before what is stored is left out, so a writer that goes on runs the
     teacher at the shapes, and stores the bits, of one that was never stopped.
     """
-    batches = []
+    batches, seen = [], set()
     datasets = {id(dataset): dataset for dataset, _, _ in needs.rows}
     for dataset in datasets.values():
         rows = [row for row in needs.rows if row[0] is dataset]
         rows.sort(key=lambda row: (-_num_tokens(row), row[1]))
+        rows = [row for row in rows if _is_new(row, seen)]
         batches += [rows[at : at + size] for at in range(0, len(rows), size)]
     return [b for b in batches if any(d.key not in stored for row in b for d in row[2])]
+
+
+def _is_new(row, seen):
+    """Whether a row has a document that none before it had."""
+    keys = {document.key for document in row[2]}
+    new = not keys <= seen
+    seen |= keys
+    return new
 
 
 def _store(writer, states, inputs, stored):
@@ -235,7 +281,7 @@ def _store(writer, states, inputs, stored):
 
 def _manifest(live, depths, needs, states, head):
     return Manifest(
-        teacher=needs.teacher or tensor_fingerprint(live.lens.model),
+        teacher=live.fingerprint,
         tokenizer=needs.tokenizer,
         num_layers=live.num_layers,
         depths=[d for d in depths if not (needs.normed and d == live.num_layers)],
@@ -260,13 +306,18 @@ def _check_manifest(folder, manifest, needs):
                 f"teacher_cache {folder}: {name} was {was!r} and is now {now!r}; name another "
                 "folder, or go back to what it was written with"
             )
+    if needs.teacher_files is not None and manifest.teacher_files is None:
+        raise ValueError(
+            f"teacher_cache {folder} was written by a model object, which cannot be compared with "
+            f"{needs.teacher_name!r}; pass the object, or name no teacher to trust the cache"
+        )
 
 
 def _data_difference(manifest, needs):
     for name, now in needs.data.items():
         was = manifest.data.get(name)
         if was != now:
-            return f"{name} was {was!r} and is now {now!r}"
+            return f"perhaps because {name} was {was!r} and is now {now!r}"
     return "other data, another prompt template, or evaluation data that were not there"
 
 
@@ -292,6 +343,7 @@ def _say(size):
     return f"{size / unit:.3g} {name}"
 
 
+@torch.no_grad()
 def _int8_error(states, head):
     """KL(exact, int8) in nats per token, by depth, over the first rows."""
     errors = {}
@@ -306,12 +358,12 @@ def _int8_error(states, head):
 
 def _files_of(name, args):
     given = dict(args.teacher_model_init_kwargs or {})
+    hub = {key: given[key] for key in _HUB if key in given}
     config = AutoConfig.from_pretrained(
-        name,
-        revision=given.get("revision", "main"),
-        trust_remote_code=args.trust_remote_code,
+        name, **{"trust_remote_code": args.trust_remote_code, **hub}
     )
-    return {**fingerprint(name, config), "arguments": repr(sorted(given.items()))}
+    matter = {key: str(given[key]) for key in _MATTER if key in given}
+    return {**fingerprint(name, config), **matter}
 
 
 def _name_of(model):

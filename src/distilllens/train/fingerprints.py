@@ -3,42 +3,63 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 from distilllens.train.checks import PROBE
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
-_SAMPLE_BYTES = 2**20
+_SAMPLES, _SAMPLE_BYTES = 512, 2**12
+# Entries of a configuration that say where it came from, not what the model computes.
+_NO_MATTER = ("_name_or_path", "transformers_version")
 
 
 def fingerprint(name: str, config) -> dict:
-    """What tells one model from another: its configuration and, of a folder, its weights.
+    """What tells one model from another: its configuration, the hub's commit, a folder's weights.
 
-    Of each file of weights the size and the first and last MiB count: a retrained model differs
-    there, and a large one need not be read whole.
+    Of each file of weights the size and 512 samples of 4 KiB count, evenly apart: a retrained model
+    differs there, and a large one need not be read whole. Code that lies beside counts, too.
     """
-    settings = hashlib.sha256(config.to_json_string(use_diff=False).encode())
-    weights = hashlib.sha256()
+    weights = hashlib.sha256(str(getattr(config, "_commit_hash", None)).encode())
     folder = Path(name)
     files = [file for pattern in _WEIGHTS for file in sorted(folder.glob(pattern))]
     for file in files if folder.is_dir() else ():
-        weights.update(f"{file.name} {file.stat().st_size}".encode())
+        size = file.stat().st_size
+        weights.update(f"{file.name} {size}".encode())
+        last = max(size - _SAMPLE_BYTES, 0)
         with open(file, "rb") as stream:
-            weights.update(stream.read(_SAMPLE_BYTES))
-            stream.seek(max(file.stat().st_size - _SAMPLE_BYTES, 0))
-            weights.update(stream.read(_SAMPLE_BYTES))
-    return {"config": settings.hexdigest()[:16], "weights": weights.hexdigest()[:16]}
+            for at in sorted({last * sample // (_SAMPLES - 1) for sample in range(_SAMPLES)}):
+                stream.seek(at)
+                weights.update(stream.read(_SAMPLE_BYTES))
+    for file in sorted(folder.glob("*.py")) if folder.is_dir() else ():
+        weights.update(file.read_bytes())
+    return {
+        "config": hashlib.sha256(_settings(config)).hexdigest()[:16],
+        "weights": weights.hexdigest()[:16],
+    }
 
 
 def tensor_fingerprint(model) -> str:
-    """What tells one model object from another: names, shapes, 256 numbers of each tensor."""
-    digest = hashlib.blake2b(digest_size=8)
+    """What tells one model object from another: configuration, adapters, some of every tensor.
+
+    Of each tensor name, shape, dtype and 256 numbers count.
+    """
+    digest = hashlib.blake2b(_settings(model.config), digest_size=8)
+    adapters = getattr(model, "peft_config", None), getattr(model, "active_adapters", None)
+    if adapters[0]:
+        digest.update(repr(adapters).encode())
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         numbers = tensor.detach().flatten()
         numbers = numbers[:: max(1, len(numbers) // 256)].float().cpu()
         digest.update(numbers.numpy().tobytes())
     return digest.hexdigest()
+
+
+def _settings(config):
+    entries = config.to_dict()
+    entries = {key: value for key, value in entries.items() if key not in _NO_MATTER}
+    return json.dumps(entries, sort_keys=True, default=str).encode()
 
 
 def tokenizer_fingerprint(tokenizer) -> str:

@@ -102,6 +102,7 @@ def run_job(job: JobArguments, model: ModelConfig, args: DistillLensConfig, give
     """
     _check_student(job, model)
     _check_metric(args)
+    _check_folders(args)
     tokenizer = inputs.load_tokenizer(job, model, args)
     examples = inputs.load_examples(job, tokenizer)
     student, config = inputs.load_student(job, model, args, tokenizer)
@@ -199,6 +200,17 @@ def _check_student(job, model):
         raise ValueError(
             "use_peft trains an adapter beside weights that student_config only draws: train the "
             "student first, then name it by model_name_or_path"
+        )
+
+
+def _check_folders(args):
+    if args.teacher_cache is None:
+        return
+    cache, output = Path(args.teacher_cache).absolute(), Path(args.output_dir).absolute()
+    if output in (cache, *cache.parents):
+        raise ValueError(
+            f"teacher_cache {args.teacher_cache} lies in output_dir {args.output_dir}, which holds "
+            "one run and nothing else; name a folder beside it"
         )
 
 

@@ -26,6 +26,7 @@ from distilllens.train.checks import (
     survey,
 )
 from distilllens.train.config import DistillLensConfig
+from distilllens.train.fingerprints import tensor_fingerprint
 from distilllens.train.metrics import TermSums, named_terms
 from distilllens.train.model_card import model_card
 from distilllens.train.redirect import run_inside_forward
@@ -135,11 +136,12 @@ class DistillLensTrainer(SFTTrainer):
             return None if teacher is None else self._make_live_teacher(teacher)
         needs = caching.needs_of(self, teacher)
         cached = caching.open_cache(folder, needs, self.accelerator.device)
-        # Nobody writes before everybody has looked.
-        self.accelerator.wait_for_everyone()
-        if cached is None:
+        # The main process decides, whatever others may already see of a disk that they share.
+        if caching.of_main_process(cached is None):
             live = self._make_live_teacher(teacher)
             cached = caching.write_cache(self, live, self._cached_depths(live), needs)
+        elif cached is None:
+            raise ValueError(f"teacher_cache {folder} must be a folder that all processes see")
         cached.check_depths(self._cached_depths(cached), self.args.lens_norm)
         return cached
 
@@ -159,12 +161,13 @@ class DistillLensTrainer(SFTTrainer):
         lens = LogitLens(teacher)
         lens.check_trainable()
         self._check_data("teacher", lens)
+        fingerprint = tensor_fingerprint(teacher) if self.args.teacher_cache else None
         wrapper = _trl.shard_teacher(teacher, self.accelerator) if sharded else teacher
 
         def run(method, **inputs):
             return run_inside_forward(wrapper, teacher, method, **inputs)
 
-        return LiveTeacher(lens, run=run, gather=_trl.gathered_head)
+        return LiveTeacher(lens, run=run, gather=_trl.gathered_head, fingerprint=fingerprint)
 
     def _load_teacher(self, name):
         kwargs = {

@@ -11,7 +11,7 @@ from distilllens.train.checks import PROBE
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
 _SAMPLES, _SAMPLE_BYTES = 512, 2**12
 # Entries of a configuration that say where it came from, not what the model computes.
-_NO_MATTER = ("_name_or_path", "transformers_version")
+_NO_MATTER = ("_name_or_path", "architectures", "transformers_version", "use_cache")
 
 
 def fingerprint(name: str, config) -> dict:
@@ -44,7 +44,8 @@ def tensor_fingerprint(model) -> str:
 
     Of each tensor name, shape, dtype and 256 numbers count.
     """
-    digest = hashlib.blake2b(_settings(model.config), digest_size=8)
+    # Of an object the tensors say their dtype; the configuration says that of its file, if any.
+    digest = hashlib.blake2b(_settings(model.config, "dtype"), digest_size=8)
     adapters = getattr(model, "peft_config", None), getattr(model, "active_adapters", None)
     if adapters[0]:
         digest.update(repr(adapters).encode())
@@ -56,9 +57,9 @@ def tensor_fingerprint(model) -> str:
     return digest.hexdigest()
 
 
-def _settings(config):
-    entries = config.to_dict()
-    entries = {key: value for key, value in entries.items() if key not in _NO_MATTER}
+def _settings(config, *no_matter):
+    ignored = {*_NO_MATTER, *no_matter}
+    entries = {key: value for key, value in config.to_dict().items() if key not in ignored}
     return json.dumps(entries, sort_keys=True, default=str).encode()
 
 

@@ -48,7 +48,7 @@ def cases(options) -> list[dict]:
         for pipeline in (*MAIN, "TRL", "published"):
             add("memory", [pipeline], 1)
         if answers:
-            add("lengths", list(MAIN[:2]), 1, answers=answers)
+            add("lengths", list(MAIN[:2]), LENGTH_STEPS, answers=answers)
     return found
 
 
@@ -74,7 +74,7 @@ def seconds(case: dict, gflop_per_s: float) -> float:
     return total
 
 
-TRL_STEPS = 10
+TRL_STEPS, LENGTH_STEPS = 10, 3
 
 
 def measure(case: dict):

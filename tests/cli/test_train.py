@@ -311,9 +311,9 @@ BAD = {
     ),
     "no checkpoint": ({}, ["--resume_from_checkpoint", "nowhere"], "is no checkpoint"),
     "cache in the run's folder": (
-        {"teacher_cache": "out/cache"},
+        {"teacher_cache": "student/../out/cache"},
         [],
-        "teacher_cache out/cache lies in output_dir out",
+        "teacher_cache student/../out/cache lies in output_dir out",
     ),
     "no cache there": (
         {"teacher_cache": "somewhere", "teacher_model_name_or_path": None},

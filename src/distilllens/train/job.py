@@ -206,7 +206,7 @@ def _check_student(job, model):
 def _check_folders(args):
     if args.teacher_cache is None:
         return
-    cache, output = Path(args.teacher_cache).absolute(), Path(args.output_dir).absolute()
+    cache, output = Path(args.teacher_cache).resolve(), Path(args.output_dir).resolve()
     if output in (cache, *cache.parents):
         raise ValueError(
             f"teacher_cache {args.teacher_cache} lies in output_dir {args.output_dir}, which holds "

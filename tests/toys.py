@@ -3,6 +3,7 @@
 import copy
 
 import torch
+import yaml
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -172,3 +173,23 @@ def drift(before, after):
 def twin(model):
     """An independent copy."""
     return copy.deepcopy(model)
+
+
+def recipe(folder, **changes):
+    """Write recipe.yaml: a run of four steps with a checkpoint at the second."""
+    fields = {
+        "model_name_or_path": "student",
+        "teacher_model_name_or_path": "teacher",
+        "train_file": "train.jsonl",
+        "output_dir": "out",
+        "max_steps": 4,
+        "save_steps": 2,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 0.01,
+        "logging_steps": 1,
+        "max_length": 64,
+        "report_to": "none",
+        "use_cpu": True,
+    }
+    fields = {k: v for k, v in (fields | changes).items() if v is not None}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(fields))

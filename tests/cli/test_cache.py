@@ -1,6 +1,5 @@
 """``distilllens cache`` as a user types it, and training from what it leaves."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -8,46 +7,17 @@ import sys
 
 import pytest
 import toys
-import yaml
+from toys import recipe
 
 from distilllens import DistillLensTrainer
 from distilllens.cli import main
 from distilllens.teacher import CachedTeacher
 
 
-@pytest.fixture
-def workshop(tmp_path, monkeypatch):
-    """A folder with a student, a teacher, data and a recipe; the tests run inside it."""
-    for name, model in (("student", toys.llama()), ("teacher", toys.llama(4, 24, seed=1))):
-        model.save_pretrained(tmp_path / name)
-        toys.tokenizer().save_pretrained(tmp_path / name)
-    rows = [
-        {"instruction": e["prompt"], "output": e["completion"].strip()} for e in toys.examples(8)
-    ]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    recipe(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DISTILLLENS_DEBUG", raising=False)
-    return tmp_path
-
-
-def recipe(folder, **changes):
-    """Write recipe.yaml."""
-    fields = {
-        "model_name_or_path": "student",
-        "teacher_model_name_or_path": "teacher",
-        "train_file": "train.jsonl",
-        "output_dir": "out",
-        "max_steps": 4,
-        "per_device_train_batch_size": 2,
-        "learning_rate": 0.01,
-        "logging_steps": 1,
-        "max_length": 64,
-        "report_to": "none",
-        "use_cpu": True,
-    }
-    fields = {k: v for k, v in (fields | changes).items() if v is not None}
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(fields))
+@pytest.fixture(autouse=True)
+def with_a_recipe(workshop):
+    """Every test begins with recipe.yaml."""
+    recipe(workshop)
 
 
 def weights(folder):

@@ -6,46 +6,9 @@ import shutil
 
 import pytest
 import toys
-import yaml
+from toys import recipe
 
 from distilllens.cli import main
-
-
-@pytest.fixture
-def workshop(tmp_path, monkeypatch):
-    """A folder with a student, a teacher, data and a recipe; the tests run inside it."""
-    toys.llama(3, 16).save_pretrained(tmp_path / "student")
-    toys.llama(4, 24, seed=1).save_pretrained(tmp_path / "teacher")
-    for name in ("student", "teacher"):
-        toys.tokenizer().save_pretrained(tmp_path / name)
-    (tmp_path / "teacher" / "trainer_state.json").write_text("{}")  # as if it were a checkpoint
-    rows = [
-        {"instruction": e["prompt"], "output": e["completion"].strip()} for e in toys.examples(8)
-    ]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DISTILLLENS_DEBUG", raising=False)
-    return tmp_path
-
-
-def recipe(folder, **changes):
-    """Write recipe.yaml: a run of four steps with a checkpoint at the second."""
-    fields = {
-        "model_name_or_path": "student",
-        "teacher_model_name_or_path": "teacher",
-        "train_file": "train.jsonl",
-        "output_dir": "out",
-        "max_steps": 4,
-        "save_steps": 2,
-        "per_device_train_batch_size": 2,
-        "learning_rate": 0.01,
-        "logging_steps": 1,
-        "max_length": 64,
-        "report_to": "none",
-        "use_cpu": True,
-    }
-    fields = {k: v for k, v in (fields | changes).items() if v is not None}
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(fields))
 
 
 def test_a_recipe_trains_a_model(workshop, capsys):

@@ -308,6 +308,8 @@ def test_fewer_pairs_may_add_documents(tmp_path):
     fewer = {"lens_layers": "1:1", "data": toys.dataset(12), "teacher_cache": folder}
     assert toys.trainer(tmp_path / "out", **fewer).teacher.manifest.depths == [1, 3]
     assert toys.trainer(tmp_path / "out", **fewer, lens_weight=0.0).teacher.num_documents == 12
+    last = fewer | {"lens_layers": "1:3,2:4", "data": toys.dataset(14)}  # 4 is the final state
+    assert toys.trainer(tmp_path / "out", **last).teacher.manifest.depths == [1, 3]
 
 
 def test_two_writers_do_not_meet(tmp_path):
@@ -361,10 +363,10 @@ def test_a_folder_that_is_no_cache_is_left_alone(tmp_path, content):
 
 def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
     """The need and what is free."""
-    from distilllens.train import caching
+    from distilllens.train import cache_writing
 
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(caching.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(cache_writing.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(OSError, match=r"cache needs 0.0\d+ MB; its disk has 0.001 MB free"):
         toys.trainer(tmp_path / "out", teacher_cache=str(tmp_path / "cache"))
     assert not (tmp_path / "cache").exists()

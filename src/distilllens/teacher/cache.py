@@ -144,7 +144,7 @@ class CacheWriter:
             names = {"teacher_name": before.teacher_name, "teacher_files": before.teacher_files}
             self.manifest = manifest = replace(manifest, **names)
         shard_bytes = max(SHARD_BYTES, num_rows * manifest.row_bytes // MAX_SHARDS)
-        shard_bytes = min(shard_bytes, max(SHARD_BYTES, MAX_SHARD_BYTES))
+        shard_bytes = min(shard_bytes, MAX_SHARD_BYTES)
         self._writer = store.ShardWriter(self.folder, manifest, shard_bytes)
 
     def begin(self, head: Head):
@@ -194,8 +194,8 @@ def check_writable(folder: str | Path):
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"teacher_cache {folder} is a file; name a folder")
     if folder.is_dir() and not (folder / store.MANIFEST).exists():
-        ours = (".part", store.LOCK)
-        others = [path.name for path in folder.iterdir() if not path.name.endswith(ours)]
+        names = [path.name for path in folder.iterdir() if path.suffix != ".part"]
+        others = [name for name in names if name != store.LOCK]
         if others:
             raise ValueError(
                 f"teacher_cache {folder} is not empty and holds no teacher cache "

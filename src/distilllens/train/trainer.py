@@ -16,7 +16,7 @@ from distilllens.layer_map import LayerMap
 from distilllens.lens import LogitLens, read_states
 from distilllens.sampling import draw_pairs, draw_tokens
 from distilllens.teacher import LiveTeacher, TeacherSource
-from distilllens.train import _trl, caching
+from distilllens.train import _trl, cache_writing, caching
 from distilllens.train.checkpoint import mark_whole
 from distilllens.train.checks import (
     check_lengths,
@@ -139,7 +139,7 @@ class DistillLensTrainer(SFTTrainer):
         # The main process decides, whatever others may already see of a disk that they share.
         if caching.of_main_process(cached is None):
             live = self._make_live_teacher(teacher)
-            cached = caching.write_cache(self, live, self._cached_depths(live), needs)
+            cached = cache_writing.write_cache(self, live, self._cached_depths(live), needs)
         elif cached is None:
             raise ValueError(f"teacher_cache {folder} must be a folder that all processes see")
         cached.check_depths(self._cached_depths(cached), self.args.lens_norm)

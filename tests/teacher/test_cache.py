@@ -7,7 +7,7 @@ import pytest
 import torch
 import toys
 
-from distilllens import LogitLens
+from distilllens import LogitLens, files
 from distilllens.teacher import CachedTeacher, LiveTeacher, cache, store
 
 TOLERANCE = 1e-6  # padding changes the shapes of products; float32 rounding is 1e-7 here
@@ -148,12 +148,12 @@ def test_a_killed_writer_goes_on(tmp_path, monkeypatch, torn):
     Until then it never looks complete.
     """
     monkeypatch.setattr(cache, "SHARD_BYTES", 500)
-    settle = store._settle
+    settle = files.settle
     reference = str(tmp_path / "whole")
     toys.trainer(tmp_path / "out", teacher_cache=reference)
-    files = [path.name for path in (tmp_path / "whole").iterdir() if path.name != store.LOCK]
-    assert len(files) > 5
-    for at in range(len(files)):
+    names = [path.name for path in (tmp_path / "whole").iterdir() if path.name != store.LOCK]
+    assert len(names) > 5
+    for at in range(len(names)):
         folder, left = tmp_path / f"killed-{at}", [at]
 
         def dying(part, path, left=left):
@@ -164,10 +164,10 @@ def test_a_killed_writer_goes_on(tmp_path, monkeypatch, torn):
             left[0] -= 1
             settle(part, path)
 
-        monkeypatch.setattr(store, "_settle", dying)
-        with pytest.raises(Killed):
+        with monkeypatch.context() as killing, pytest.raises(Killed):
+            killing.setattr(store, "settle", dying)  # of tensors
+            killing.setattr(files, "settle", dying)  # of JSON
             toys.trainer(tmp_path / "out", teacher_cache=str(folder))
-        monkeypatch.setattr(store, "_settle", settle)
         assert not (folder / store.MARK).exists()
         with pytest.raises(ValueError, match=r"does not exist|holds no teacher|is not complete"):
             toys.trainer(tmp_path / "out", teacher=None, teacher_cache=str(folder))

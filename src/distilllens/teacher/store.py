@@ -13,7 +13,6 @@ any byte loses at most the shard in progress.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -25,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from distilllens.files import part_of, settle, write_json
 from distilllens.head import Head
 from distilllens.teacher.documents import KEY_BYTES
 
@@ -102,7 +102,7 @@ class Manifest:
 def write_manifest(folder: Path, manifest: Manifest):
     """Write the manifest, making the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / MANIFEST, asdict(manifest))
+    write_json(folder / MANIFEST, asdict(manifest))
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -142,7 +142,7 @@ def read_head(folder: Path, manifest: Manifest, device) -> Head:
 def write_mark(folder: Path, **more):
     """Mark a cache as complete: from now on it can be read."""
     sizes = {path.name: path.stat().st_size for path in _shard_files(folder)}
-    _write_json(folder / MARK, {"shards": sizes, **more})
+    write_json(folder / MARK, {"shards": sizes, **more})
 
 
 def read_mark(folder: Path) -> dict | None:
@@ -323,22 +323,9 @@ def _opened(path):
 
 
 def _write_tensors(path, tensors):
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = part_of(path)
     try:
         save_file(tensors, part)
     except SafetensorError as error:
         raise OSError(f"{path} cannot be written: {error}") from error
-    _settle(part, path)
-
-
-def _write_json(path, value):
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    _settle(part, path)
-
-
-def _settle(part, path):
-    """Give a written file its name, once its bytes are on the disk."""
-    with open(part, "rb") as stream:
-        os.fsync(stream.fileno())
-    os.replace(part, path)
+    settle(part, path)

@@ -9,9 +9,9 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import AutoConfig
 
+from distilllens.fingerprints import fingerprint, tensor_fingerprint, tokenizer_fingerprint
 from distilllens.teacher import CachedTeacher, TeacherSource, cache
 from distilllens.teacher.documents import Document, cut
-from distilllens.train.fingerprints import fingerprint, tensor_fingerprint, tokenizer_fingerprint
 
 # Settings that documents are cut with: told when documents are missing.
 _DATA_SETTINGS = (

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
+
+from distilllens.files import flush, write_json
 
 MARK = "complete.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -17,9 +18,9 @@ def mark_whole(folder: str | Path):
     sizes = {}
     for file in sorted(folder.rglob("*")):
         if file.is_file() and file.name != MARK:
-            _flush(file)
+            flush(file)
             sizes[str(file.relative_to(folder))] = file.stat().st_size
-    write_atomically(folder / MARK, json.dumps({"files": sizes}, indent=1) + "\n")
+    write_json(folder / MARK, {"files": sizes})
 
 
 def is_whole(folder: str | Path) -> bool:
@@ -40,19 +41,6 @@ def last_whole(output_dir: str | Path) -> Path | None:
         if (match := _NAME.fullmatch(path.name)) and is_whole(path)
     ]
     return max(found)[1] if found else None
-
-
-def write_atomically(path: Path, text: str):
-    """Write a text file so that a reader, or a crash, finds the old or the new one, whole."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    _flush(part)
-    os.replace(part, path)
-
-
-def _flush(file):
-    with open(file, "rb") as stream:
-        os.fsync(stream.fileno())
 
 
 def _size(file):

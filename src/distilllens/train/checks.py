@@ -6,8 +6,9 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
+from distilllens.fingerprints import PROBE
+
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-PROBE = "It's 3.14 o'clock:\n\tnaïve café, 東京 — <tag> {x: 1}\n\nDone.  Two  spaces!"
 
 
 def check_tokenizers(student, teacher):

@@ -15,10 +15,10 @@ from typing import Any
 from transformers import TrainerCallback
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
+from distilllens.fingerprints import fingerprint
 from distilllens.teacher.cache import status
 from distilllens.train import _trl, inputs, run
 from distilllens.train.config import DistillLensConfig
-from distilllens.train.fingerprints import fingerprint
 from distilllens.train.trainer import DistillLensTrainer
 
 logger = logging.getLogger(__name__)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from contextlib import contextmanager
 from pathlib import Path
 
-from distilllens.train.checkpoint import MARK, is_whole, last_whole, write_atomically
+from distilllens.files import sha256, write_json
+from distilllens.train.checkpoint import MARK, is_whole, last_whole
 
 RUN_FILE = "run.json"
 # Fields that change what is shown or kept, not what is learned: a run may go on under new ones.
@@ -51,7 +51,7 @@ def recipe_identity(given: dict, files: list[str], models: dict, num_processes: 
         json.dumps(
             {
                 "fields": fields,
-                "data": {str(file): _sha256(file) for file in files},
+                "data": {str(file): sha256(file) for file in files},
                 "models": models,
             },
             default=str,
@@ -98,7 +98,7 @@ def write_run(output_dir: str | Path, identity: dict, finished: bool = False, **
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     record = {"recipe": identity, "finished": finished, **more}
-    write_atomically(folder / RUN_FILE, json.dumps(record, indent=1) + "\n")
+    write_json(folder / RUN_FILE, record)
 
 
 @contextmanager
@@ -167,11 +167,6 @@ def _first_difference(before, now):
 def _say(value):
     text = "not set" if value is None else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _sha256(file):
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _shape(config):

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from trl import SFTTrainer
 
 from distilllens.data import format_instruction
+from distilllens.fingerprints import tensor_fingerprint
 from distilllens.layer_map import LayerMap
 from distilllens.lens import LogitLens, read_states
 from distilllens.sampling import draw_pairs, draw_tokens
@@ -26,7 +27,6 @@ from distilllens.train.checks import (
     survey,
 )
 from distilllens.train.config import DistillLensConfig
-from distilllens.train.fingerprints import tensor_fingerprint
 from distilllens.train.metrics import TermSums, named_terms
 from distilllens.train.model_card import model_card
 from distilllens.train.redirect import run_inside_forward

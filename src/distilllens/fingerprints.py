@@ -6,8 +6,8 @@ import hashlib
 import json
 from pathlib import Path
 
-from distilllens.train.checks import PROBE
-
+# Splits of a text in which tokenizers differ.
+PROBE = "It's 3.14 o'clock:\n\tnaïve café, 東京 — <tag> {x: 1}\n\nDone.  Two  spaces!"
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
 _SAMPLES, _SAMPLE_BYTES = 512, 2**12
 # Entries of a configuration that say where it came from, not what the model computes.

@@ -1,0 +1,1 @@
+"""Is a student any good? Answers, metrics of answers, and scores with their errors."""

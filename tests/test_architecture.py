@@ -13,7 +13,7 @@ FLOORS = {
     "divergence": 0,
     "layer_map": 0,
     "files": 0,
-    "fingerprints": 0,
+    "fingerprints": 1,
     "sampling": 1,
     "linear_divergence": 1,
     "lens": 2,

@@ -1,4 +1,4 @@
-"""What tells one model or tokenizer from another, cheaply."""
+"""What tells one model or tokenizer from another."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import hashlib
 import json
 from pathlib import Path
 
+from distilllens.files import sha256
+
 # Splits of a text in which tokenizers differ.
 PROBE = "It's 3.14 o'clock:\n\tnaïve café, 東京 — <tag> {x: 1}\n\nDone.  Two  spaces!"
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
+# What decides a model's words: not the optimizer's state or a trainer's arguments beside it.
+_DECIDING = ("*.safetensors", "*model*.bin", "*config.json", "tokenizer*", "vocab*", "merges.txt")
+_DECIDING += ("special_tokens_map.json", "*.jinja", "*.py")
 _SAMPLES, _SAMPLE_BYTES = 512, 2**12
 # Entries of a configuration that say where it came from, not what the model computes.
 _NO_MATTER = ("_name_or_path", "architectures", "transformers_version", "use_cache")
@@ -57,6 +62,15 @@ def tensor_fingerprint(model) -> str:
     return digest.hexdigest()
 
 
+def file_hashes(name: str, config) -> dict[str, str]:
+    """The SHA-256 of each file that decides what a folder's model says; for the hub, its commit."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return {"commit": str(getattr(config, "_commit_hash", None))}
+    files = {file for pattern in _DECIDING for file in folder.glob(pattern)}
+    return {file.name: sha256(file) for file in sorted(files)}
+
+
 def _settings(config, *no_matter):
     ignored = {*_NO_MATTER, *no_matter}
     entries = {key: value for key, value in config.to_dict().items() if key not in ignored}
@@ -68,3 +82,37 @@ def tokenizer_fingerprint(tokenizer) -> str:
     vocabulary = sorted(tokenizer.get_vocab().items())
     split = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
     return hashlib.blake2b(repr((vocabulary, split)).encode(), digest_size=8).hexdigest()
+
+
+def check_tokenizers(student, teacher):
+    """Refuse two tokenizers that do not number the same tokens alike.
+
+    Padding of the vocabulary behind the last token is no difference.
+
+    Raises:
+        ValueError: with the first place where they differ.
+    """
+    student_tokens = {i: token for token, i in student.get_vocab().items()}
+    teacher_tokens = {i: token for token, i in teacher.get_vocab().items()}
+    for i in sorted(student_tokens.keys() | teacher_tokens.keys()):
+        ours, theirs = student_tokens.get(i), teacher_tokens.get(i)
+        if ours != theirs:
+            raise ValueError(
+                f"student and teacher have different tokenizers ({len(student_tokens)} and "
+                f"{len(teacher_tokens)} tokens): token {i} is {_say(ours)} for the student and "
+                f"{_say(theirs)} for the teacher; distil between models that share one"
+            )
+    ours = student(PROBE, add_special_tokens=False)["input_ids"]
+    theirs = teacher(PROBE, add_special_tokens=False)["input_ids"]
+    if ours != theirs:
+        at = next(
+            (k for k, pair in enumerate(zip(ours, theirs, strict=False)) if len({*pair}) > 1), -1
+        )
+        raise ValueError(
+            "student and teacher have different tokenizers: they share a vocabulary but split "
+            f"{PROBE!r} differently, first at token {at}"
+        )
+
+
+def _say(token):
+    return "missing" if token is None else repr(token)

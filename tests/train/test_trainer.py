@@ -520,19 +520,6 @@ def test_refusals(tmp_path, name):
         toys.trainer(tmp_path, **settings)
 
 
-def test_tokenizers_are_compared_by_what_they_do(tmp_path):
-    """One vocabulary split in two ways is two tokenizers."""
-    from tokenizers import pre_tokenizers
-
-    from distilllens.train.checks import check_tokenizers
-
-    other = toys.tokenizer()
-    check_tokenizers(toys.tokenizer(), other)
-    other.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(",", "isolated")
-    with pytest.raises(ValueError, match=r"share a vocabulary but split .* differently"):
-        check_tokenizers(toys.tokenizer(), other)
-
-
 def test_wrong_arguments_are_named(tmp_path):
     """The same object twice, another config class, hooks that would need logits."""
     model, args = toys.llama(), toys.config(tmp_path)

@@ -6,39 +6,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from distilllens.fingerprints import PROBE
-
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-
-
-def check_tokenizers(student, teacher):
-    """Refuse two tokenizers that do not number the same tokens alike.
-
-    Padding of the vocabulary behind the last token is no difference.
-
-    Raises:
-        ValueError: with the first place where they differ.
-    """
-    student_tokens = {i: token for token, i in student.get_vocab().items()}
-    teacher_tokens = {i: token for token, i in teacher.get_vocab().items()}
-    for i in sorted(student_tokens.keys() | teacher_tokens.keys()):
-        ours, theirs = student_tokens.get(i), teacher_tokens.get(i)
-        if ours != theirs:
-            raise ValueError(
-                f"student and teacher have different tokenizers ({len(student_tokens)} and "
-                f"{len(teacher_tokens)} tokens): token {i} is {_say(ours)} for the student and "
-                f"{_say(theirs)} for the teacher; distil between models that share one"
-            )
-    ours = student(PROBE, add_special_tokens=False)["input_ids"]
-    theirs = teacher(PROBE, add_special_tokens=False)["input_ids"]
-    if ours != theirs:
-        at = next(
-            (k for k, pair in enumerate(zip(ours, theirs, strict=False)) if len({*pair}) > 1), -1
-        )
-        raise ValueError(
-            "student and teacher have different tokenizers: they share a vocabulary but split "
-            f"{PROBE!r} differently, first at token {at}"
-        )
 
 
 def load_teacher_tokenizer(path: str, **kwargs):
@@ -116,7 +84,3 @@ def check_vocabulary(who: str, model, largest: int):
             f"the data hold token {largest}, but the {who} has only {rows} embeddings: "
             "its tokenizer is another one"
         )
-
-
-def _say(token):
-    return "missing" if token is None else repr(token)

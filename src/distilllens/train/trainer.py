@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from trl import SFTTrainer
 
 from distilllens.data import format_instruction
-from distilllens.fingerprints import tensor_fingerprint
+from distilllens.fingerprints import check_tokenizers, tensor_fingerprint
 from distilllens.layer_map import LayerMap
 from distilllens.lens import LogitLens, read_states
 from distilllens.sampling import draw_pairs, draw_tokens
@@ -21,7 +21,6 @@ from distilllens.train import _trl, cache_writing, caching
 from distilllens.train.checkpoint import mark_whole
 from distilllens.train.checks import (
     check_lengths,
-    check_tokenizers,
     check_vocabulary,
     load_teacher_tokenizer,
     survey,

@@ -11,6 +11,8 @@ COMMANDS = {
     "demo": "the whole story on a built-in teacher and data, offline, in about two minutes",
     "cache": "run a teacher once and keep its states for training without it",
     "train": "SFT, distillation or distillation through the logit lens: what the weights say",
+    "evaluate": "answers to benchmarks, their metrics, and scores with error bars",
+    "compare": "results of evaluations side by side, and who is better beyond noise",
 }
 
 _EXAMPLES = """\
@@ -19,6 +21,7 @@ examples:
   distilllens train --config recipe.yaml
   distilllens train --help
   distilllens cache --config recipe.yaml --teacher_cache caches/teacher
+  distilllens evaluate --model runs/student --benchmark test.jsonl --output results
   torchrun --nproc_per_node 2 -m distilllens train --config recipe.yaml
 
 Exit status: 0; 2 with one line on standard error for bad input. Set DISTILLLENS_DEBUG=1 to see

@@ -1,0 +1,139 @@
+"""What models say to benchmarks: their answers, and how likely they find the references."""
+
+from __future__ import annotations
+
+import gc
+import time
+from dataclasses import asdict
+
+from tqdm.auto import tqdm
+
+from distilllens.evaluate.forced import forced_rows
+from distilllens.evaluate.generate import TransformersBackend, encode_prompts, plan_batches
+from distilllens.evaluate.results import Unit, write_rows
+from distilllens.files import write_json
+
+
+class Answering:
+    """Fills the results with this process's part; what is there already is left alone.
+
+    Args:
+        work: benchmarks, each with the numbers of the examples that take part.
+    """
+
+    def __init__(self, plan, results, process, teacher, work):
+        self.plan, self.results, self.process = plan, results, process
+        self.teacher, self.work = teacher, work
+
+    def __call__(self, candidate):
+        """Answer with one model, which is loaded only if there is anything to do."""
+        todo = [
+            (examples, unit, batches)
+            for benchmark, kept in self.work
+            for seed in self.plan.seeds
+            if (
+                batches := self._batches(
+                    candidate,
+                    examples := {n: benchmark.examples[n] for n in kept},
+                    unit := Unit(benchmark.name, candidate.label, seed),
+                )
+            )
+        ]
+        references = [
+            (benchmark, kept)
+            for number, (benchmark, kept) in enumerate(self.work)
+            if number % self.process.size == self.process.rank
+            and self._lacks_references(benchmark.name, candidate.label)
+        ]
+        model = None
+        if todo:
+            backend = self._backend(candidate)
+            self._say(backend.note)
+            for examples, unit, batches in todo:
+                self._generate(backend, examples, unit, batches)
+            model = getattr(backend, "model", None)
+            del backend
+        if references:
+            model = model or candidate.load(self.process.device, self.plan.dtype)
+            teacher = self.teacher and self.teacher.load(self.process.device, self.plan.dtype)
+            for benchmark, kept in references:
+                self._weigh(candidate, model, teacher, benchmark, kept)
+        del model
+        gc.collect()
+
+    def _batches(self, candidate, examples, unit):
+        """This process's batches of example numbers that are not answered yet."""
+        if self.results.answers(unit) is not None:
+            return []
+        numbers = list(examples)
+        prompts = encode_prompts(candidate.tokenizer, [examples[n].prompt for n in numbers])
+        batches = plan_batches([*map(len, prompts)], self.plan.batch_size)
+        done = self.results.parts(unit).keys()
+        shares = [[numbers[row] for row in batch] for batch in batches]
+        # Whole batches again, so that a restart computes what an undisturbed run computes.
+        return [
+            batch
+            for batch in shares[self.process.rank :: self.process.size]
+            if not set(batch) <= done
+        ]
+
+    def _generate(self, backend, examples, unit, batches):
+        num_tokens, began = 0, time.perf_counter()
+        title = f"{unit.model}, {unit.benchmark}, {unit.name}"
+        total = sum(map(len, batches))
+        with tqdm(total=total, desc=title, unit=" answers", disable=self._quiet) as bar:
+            for batch in batches:
+                prompts = backend.encode([examples[n].prompt for n in batch])
+                found = backend.generate(prompts, seed=unit.seed or 0)
+                rows = [
+                    {"example": n, "seed": unit.seed, "answer": fields.pop("text"), **fields}
+                    for n, fields in zip(batch, map(asdict, found), strict=True)
+                ]
+                self.results.append(unit, self.process.rank, rows)
+                num_tokens += sum(row["num_tokens"] for row in rows)
+                bar.set_postfix_str(f"{num_tokens / (time.perf_counter() - began):.0f} tokens/s")
+                bar.update(len(batch))
+        self.results.note_time(
+            **asdict(unit),
+            process=self.process.rank,
+            answers=total,
+            tokens=num_tokens,
+            seconds=round(time.perf_counter() - began, 3),
+        )
+
+    def _weigh(self, candidate, model, teacher, benchmark, kept):
+        """Write how likely the model finds the references."""
+        examples = [benchmark.examples[n] for n in kept]
+        title = f"{candidate.label}, {benchmark.name}, references"
+        with tqdm(total=len(kept), desc=title, unit=" rows", disable=self._quiet) as bar:
+            rows, calibration = forced_rows(
+                model,
+                candidate.tokenizer,
+                [{"prompt": e.prompt, "completion": e.completion} for e in examples],
+                teacher=teacher,
+                progress=bar.update,
+            )
+        folder = self.results.of(benchmark.name, candidate.label)
+        write_json(folder / "calibration.json", calibration.to_dict())
+        rows = [{"example": n, **asdict(row)} for n, row in zip(kept, rows, strict=True)]
+        write_rows(folder / "references.jsonl", rows)
+
+    def _lacks_references(self, benchmark, label):
+        rows = self.results.references(benchmark, label)
+        return rows is None or (self.teacher is not None and rows[0]["kl"] is None)
+
+    def _backend(self, candidate):
+        if self.plan.backend == "vllm":
+            from distilllens.evaluate.vllm import VllmBackend
+
+            return VllmBackend(candidate.name, self.plan.decoding, dtype=self.plan.dtype)
+        model = candidate.load(self.process.device, self.plan.dtype)
+        return TransformersBackend(model, candidate.tokenizer, self.plan.decoding)
+
+    @property
+    def _quiet(self):
+        return None if self.process.is_main else True
+
+    def _say(self, note):
+        if note and self.process.is_main:
+            tqdm.write(f"distilllens: {note}")

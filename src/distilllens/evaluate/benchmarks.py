@@ -1,0 +1,184 @@
+"""Questions with reference answers: benchmarks by name, or any file of records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from distilllens.data import data_files, format_instruction, load_records
+from distilllens.data.records import kind_of, references
+from distilllens.files import sha256
+
+# MiniLLM's files on the hub. Of S-NI and UnNI the paper takes the bucket of references of 11 tokens
+# and more.
+NAMED = {
+    "dolly": ("MiniLLM/dolly", "valid.jsonl"),
+    "selfinst": ("MiniLLM/self-inst", "valid.jsonl"),
+    "vicuna": ("MiniLLM/Vicuna", "valid.jsonl"),
+    "sni": ("MiniLLM/sinst", "11_/valid.jsonl"),
+    "unni": ("MiniLLM/uinst", "11_/valid.jsonl"),
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question.
+
+    Args:
+        place: which one, for messages: ``eval_dolly example 3`` (from 0).
+        prompt: what the model reads: a text, or messages for its chat template.
+        question: what a judge reads: instruction and input.
+        references: the accepted answers.
+        completion: the first of them as training writes it: a text, or messages.
+    """
+
+    place: str
+    prompt: str | list[dict]
+    question: str
+    references: tuple[str, ...]
+    completion: str | list[dict]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A name, the file it comes from and its hash, and the examples."""
+
+    name: str
+    source: str
+    sha256: str
+    examples: tuple[Example, ...]
+
+
+def load_benchmarks(
+    sources: Sequence[str], *, limit: int | None = None, chat: bool = False
+) -> list[Benchmark]:
+    """The benchmarks that are named, in that order.
+
+    Args:
+        sources: ``dolly``, ``selfinst``, ``vicuna``, ``sni``, ``unni`` (from the hub or its cache),
+            or paths of files of ``instruction`` / ``input`` / ``output``, ``prompt`` /
+            ``completion`` or ``messages``.
+        limit: only the first so many examples of each.
+        chat: put instructions to the model's chat template instead of Alpaca's prompt.
+
+    Raises:
+        ValueError: no such file or name, records without a reference, one benchmark twice.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"--limit must be at least 1, got {limit}")
+    files = [_file_of(source) for source in sources]
+    names = unique_names(
+        [s if _is_name(s) else str(file) for s, file in zip(sources, files, strict=True)]
+    )
+    return [_load(name, file, limit, chat) for name, file in zip(names, files, strict=True)]
+
+
+def unique_names(paths: Sequence[str]) -> list[str]:
+    """Short names for paths: their last parts, as many as tell them apart, joined by ``_``.
+
+    Raises:
+        ValueError: one path twice.
+    """
+    parts = [_parts(path) for path in paths]
+    for number, path in enumerate(parts):
+        if path in parts[:number]:
+            raise ValueError(f"{paths[number]} is named twice")
+    names = []
+    for path in parts:
+        depth = 1
+        while sum(other[-depth:] == path[-depth:] for other in parts) > 1:
+            depth += 1
+        names.append("_".join(path[-depth:]))
+    return names
+
+
+def _parts(path):
+    resolved = Path(path).resolve() if Path(path).exists() else Path(path)
+    parts = [part for part in resolved.parts if part.strip("/\\")] or ["model"]
+    suffix = "".join(s for s in Path(parts[-1]).suffixes if s in (".jsonl", ".json", ".gz", ".txt"))
+    return [*parts[:-1], parts[-1].removesuffix(suffix)]
+
+
+def _is_name(source):
+    return source in NAMED and not Path(source).exists()
+
+
+def _file_of(source):
+    if _is_name(source):
+        return _from_hub(source)
+    if not Path(source).exists() and not Path(source).suffix:
+        raise ValueError(
+            f"benchmark {source!r} is no file here and no known name; known are {', '.join(NAMED)}"
+        )
+    files = list(data_files(source))
+    if len(files) != 1:
+        raise ValueError(f"benchmark {source} holds {len(files)} data files; name one of them")
+    return files[0]
+
+
+def _from_hub(name):
+    from huggingface_hub import snapshot_download
+
+    repository, wanted = NAMED[name]
+    try:
+        folder = snapshot_download(
+            repository, repo_type="dataset", allow_patterns=[wanted, f"*/{wanted}"]
+        )
+    except Exception as error:  # huggingface_hub and the libraries below it each raise their own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"benchmark {name} cannot be had from the hub ({repository}): {reason}; "
+            "name a local file instead"
+        ) from error
+    found = sorted(file for file in Path(folder).rglob("valid.jsonl") if str(file).endswith(wanted))
+    if not found:
+        raise ValueError(f"benchmark {name}: {repository} on the hub has no {wanted}")
+    return found[0]
+
+
+def _load(name, file, limit, chat):
+    records = load_records(file)[:limit]
+    examples = tuple(
+        _example(record, f"{name} example {number}", chat) for number, record in enumerate(records)
+    )
+    return Benchmark(name, str(file), sha256(file), examples)
+
+
+def _example(record, place, chat):
+    kind = kind_of(record)
+    if kind == "instruction":
+        question = "\n\n".join(
+            part for part in (record["instruction"], record.get("input")) if part
+        )
+        if chat:
+            answer = {"role": "assistant", "content": references(record)[0]}
+            messages = [{"role": "user", "content": question}, answer]
+            return _conversation(messages, place, references(record))
+        made = format_instruction(record)
+        return Example(
+            place, made["prompt"], question, tuple(references(record)), made["completion"]
+        )
+    if kind == "prompt":
+        prompt, completion = record["prompt"], record["completion"]
+        if isinstance(prompt, str) and isinstance(completion, str):
+            return Example(place, prompt, prompt, (completion,), completion)
+        return _conversation([*prompt, *completion], place)
+    if kind == "messages":
+        return _conversation(record["messages"], place)
+    raise ValueError(
+        f"{place}: a {kind!r} record has no reference answer; a benchmark needs instruction and "
+        "output, prompt and completion, or messages"
+    )
+
+
+def _conversation(messages, place, accepted=None):
+    *prompt, last = messages
+    answer = last.get("content")
+    if last["role"] != "assistant" or not prompt or not isinstance(answer, str) or not answer:
+        raise ValueError(
+            f"{place}: its messages do not end in an answer of the assistant, so there is no "
+            "reference"
+        )
+    question = str(prompt[-1].get("content"))
+    return Example(place, prompt, question, tuple(accepted or [answer]), [last])

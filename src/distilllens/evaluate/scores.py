@@ -1,0 +1,210 @@
+"""Means with their errors, and whether one model is better than another beyond noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+NUM_DRAWS = 10_000
+_PORTIONS = [500] * (NUM_DRAWS // 500)  # of draws at a time, for memory's sake
+_STREAM = 20260213  # any number; all comparisons use it
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is called, which end is the good one, and whether it is exp of a mean."""
+
+    title: str
+    higher_is_better: bool
+    digits: int = 2
+    exponential: bool = False
+
+    def of(self, mean):
+        """The score of a mean, or of an array of them."""
+        return np.exp(mean) if self.exponential else mean
+
+
+METRICS = {
+    "rouge_l": Metric("Rouge-L (%)", True),
+    "exact_match": Metric("exact match (%)", True),
+    "sbert": Metric("SBERT cosine", True, 4),
+    "judge": Metric("judge (1-10)", True),
+    "judge_win": Metric("judge: wins against the reference (%)", True),
+    "perplexity": Metric("perplexity of the references", False, 3, exponential=True),
+    "kl": Metric("KL(teacher ‖ model) (nats per token)", False, 4),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """What a metric found: the numbers of n examples, and sums and counts ``[n, S]`` of S seeds.
+
+    The mean is ``totals.sum() / counts.sum()``. A count is 1 for an answer, 0 for one without a
+    value, and a number of tokens where the metric is a mean over tokens.
+    """
+
+    examples: np.ndarray
+    totals: np.ndarray
+    counts: np.ndarray
+
+    def only(self, examples) -> Samples:
+        """Of these examples alone."""
+        rows = np.isin(self.examples, examples)
+        return Samples(self.examples[rows], self.totals[rows], self.counts[rows])
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean and two standard errors, which answer different questions.
+
+    Args:
+        mean: over examples and seeds, in the metric's unit.
+        error_over_examples: standard error if other questions of this kind had been asked; seeds
+            are averaged first. None with one example.
+        error_over_seeds: standard error if the same questions were sampled with other seeds. None
+            with one seed, or for a metric without sampling.
+        by_seed: the mean of each seed.
+        num_examples: that have a value.
+    """
+
+    mean: float
+    error_over_examples: float | None
+    error_over_seeds: float | None
+    by_seed: tuple[float, ...]
+    num_examples: int
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """A score, and its bootstrap draws ``[NUM_DRAWS]``."""
+
+    value: float
+    draws: np.ndarray
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """``difference`` = first - second with its interval; ``verdict`` says who is better, if anyone.
+
+    Args:
+        verdict: "better" or "worse" (the first), or "no difference beyond noise".
+    """
+
+    difference: float
+    low: float
+    high: float
+    verdict: str
+
+
+def score(metric: str, samples: Samples) -> Score:
+    """The mean of a metric, with its errors.
+
+    The error over examples is that of a ratio of sums, linearised; with one value an example it is
+    the usual standard deviation over the square root of n.
+
+    Raises:
+        ValueError: no value at all.
+    """
+    totals, counts = samples.totals.sum(1), samples.counts.sum(1)
+    if counts.sum() == 0:
+        raise ValueError(f"{METRICS[metric].title}: there is no value to average")
+    mean = totals.sum() / counts.sum()
+    value = METRICS[metric].of(mean)
+    slope = value if METRICS[metric].exponential else 1.0
+    num = int((counts > 0).sum())
+    residuals = totals - mean * counts
+    over_examples = None
+    if num > 1:
+        over_examples = float(
+            slope * math.sqrt(num / (num - 1) * (residuals**2).sum()) / counts.sum()
+        )
+    with np.errstate(invalid="ignore"):
+        by_seed = METRICS[metric].of(samples.totals.sum(0) / samples.counts.sum(0))
+    return Score(
+        mean=float(value),
+        error_over_examples=over_examples,
+        error_over_seeds=standard_error(by_seed),
+        by_seed=tuple(float(value) for value in by_seed),
+        num_examples=num,
+    )
+
+
+def average(scores: Sequence[Score]) -> Score:
+    """The plain mean over benchmarks, as the paper's last column; their errors are independent."""
+    seeds = {len(s.by_seed) for s in scores}
+    by_seed = [float(np.mean(v)) for v in zip(*(s.by_seed for s in scores), strict=False)]
+    errors = [s.error_over_examples for s in scores]
+    over_examples = None
+    if None not in errors:
+        over_examples = math.sqrt(sum(error**2 for error in errors)) / len(scores)
+    return Score(
+        mean=float(np.mean([s.mean for s in scores])),
+        error_over_examples=over_examples,
+        error_over_seeds=standard_error(by_seed) if len(seeds) == 1 else None,
+        by_seed=tuple(by_seed) if len(seeds) == 1 else (),
+        num_examples=sum(s.num_examples for s in scores),
+    )
+
+
+def bootstrap(samples: Sequence[tuple[str, Samples]], stream: int) -> list[Drawn]:
+    """The score of each (metric, samples) and what it would be had other examples been drawn.
+
+    Examples are drawn with replacement, ``NUM_DRAWS`` times, the same for all, so that differences
+    are paired. Seeds are averaged first: their noise is part of an example's, since each example
+    has streams of its own.
+
+    Args:
+        samples: of the same n examples.
+        stream: draws of different streams (benchmarks) are independent.
+
+    Source: Efron and Tibshirani 1993, chapter 16; Koehn 2004 for its use on texts.
+    """
+    columns = [column.sum(1) for _, found in samples for column in (found.totals, found.counts)]
+    sums = np.stack(columns, 1)
+    num = len(sums)
+    generator = np.random.default_rng([_STREAM, stream])
+    drawn = [
+        generator.multinomial(num, np.full(num, 1 / num), size=size) @ sums for size in _PORTIONS
+    ]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values, draws = (
+            rows[:, ::2] / rows[:, 1::2] for rows in (sums.sum(0)[None], np.concatenate(drawn))
+        )
+    return [
+        Drawn(float(METRICS[metric].of(values[0, at])), METRICS[metric].of(draws[:, at]))
+        for at, (metric, _) in enumerate(samples)
+    ]
+
+
+def average_drawn(drawn: Sequence[Drawn]) -> Drawn:
+    """The plain mean over benchmarks."""
+    return Drawn(
+        float(np.mean([one.value for one in drawn])), np.mean([one.draws for one in drawn], axis=0)
+    )
+
+
+def compare(metric: str, first: Drawn, second: Drawn) -> Comparison:
+    """Who is better, by the interval that holds ``CONFIDENCE`` of the paired draws."""
+    differences = first.draws - second.draws
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.nanpercentile(differences, [tail, 100 - tail])
+    verdict = "no difference beyond noise"
+    if low > 0 or high < 0:
+        verdict = "better" if (low > 0) == METRICS[metric].higher_is_better else "worse"
+    return Comparison(first.value - second.value, float(low), float(high), verdict)
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """Of the mean of independent values; None for fewer than two."""
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return None
+    return float(values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def _ratios(sums):
+    return sums[..., ::2] / sums[..., 1::2]

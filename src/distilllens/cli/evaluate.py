@@ -23,8 +23,8 @@ examples:
       --benchmark test.jsonl --output results/student
 
 Benchmarks are files of instruction / input / output, one object a line, or names: dolly, selfinst,
-vicuna, sni, unni (MiniLLM's files on the hub). The same command again goes on where it stopped; with
---teacher, --sbert or --judge added it adds that metric.
+vicuna, sni, unni (MiniLLM's files on the hub). The same command again goes on where it stopped;
+with --teacher, --sbert or --judge added it adds that metric.
 """
 
 

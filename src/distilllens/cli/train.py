@@ -31,8 +31,17 @@ def main(argv: list[str]) -> int:
         return 0
     from distilllens.train.job import run_job
 
-    say(run_job(*arguments))
+    say(run_job(*arguments, scorer=_scorer(arguments[2])))
     return 0
+
+
+def _scorer(training):
+    """What scores answers during training: it is made here, since train never sees evaluate."""
+    if not training.eval_generate:
+        return None
+    from distilllens.evaluate.dev import DevScorer
+
+    return DevScorer(**(training.eval_generate_kwargs or {}))
 
 
 def read_arguments(

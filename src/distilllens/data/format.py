@@ -67,26 +67,26 @@ def to_dataset(records: Iterable[dict]):
 
 
 def drop_long_prompts(
-    examples: list[dict], tokenizer, max_prompt_length: int
+    records: list[dict], tokenizer, max_prompt_length: int
 ) -> tuple[list[dict], int]:
-    """The examples whose prompt has at most ``max_prompt_length`` tokens, and how many others had.
+    """The records whose prompt has at most ``max_prompt_length`` tokens, and how many others had.
 
-    Examples without a prompt (``messages``, ``text``) are kept. Truncating instead would cut off
+    Records without a prompt (``messages``, ``text``) are kept. Truncating instead would cut off
     the "### Response:" the answer follows, so long prompts go, as in MiniLLM's data.
 
     Raises:
-        ValueError: ``max_prompt_length`` < 1, or no example is left.
+        ValueError: ``max_prompt_length`` < 1, or no record is left.
     """
     if max_prompt_length < 1:
         raise ValueError(f"max_prompt_length must be at least 1, got {max_prompt_length!r}")
-    lengths = _prompt_lengths(examples, tokenizer)
-    kept = [e for e, n in zip(examples, lengths, strict=True) if n <= max_prompt_length]
-    if examples and not kept:
+    lengths = _prompt_lengths(to_training_examples(records), tokenizer)
+    kept = [r for r, n in zip(records, lengths, strict=True) if n <= max_prompt_length]
+    if records and not kept:
         raise ValueError(
-            f"all {len(examples)} prompts have more than max_prompt_length = {max_prompt_length} "
+            f"all {len(records)} prompts have more than max_prompt_length = {max_prompt_length} "
             f"tokens; the shortest has {min(lengths)}"
         )
-    return kept, len(examples) - len(kept)
+    return kept, len(records) - len(kept)
 
 
 def _prompt_lengths(examples, tokenizer):

@@ -81,7 +81,9 @@ class Answering:
         num_tokens, began = 0, time.perf_counter()
         title = f"{unit.model}, {unit.benchmark}, {unit.name}"
         total = sum(map(len, batches))
-        with tqdm(total=total, desc=title, unit=" answers", disable=self._quiet) as bar:
+        with tqdm(
+            total=total, desc=title, unit=" answers", disable=not self.process.is_main
+        ) as bar:
             for batch in batches:
                 prompts = backend.encode([examples[n].prompt for n in batch])
                 found = backend.generate(prompts, seed=unit.seed or 0)
@@ -105,7 +107,9 @@ class Answering:
         """Write how likely the model finds the references."""
         examples = [benchmark.examples[n] for n in kept]
         title = f"{candidate.label}, {benchmark.name}, references"
-        with tqdm(total=len(kept), desc=title, unit=" rows", disable=self._quiet) as bar:
+        with tqdm(
+            total=len(kept), desc=title, unit=" rows", disable=not self.process.is_main
+        ) as bar:
             rows, calibration = forced_rows(
                 model,
                 candidate.tokenizer,
@@ -129,10 +133,6 @@ class Answering:
             return VllmBackend(candidate.name, self.plan.decoding, dtype=self.plan.dtype)
         model = candidate.load(self.process.device, self.plan.dtype)
         return TransformersBackend(model, candidate.tokenizer, self.plan.decoding)
-
-    @property
-    def _quiet(self):
-        return None if self.process.is_main else True
 
     def _say(self, note):
         if note and self.process.is_main:

@@ -74,6 +74,17 @@ def load_benchmarks(
     return [_load(name, file, limit, chat) for name, file in zip(names, files, strict=True)]
 
 
+def examples_of(records: Sequence[dict], name: str, chat: bool = False) -> tuple[Example, ...]:
+    """Records as questions with reference answers.
+
+    Raises:
+        ValueError: a record without a reference.
+    """
+    return tuple(
+        _example(record, f"{name} example {number}", chat) for number, record in enumerate(records)
+    )
+
+
 def unique_names(paths: Sequence[str]) -> list[str]:
     """Short names for paths: their last parts, as many as tell them apart, joined by ``_``.
 
@@ -138,10 +149,7 @@ def _from_hub(name):
 
 
 def _load(name, file, limit, chat):
-    records = load_records(file)[:limit]
-    examples = tuple(
-        _example(record, f"{name} example {number}", chat) for number, record in enumerate(records)
-    )
+    examples = examples_of(load_records(file)[:limit], name, chat)
     return Benchmark(name, str(file), sha256(file), examples)
 
 

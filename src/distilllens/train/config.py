@@ -52,6 +52,7 @@ class DistillLensConfig(SFTConfig):
         "teacher_model_init_kwargs",
         "output_divergence_kwargs",
         "lens_divergence_kwargs",
+        "eval_generate_kwargs",
     ]
 
     teacher_model_name_or_path: str | None = field(
@@ -137,6 +138,21 @@ class DistillLensConfig(SFTConfig):
         metadata={"help": "Divides both models' logits, at output and lens alike; no T^2 factor."},
     )
 
+    eval_generate: bool = field(
+        default=False,
+        metadata={
+            "help": "Each evaluation also answers the evaluation data and scores the answers by "
+            "Rouge-L; the best checkpoint by it is the final model."
+        },
+    )
+    eval_generate_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "How it answers, such as {greedy: true, limit: 200}: max_new_tokens (256), "
+            "temperature (1), top_p (1), greedy (false), seed (10), limit (all), batch_size (32)."
+        },
+    )
+
     # The three that follow the machine. None means: not set.
     bf16: bool | None = field(
         default=None, metadata={"help": "bf16 autocast; by default where an accelerator has it."}
@@ -160,6 +176,7 @@ class DistillLensConfig(SFTConfig):
 
     def __post_init__(self):
         self._follow_the_machine()
+        self._follow_the_answers()
         self._check_bounds()
         super().__post_init__()
         self._check_types()
@@ -186,6 +203,18 @@ class DistillLensConfig(SFTConfig):
             self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
         if self.router_aux_loss_coef is None:
             self.router_aux_loss_coef = 0.0
+
+    def _follow_the_answers(self):
+        if not self.eval_generate:
+            return
+        if str(getattr(self.eval_strategy, "value", self.eval_strategy)) == "no":
+            raise ValueError(
+                "eval_generate needs evaluations: set eval_strategy to epoch or steps, and "
+                "save_strategy to the same"
+            )
+        self.load_best_model_at_end = True
+        if self.metric_for_best_model is None:
+            self.metric_for_best_model = "rouge_l"
 
     def _check_bounds(self):
         for name, (low, high) in _BOUNDS.items():
@@ -226,12 +255,14 @@ class DistillLensConfig(SFTConfig):
             "output_divergence_kwargs",
             "lens_divergence_kwargs",
             "teacher_model_init_kwargs",
+            "eval_generate_kwargs",
         ):
             value = getattr(self, name)
             if value is not None and not isinstance(value, dict):
                 raise ValueError(f"{name} must be a mapping such as {{beta: 0.5}}, got {value!r}")
-        if not isinstance(self.lens_norm, bool):
-            raise ValueError(f"lens_norm must be true or false, got {self.lens_norm!r}")
+        for name in ("lens_norm", "eval_generate"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
 
     def _check_scope(self):
         started = int(os.environ.get("WORLD_SIZE", "1"))

@@ -14,15 +14,13 @@ from distilllens.data import (
     drop_long_prompts,
     load_hub,
     load_records,
-    to_dataset,
-    to_training_examples,
 )
 
 logger = logging.getLogger(__name__)
 
 
-def load_examples(job, tokenizer) -> dict:
-    """role -> Dataset of what SFTTrainer reads; prompts beyond ``max_prompt_length`` are left out.
+def load_all(job, tokenizer) -> dict[str, list[dict]]:
+    """role -> records; those with prompts beyond ``max_prompt_length`` are left out.
 
     Raises:
         ValueError: data that cannot be read, with file and line; no example left.
@@ -39,8 +37,7 @@ def load_examples(job, tokenizer) -> dict:
         records = {role: load_records(names) for role, names in files.items() if names}
     if job.max_prompt_length is not None:
         for role, rows in records.items():
-            examples = to_training_examples(rows)
-            records[role], dropped = drop_long_prompts(examples, tokenizer, job.max_prompt_length)
+            records[role], dropped = drop_long_prompts(rows, tokenizer, job.max_prompt_length)
             if dropped:
                 logger.warning(
                     "%d of %d %s examples have prompts of more than %d tokens; they are left out",
@@ -49,7 +46,7 @@ def load_examples(job, tokenizer) -> dict:
                     role,
                     job.max_prompt_length,
                 )
-    return {role: to_dataset(rows) for role, rows in records.items()}
+    return records
 
 
 def files_of(job) -> list[Path]:

@@ -8,13 +8,15 @@ import os
 import shutil
 import sys
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
+from distilllens.data import to_dataset
 from distilllens.fingerprints import fingerprint
 from distilllens.teacher.cache import status
 from distilllens.train import _trl, inputs, run
@@ -23,6 +25,7 @@ from distilllens.train.trainer import DistillLensTrainer
 
 logger = logging.getLogger(__name__)
 _METRICS = ("loss", "cross_entropy", "output_loss", "lens_loss")
+_ANSWER_METRICS = ("rouge_l", "exact_match")
 
 
 @dataclass
@@ -94,8 +97,15 @@ class _Begun(TrainerCallback):
             self.note()
 
 
-def run_job(job: JobArguments, model: ModelConfig, args: DistillLensConfig, given: dict) -> str:
+def run_job(
+    job: JobArguments, model: ModelConfig, args: DistillLensConfig, given: dict, scorer=None
+) -> str:
     """Train as the arguments say; returns a line on what lies where.
+
+    Args:
+        given: the fields that were set.
+        scorer: of answers, for ``eval_generate``: ``scorer.check(records, tokenizer, config)``
+            before anything is written, then ``scorer(records, model, tokenizer, share)``.
 
     Raises:
         ValueError: anything wrong with data, models or folder, before the folder is touched.
@@ -104,8 +114,13 @@ def run_job(job: JobArguments, model: ModelConfig, args: DistillLensConfig, give
     _check_metric(args)
     _check_folders(args)
     tokenizer = inputs.load_tokenizer(job, model, args)
-    examples = inputs.load_examples(job, tokenizer)
+    records = inputs.load_all(job, tokenizer)
     student, config = inputs.load_student(job, model, args, tokenizer)
+    if args.eval_generate:
+        if "eval" not in records:
+            raise ValueError("eval_generate needs eval_file or dataset_test_split")
+        scorer.check(records["eval"], tokenizer, config)
+        scorer = partial(scorer, records["eval"])
     models = {"student": fingerprint(str(model.model_name_or_path), config)}
     teacher = _teacher_fingerprint(args)
     if teacher is not None:
@@ -121,7 +136,9 @@ def run_job(job: JobArguments, model: ModelConfig, args: DistillLensConfig, give
         _one_line("the run cannot start", lambda: begun.begun),
         run.unmade_on_failure(args.output_dir),
     ):
-        trainer = _trainer(student, model, args, tokenizer, examples, [begun])
+        trainer = _trainer(
+            student, model, args, tokenizer, records, callbacks=[begun], score_answers=scorer
+        )
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     _save_final(trainer, identity)
     _trl.end_training(trainer.accelerator)
@@ -139,11 +156,11 @@ def write_cache(job: JobArguments, model: ModelConfig, args: DistillLensConfig) 
             raise ValueError(f"distilllens cache needs {name}")
     _check_student(job, model)
     tokenizer = inputs.load_tokenizer(job, model, args)
-    examples = inputs.load_examples(job, tokenizer)
+    records = inputs.load_all(job, tokenizer)
     student, _ = inputs.load_student(job, model, args, tokenizer)
     _teacher_fingerprint(args)
     with _one_line("the cache cannot be written"):
-        trainer = _trainer(student, model, args, tokenizer, examples)
+        trainer = _trainer(student, model, replace(args, eval_generate=False), tokenizer, records)
     cached = trainer.teacher
     _trl.end_training(trainer.accelerator)
     return (
@@ -152,7 +169,8 @@ def write_cache(job: JobArguments, model: ModelConfig, args: DistillLensConfig) 
     )
 
 
-def _trainer(student, model, args, tokenizer, examples, callbacks=()):
+def _trainer(student, model, args, tokenizer, records, **more):
+    examples = {role: to_dataset(rows) for role, rows in records.items()}
     return DistillLensTrainer(
         student,
         args=args,
@@ -161,7 +179,7 @@ def _trainer(student, model, args, tokenizer, examples, callbacks=()):
         processing_class=tokenizer,
         peft_config=get_peft_config(model),
         quantization_config=get_quantization_config(model),
-        callbacks=list(callbacks),
+        **more,
     )
 
 
@@ -216,10 +234,12 @@ def _check_folders(args):
 
 def _check_metric(args):
     name = (args.metric_for_best_model or "loss").removeprefix("eval_")
-    if name not in _METRICS and not name.startswith("lens_loss/"):
+    known = _METRICS + (_ANSWER_METRICS if args.eval_generate else ())
+    if name not in known and not name.startswith("lens_loss/"):
+        asked = "; it needs eval_generate" if name in _ANSWER_METRICS else ""
         raise ValueError(
-            f"metric_for_best_model {name!r} is never measured; "
-            f"known: {', '.join(_METRICS)}, lens_loss/1:2 and so on"
+            f"metric_for_best_model {name!r} is never measured{asked}; "
+            f"known: {', '.join(known)}, lens_loss/1:2 and so on"
         )
 
 

@@ -39,7 +39,8 @@ def recipe_identity(given: dict, files: list[str], models: dict, num_processes: 
         num_processes: each has a batch of its own, so another number takes other steps.
     """
     # Evaluation and saving decide which weights are the final ones when the best are kept.
-    free = ("dataloader_", "hub_", "log") if given.get("load_best_model_at_end") else _FREE_PREFIXES
+    keeps_best = given.get("load_best_model_at_end") or given.get("eval_generate")
+    free = ("dataloader_", "hub_", "log") if keeps_best else _FREE_PREFIXES
     fields = {
         name: value
         for name, value in sorted(given.items())

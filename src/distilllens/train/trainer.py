@@ -73,11 +73,14 @@ class DistillLensTrainer(SFTTrainer):
         peft_config=None,
         compute_loss_func=None,
         compute_metrics=None,
+        score_answers=None,
         **kwargs,
     ):
         args = args if args is not None else DistillLensConfig(output_dir="distilllens-student")
         teacher_model = teacher_model or args.teacher_model_name_or_path
         self._check_arguments(model, teacher_model, args, compute_loss_func, compute_metrics)
+        self._check_answers(args, eval_dataset, score_answers)
+        self.score_answers = score_answers
         num_given = len(train_dataset) if isinstance(train_dataset, Dataset) else None
         super().__init__(
             model=model,
@@ -127,6 +130,15 @@ class DistillLensTrainer(SFTTrainer):
                     f"{name} is not supported: the loss is the objective of args, and no logits "
                     "are built; use a callback for metrics of your own"
                 )
+
+    @staticmethod
+    def _check_answers(args, eval_dataset, score_answers):
+        if args.eval_generate and (score_answers is None or eval_dataset is None):
+            raise ValueError(
+                "eval_generate needs an eval_dataset and score_answers: a callable "
+                "(model, tokenizer, (process, number of processes)) -> {metric: (sum, count)}; "
+                "distilllens train passes one that generates and takes Rouge-L"
+            )
 
     def _find_teacher(self, teacher) -> TeacherSource | None:
         """The teacher that runs, or the cache in its place, which it writes where that lacks."""
@@ -199,6 +211,13 @@ class DistillLensTrainer(SFTTrainer):
                     f"{kind}_size > 1 is not supported: a shard of a sequence or a head has no "
                     "prediction of its own; use data parallelism or FSDP2"
                 )
+
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        if self.args.eval_generate and sharded:
+            raise ValueError(
+                "eval_generate needs the whole student in every process; under FSDP or DeepSpeed "
+                "choose by metric_for_best_model: loss, and run distilllens evaluate afterwards"
+            )
 
     def _check_counts(self, num_given):
         num_left = len(self.train_dataset) if isinstance(self.train_dataset, Dataset) else None
@@ -306,9 +325,20 @@ class DistillLensTrainer(SFTTrainer):
             self.is_fsdp_enabled or self.is_deepspeed_enabled
         ):
             _trl.forget_evaluation(self.model, self.accelerator)
+        if self.args.eval_generate and metric_key_prefix == "eval":
+            self._terms["eval"].add(self._answer_terms())
         means = self._terms["eval"].means(self._sum_over_processes)
         output.metrics.update({f"{metric_key_prefix}_{key}": value for key, value in means.items()})
         return output
+
+    def _answer_terms(self):
+        """What the answers of this process's share of the evaluation data score: sums, counts."""
+        accelerator = self.accelerator
+        share = (accelerator.process_index, accelerator.num_processes)
+        with accelerator.autocast():
+            found = self.score_answers(self.model, self.processing_class, share)
+        device = accelerator.device
+        return {k: (torch.tensor(v, device=device), count) for k, (v, count) in found.items()}
 
     def log(self, logs, start_time=None):
         """Put the means since the last log in place of the trainer's own loss."""

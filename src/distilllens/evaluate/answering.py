@@ -24,6 +24,7 @@ class Answering:
     def __init__(self, plan, results, process, teacher, work):
         self.plan, self.results, self.process = plan, results, process
         self.teacher, self.work = teacher, work
+        self.hidden = not process.is_main
 
     def __call__(self, candidate):
         """Answer with one model, which is loaded only if there is anything to do."""
@@ -81,9 +82,7 @@ class Answering:
         num_tokens, began = 0, time.perf_counter()
         title = f"{unit.model}, {unit.benchmark}, {unit.name}"
         total = sum(map(len, batches))
-        with tqdm(
-            total=total, desc=title, unit=" answers", disable=not self.process.is_main
-        ) as bar:
+        with tqdm(total=total, desc=title, unit=" answers", disable=self.hidden) as bar:
             for batch in batches:
                 prompts = backend.encode([examples[n].prompt for n in batch])
                 found = backend.generate(prompts, seed=unit.seed or 0)
@@ -107,9 +106,7 @@ class Answering:
         """Write how likely the model finds the references."""
         examples = [benchmark.examples[n] for n in kept]
         title = f"{candidate.label}, {benchmark.name}, references"
-        with tqdm(
-            total=len(kept), desc=title, unit=" rows", disable=not self.process.is_main
-        ) as bar:
+        with tqdm(total=len(kept), desc=title, unit=" rows", disable=self.hidden) as bar:
             rows, calibration = forced_rows(
                 model,
                 candidate.tokenizer,

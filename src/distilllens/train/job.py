@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -160,7 +160,8 @@ def write_cache(job: JobArguments, model: ModelConfig, args: DistillLensConfig) 
     student, _ = inputs.load_student(job, model, args, tokenizer)
     _teacher_fingerprint(args)
     with _one_line("the cache cannot be written"):
-        trainer = _trainer(student, model, replace(args, eval_generate=False), tokenizer, records)
+        args.eval_generate = False  # nothing is answered
+        trainer = _trainer(student, model, args, tokenizer, records)
     cached = trainer.teacher
     _trl.end_training(trainer.accelerator)
     return (

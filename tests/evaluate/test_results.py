@@ -1,0 +1,139 @@
+"""A results folder: whole after a kill, and read again."""
+
+import json
+
+import numpy as np
+import pytest
+
+from distilllens.evaluate.results import SETTINGS, Results, Unit, read_table, write_rows
+
+UNIT = Unit("test", "kd", 10)
+
+
+def settings(**changes):
+    """Settings of an evaluation of one model on one benchmark."""
+    return {
+        "models": {"kd": {"name": "runs/kd", "files": {"model.safetensors": "ab"}}},
+        "benchmarks": {"test": {"sha256": "cd", "examples": 2}},
+        "seeds": [10],
+        "decoding": {"temperature": 1.0},
+        "chat": False,
+        "teacher": None,
+        "sbert": None,
+        "judge": None,
+        **changes,
+    }
+
+
+def row(example, **more):
+    """A finished answer."""
+    return {"example": example, "answer": "ja 東京", "num_tokens": 2, "finished": True} | more
+
+
+def test_rows_survive_a_torn_line(tmp_path):
+    """Of a line that a kill has cut in two only that line is lost, whatever is added behind it."""
+    results = Results(tmp_path)
+    results.append(UNIT, 0, [row(0), row(1)])
+    path = tmp_path / "test" / "kd" / "seed-10.0.part"
+    whole = path.read_bytes()
+    for cut in range(whole.index(b"\n") + 2, len(whole)):
+        path.write_bytes(whole[:cut])
+        assert set(results.parts(UNIT)) == {0} | ({1} if cut == len(whole) - 1 else set())
+        results.append(UNIT, 0, [row(2)])
+        assert {0, 2} <= set(results.parts(UNIT))
+        assert results.parts(UNIT)[2] == row(2)
+
+
+def test_parts_of_all_processes_count_and_go_when_all_is_done(tmp_path):
+    """One file a process while it runs, one for all in the end; seeds stay apart."""
+    results = Results(tmp_path)
+    results.append(UNIT, 0, [row(0)])
+    results.append(UNIT, 1, [row(1)])
+    results.append(Unit("test", "kd", 1), 0, [row(7)])
+    assert set(results.parts(UNIT)) == {0, 1}
+    assert set(results.parts(Unit("test", "kd", 1))) == {7}
+    assert results.answers(UNIT) is None
+    results.finish(UNIT, [row(0), row(1)])
+    assert results.answers(UNIT) == [row(0), row(1)]
+    assert sorted(p.name for p in (tmp_path / "test" / "kd").iterdir()) == [
+        "seed-1.0.part",
+        "seed-10.jsonl",
+    ]
+    assert Unit("test", "kd", None).name == "greedy"
+
+
+def test_a_folder_belongs_to_one_evaluation(tmp_path):
+    """The first setting that differs is named; the same settings go on."""
+    results = Results(tmp_path / "out")
+    results.check(settings())
+    results.begin(settings(), "first")
+    results.check(settings())
+    with pytest.raises(ValueError, match=r"decoding\.temperature was 1\.0 and is now 0\.5"):
+        results.check(settings(decoding={"temperature": 0.5}))
+    with pytest.raises(ValueError, match=r"models\.kd\.files\.model\.safetensors was 'ab'"):
+        results.check(settings(models={"kd": {"name": "runs/kd", "files": {}}}))
+
+
+def test_a_metric_may_be_added_but_not_changed(tmp_path):
+    """None before or now is no difference, and what was measured stays noted."""
+    results = Results(tmp_path / "out")
+    results.begin(settings(), "first")
+    before = (tmp_path / "out" / SETTINGS).read_text()
+    results.begin(settings(), "again")
+    assert (tmp_path / "out" / SETTINGS).read_text() == before
+    results.check(settings(sbert="mini"))
+    results.begin(settings(sbert="mini"), "second")
+    results.check(settings())
+    results.begin(settings(), "third")
+    note = json.loads((tmp_path / "out" / SETTINGS).read_text())
+    assert (note["settings"]["sbert"], note["command"]) == ("mini", "second")
+    with pytest.raises(ValueError, match="sbert was 'mini' and is now 'large'"):
+        results.check(settings(sbert="large"))
+
+
+def test_other_folders_are_left_alone(tmp_path):
+    """A file, and a folder with other things in it."""
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty and holds no evaluation"):
+        Results(tmp_path).check(settings())
+    with pytest.raises(ValueError, match="is a file; name a folder"):
+        Results(tmp_path / "notes.txt").check(settings())
+
+
+def finished(folder, **changes):
+    """A folder with two examples of two seeds."""
+    results = Results(folder)
+    results.begin(settings(seeds=[10, 20], **changes), "command")
+    for seed, values in ((10, (10.0, 30.0)), (20, (20.0, 40.0))):
+        rows = [
+            row(n, rouge_l=v, exact_match=0.0, judge=None if n else 5.0, near_ties=1)
+            for n, v in enumerate(values)
+        ]
+        results.finish(Unit("test", "kd", seed), rows)
+    references = [
+        {"example": 0, "nll": 4.0, "num_tokens": 2, "kl": None},
+        {"example": 1, "nll": 9.0, "num_tokens": 3, "kl": None},
+    ]
+    write_rows(folder / "test" / "kd" / "references.jsonl", references)
+    return folder
+
+
+def test_a_folder_reads_as_numbers(tmp_path):
+    """Examples by seeds; a missing verdict counts for nothing; metrics that are not there, not."""
+    table = read_table(finished(tmp_path))
+    found = table.samples["test"]["kd"]
+    assert set(found) == {"rouge_l", "exact_match", "judge", "perplexity"}
+    assert found["rouge_l"].totals.tolist() == [[10, 20], [30, 40]]
+    assert found["judge"].counts.tolist() == [[1, 1], [0, 0]]
+    assert np.array_equal(found["perplexity"].counts, [[2], [3]])
+    assert table.answers["test"]["kd"] == {"mean_tokens": 2, "finished": 1, "near_ties": 4}
+
+
+def test_a_folder_that_cannot_be_read_says_why(tmp_path):
+    """No evaluation there, or one that is not finished."""
+    with pytest.raises(ValueError, match="holds no results; name the --output"):
+        read_table(tmp_path)
+    folder = finished(tmp_path / "out")
+    (folder / "test" / "kd" / "seed-20.jsonl").unlink()
+    with pytest.raises(ValueError, match="is not finished: answers of kd on test are missing"):
+        read_table(folder)

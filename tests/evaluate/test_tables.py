@@ -1,0 +1,108 @@
+"""Scores side by side."""
+
+import json
+
+import numpy as np
+import pytest
+
+from distilllens.evaluate.results import Table
+from distilllens.evaluate.scores import Samples
+from distilllens.evaluate.tables import as_json, as_markdown, board
+
+
+def samples(values, first=0):
+    """One seed, one value an example."""
+    values = np.array(values, dtype=float)[:, None]
+    return Samples(np.arange(first, first + len(values)), values, np.ones_like(values))
+
+
+def table(folder, models, *, sha="aa", more=(), **settings):
+    """A folder with the Rouge-L of models on "test", and on whatever benchmarks are added."""
+    names = ("test", *more)
+    found = {name: {m: {"rouge_l": samples(v)} for m, v in models.items()} for name in names}
+    about = {"mean_tokens": 3.0, "finished": 0.5, "near_ties": 2}
+    return Table(
+        folder,
+        {
+            "models": dict.fromkeys(models),
+            "benchmarks": {name: {"sha256": sha} for name in names},
+            "decoding": {"temperature": 1.0},
+            "seeds": [10],
+            "chat": False,
+            **settings,
+        },
+        found,
+        {name: dict.fromkeys(models, about) for name in names},
+    )
+
+
+GOOD, BAD = [30.0, 31.0, 29.0, 33.0], [10.0, 12.0, 9.0, 11.0]
+
+
+def test_the_table_says_who_is_better():
+    """In Markdown and in JSON, the second model against the first."""
+    found = board([table("r", {"kd": BAD, "lens": GOOD})])
+    text = as_markdown(found)
+    assert "| kd          | 10.50 ± 0.65 |" in text
+    assert "| lens - kd   | +20.25 [" in text and "] better |" in text
+    assert "| test    | kd    | 3.0          | 50.0 %              | 2         |" in text
+    read = json.loads(json.dumps(as_json(found)))
+    assert read["scores"]["rouge_l"]["test"]["lens"]["mean"] == 30.75
+    (comparison,) = read["comparisons"]
+    assert (comparison["first"], comparison["second"]) == ("lens", "kd")
+    assert comparison["verdict"] == "better"
+
+
+def test_several_benchmarks_have_an_average():
+    """Of scores and of differences; one benchmark has none."""
+    found = board([table("r", {"kd": BAD, "lens": GOOD}, more=("other",))])
+    assert list(found.scores["rouge_l"]) == ["test", "other", "average"]
+    pair = found.comparisons["rouge_l"]["lens", "kd"]
+    assert pair["average"].difference == pytest.approx(20.25)
+    widths = [pair[name].high - pair[name].low for name in ("test", "average")]
+    assert widths[1] < widths[0]  # two independent benchmarks say more than one
+    assert list(board([table("r", {"kd": BAD})]).scores["rouge_l"]) == ["test"]
+
+
+def test_equal_names_of_two_folders_are_told_apart():
+    """By the name of the folder."""
+    found = board([table("a/one", {"kd": BAD}), table("a/two", {"kd": GOOD, "lens": GOOD})])
+    assert found.models == ("one/kd", "two/kd", "lens")
+
+
+def test_only_what_is_the_same_is_compared():
+    """Another file of the same name is another benchmark; a missing one is said to miss."""
+    first = table("one", {"kd": BAD}, more=("other",))
+    found = board([first, table("two", {"lens": GOOD})])
+    assert list(found.scores["rouge_l"]) == ["test"]
+    assert found.notes == ("other is left out: not every folder has it.",)
+    with pytest.raises(ValueError, match="one, two share no benchmark: the first has test, other"):
+        board([first, table("two", {"lens": GOOD}, sha="bb")])
+
+
+def test_differences_of_decoding_are_told():
+    """Greedy against sampled is no comparison of models alone."""
+    other = table("two", {"lens": GOOD}, decoding={"temperature": 0.5})
+    found = board([table("one", {"kd": BAD}), other])
+    assert found.notes[0].startswith("The folders differ in decoding (one: {'temperature': 1.0}; ")
+    assert found.notes[0] in as_markdown(found)
+
+
+def test_comparisons_are_on_the_examples_that_both_have():
+    """A folder with a limit is compared on what it has, and its scores stay its own."""
+    short = table("two", {"lens": GOOD})
+    short.samples["test"]["lens"]["rouge_l"] = samples([50.0, 50.0], first=2)
+    found = board([table("one", {"kd": BAD}), short])
+    assert (
+        found.comparisons["rouge_l"]["lens", "kd"]["test"].difference == 40.0
+    )  # 50 - (9 + 11) / 2
+    assert found.scores["rouge_l"]["test"]["kd"].num_examples == 4
+
+
+def test_one_metric_can_be_asked_for():
+    """And only its tables are shown."""
+    rows = table("r", {"kd": BAD})
+    rows.samples["test"]["kd"]["exact_match"] = samples([0.0, 100.0, 0.0, 0.0])
+    found = board([rows])
+    assert "exact match" in as_markdown(found)
+    assert "exact match" not in as_markdown(found, ["rouge_l"])

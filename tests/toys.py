@@ -137,11 +137,14 @@ def config(output_dir, **kwargs):
     return DistillLensConfig(output_dir=str(output_dir), **(SETTINGS | kwargs))
 
 
+_PARTS = ("eval_dataset", "peft_config", "callbacks", "score_answers")
+
+
 def trainer(args, *, student=None, teacher="default", data=None, **kwargs):
     """A trainer of toys; ``args`` is a config or an output folder, ``teacher=None`` is none."""
     from distilllens import DistillLensConfig, DistillLensTrainer
 
-    parts = {k: kwargs.pop(k) for k in ("eval_dataset", "peft_config", "callbacks") if k in kwargs}
+    parts = {k: kwargs.pop(k) for k in _PARTS if k in kwargs}
     return DistillLensTrainer(
         llama() if student is None else student,
         llama(4, 24, seed=1) if isinstance(teacher, str) else teacher,

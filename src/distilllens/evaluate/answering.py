@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import gc
+import sys
 import time
 from dataclasses import asdict
 
 from tqdm.auto import tqdm
 
 from distilllens.evaluate.forced import forced_rows
-from distilllens.evaluate.generate import TransformersBackend, encode_prompts, plan_batches
+from distilllens.evaluate.generate import TransformersBackend, plan_batches
 from distilllens.evaluate.results import Unit, write_rows
+from distilllens.evaluate.tokens import encode_prompts
 from distilllens.files import write_json
 
 
@@ -47,13 +49,12 @@ class Answering:
             and self._lacks_references(benchmark.name, candidate.label)
         ]
         model = None
-        if todo:
-            backend = self._backend(candidate)
-            self._say(backend.note)
-            for examples, unit, batches in todo:
-                self._generate(backend, examples, unit, batches)
-            model = getattr(backend, "model", None)
-            del backend
+        if todo and self.plan.backend == "vllm":
+            self._generate_all(self._vllm(candidate), todo)
+        elif todo:
+            model = candidate.load(self.process.device, self.plan.dtype)
+            backend = TransformersBackend(model, candidate.tokenizer, self.plan.decoding)
+            self._generate_all(backend, todo)
         if references:
             model = model or candidate.load(self.process.device, self.plan.dtype)
             teacher = self.teacher and self.teacher.load(self.process.device, self.plan.dtype)
@@ -77,6 +78,19 @@ class Answering:
             for batch in shares[self.process.rank :: self.process.size]
             if not set(batch) <= done
         ]
+
+    def _vllm(self, candidate):
+        from distilllens.evaluate.vllm import VllmBackend
+
+        return VllmBackend(
+            candidate.name, candidate.tokenizer, self.plan.decoding, dtype=self.plan.dtype
+        )
+
+    def _generate_all(self, backend, todo):
+        if backend.note and self.process.is_main:
+            tqdm.write(f"distilllens: {todo[0][1].model}: {backend.note}", file=sys.stderr)
+        for examples, unit, batches in todo:
+            self._generate(backend, examples, unit, batches)
 
     def _generate(self, backend, examples, unit, batches):
         num_tokens, began = 0, time.perf_counter()
@@ -112,7 +126,7 @@ class Answering:
                 candidate.tokenizer,
                 [{"prompt": e.prompt, "completion": e.completion} for e in examples],
                 teacher=teacher,
-                progress=bar.update,
+                progress=lambda done, _: bar.update(done - bar.n),
             )
         folder = self.results.of(benchmark.name, candidate.label)
         write_json(folder / "calibration.json", calibration.to_dict())
@@ -122,15 +136,3 @@ class Answering:
     def _lacks_references(self, benchmark, label):
         rows = self.results.references(benchmark, label)
         return rows is None or (self.teacher is not None and rows[0]["kl"] is None)
-
-    def _backend(self, candidate):
-        if self.plan.backend == "vllm":
-            from distilllens.evaluate.vllm import VllmBackend
-
-            return VllmBackend(candidate.name, self.plan.decoding, dtype=self.plan.dtype)
-        model = candidate.load(self.process.device, self.plan.dtype)
-        return TransformersBackend(model, candidate.tokenizer, self.plan.decoding)
-
-    def _say(self, note):
-        if note and self.process.is_main:
-            tqdm.write(f"distilllens: {note}")

@@ -10,14 +10,9 @@ from tqdm.auto import tqdm
 from distilllens.evaluate.benchmarks import examples_of
 from distilllens.evaluate.decoding import Decoding
 from distilllens.evaluate.exact import exact_match
-from distilllens.evaluate.generate import (
-    TransformersBackend,
-    check_lengths,
-    encode_prompts,
-    plan_batches,
-    positions_of,
-)
+from distilllens.evaluate.generate import TransformersBackend, check_lengths, plan_batches
 from distilllens.evaluate.rouge import rouge_l
+from distilllens.evaluate.tokens import encode_prompts, positions_of
 
 
 class DevScorer:

@@ -8,12 +8,13 @@ from importlib.metadata import PackageNotFoundError, version
 from distilllens.evaluate.answering import Answering
 from distilllens.evaluate.benchmarks import load_benchmarks
 from distilllens.evaluate.decoding import Decoding
-from distilllens.evaluate.generate import check_lengths, encode_prompts, positions_of
+from distilllens.evaluate.generate import check_lengths
 from distilllens.evaluate.models import find_models
 from distilllens.evaluate.processes import this_process
 from distilllens.evaluate.results import Results
 from distilllens.evaluate.scoring import Scoring
 from distilllens.evaluate.tables import write_scores
+from distilllens.evaluate.tokens import encode_prompts, positions_of
 from distilllens.fingerprints import check_tokenizers
 
 SEEDS = (10, 20, 30, 40, 50)

@@ -20,6 +20,8 @@ from transformers.utils import logging as transformers_logging
 from distilllens.data import to_dataset, to_training_examples
 from distilllens.data.synthetic import synthetic_records
 from distilllens.divergence import divergence
+from distilllens.evaluate.decoding import Decoding
+from distilllens.evaluate.generate import TransformersBackend
 from distilllens.layer_map import LayerMap
 from distilllens.lens import LogitLens, divergence_by_depth
 from distilllens.train import DistillLensConfig, DistillLensTrainer
@@ -162,22 +164,11 @@ def measure(name, model, teacher, pairs, records, tokenizer, seconds=None) -> di
 
 def exact_match(model, examples: list[dict], tokenizer) -> float:
     """Share of examples whose greedy answer is the completion to the letter, in 0..1."""
-    prompts = tokenizer(
-        [e["prompt"] for e in examples], padding=True, padding_side="left", return_tensors="pt"
-    )
     longest = max(len(ids) for ids in tokenizer([e["completion"] for e in examples])["input_ids"])
-    model.eval()
-    ids = model.generate(
-        input_ids=prompts["input_ids"],
-        attention_mask=prompts["attention_mask"],
-        max_new_tokens=longest + 1,
-        do_sample=False,
-        use_cache=True,
-    )
-    answers = tokenizer.batch_decode(
-        ids[:, prompts["input_ids"].shape[1] :], skip_special_tokens=True
-    )
-    right = [a == e["completion"] for a, e in zip(answers, examples, strict=True)]
+    decoding = Decoding(max_new_tokens=longest + 1, greedy=True)
+    backend = TransformersBackend(model, tokenizer, decoding)
+    answers = backend.generate(backend.encode([e["prompt"] for e in examples]), seed=0)
+    right = [a.text == e["completion"] for a, e in zip(answers, examples, strict=True)]
     return sum(right) / len(right)
 
 

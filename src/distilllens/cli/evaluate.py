@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from pathlib import Path
@@ -89,7 +90,8 @@ def _seeds(text):
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"--seeds must be numbers such as 10,20,30, got {text!r}") from None
+        message = f"must be numbers such as 10,20,30, got {text!r}"
+        raise argparse.ArgumentTypeError(message) from None
 
 
 _FLAGS = {
@@ -145,7 +147,10 @@ _FLAGS = {
     },
     "machine": {
         "batch_size": {"type": int, "default": 32, "help": "answers at a time (default: 32)"},
-        "dtype": {"default": "auto", "help": "of the weights (default: auto, as saved)"},
+        "dtype": {
+            "default": "auto",
+            "help": "of the weights: auto (as saved, default), float32, bfloat16, float16",
+        },
         "device": {"help": "default: an accelerator if there is one, else cpu"},
         "backend": {"default": "transformers", "help": "transformers (default) or vllm"},
     },

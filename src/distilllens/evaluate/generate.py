@@ -25,6 +25,7 @@ from distilllens.evaluate.tokens import (
     end_tokens,
     left_padded,
     padding_token,
+    positions_of,
     up_to_end,
 )
 from distilllens.lens.probe import accepts, logits_of, probe_ids, undisturbed, unwrap, without_cache
@@ -96,11 +97,10 @@ class TransformersBackend:
         own = self._model.generation_config.eos_token_id
         self._ends = [end for end in end_tokens(own, tokenizer.eos_token_id) if end < num_rows]
         self._pad, padding = padding_token(tokenizer.pad_token_id, self._ends, num_rows)
-        positions = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        self.num_positions = positions if isinstance(positions, int) and positions > 0 else None
+        self.num_positions = positions_of(self._model.config)
         self.note = " ".join(filter(None, (padding, self._prove()))) or None
 
-    def encode(self, prompts: Sequence[str]) -> list[list[int]]:
+    def encode(self, prompts: Sequence[str | list[dict]]) -> list[list[int]]:
         """Token ids of prompts as they begin a training sequence."""
         return encode_prompts(self._tokenizer, prompts)
 

@@ -40,7 +40,7 @@ def find_models(names: Sequence[str]) -> list[Candidate]:
     """Candidates for folders and hub ids, adapters of PEFT among them.
 
     Raises:
-        ValueError: no model or tokenizer there, a folder without weights, one model twice.
+        ValueError: no model or tokenizer there, no weights, no end-of-sequence token, one twice.
     """
     return [_candidate(label, name) for label, name in zip(unique_names(names), names, strict=True)]
 
@@ -57,6 +57,11 @@ def _candidate(label, name):
     if base:
         hashes |= {f"base/{file}": value for file, value in file_hashes(base, config).items()}
     tokenizer = _from(AutoTokenizer, name, f"a tokenizer for the model {name!r}")
+    if tokenizer.eos_token is None:
+        raise ValueError(
+            f"the tokenizer of {name} has no end-of-sequence token, so no answer would end; set "
+            "eos_token in its tokenizer_config.json"
+        )
     return Candidate(label, name, tokenizer, config, hashes)
 
 

@@ -19,6 +19,7 @@ from distilllens.fingerprints import check_tokenizers
 
 SEEDS = (10, 20, 30, 40, 50)
 BACKENDS = ("transformers", "vllm")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 _LIBRARIES = ("distilllens", "torch", "transformers", "tokenizers", "rouge-score")
 
 
@@ -65,8 +66,11 @@ class Plan:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} must be at least 1, got {value}")
-        if self.backend not in BACKENDS:
-            raise ValueError(f"--backend is one of {', '.join(BACKENDS)}, got {self.backend!r}")
+        for name, known in (("backend", BACKENDS), ("dtype", DTYPES)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"--{name} is one of {', '.join(known)}, got {getattr(self, name)!r}"
+                )
 
 
 def evaluate(plan: Plan, *, judge=None, command: str = "") -> None:

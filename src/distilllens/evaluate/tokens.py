@@ -8,12 +8,29 @@ import torch
 from torch import Tensor
 
 
-def encode_prompts(tokenizer, prompts: Sequence[str]) -> list[list[int]]:
+def encode_prompts(tokenizer, prompts: Sequence[str | list[dict]]) -> list[list[int]]:
     """Token ids of prompts as SFTTrainer's sequences begin: with the special tokens in front.
 
-    What some tokenizers add behind a text (an end-of-sequence token) comes behind the answer in
-    training, and is left out.
+    Messages go through the tokenizer's chat template. What some tokenizers add behind a text (an
+    end-of-sequence token) comes behind the answer in training, and is left out.
     """
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    read = iter(_encode_texts(tokenizer, texts))
+    return [
+        next(read)
+        if isinstance(prompt, str)
+        else tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+        for prompt in prompts
+    ]
+
+
+def positions_of(config) -> int | None:
+    """The longest sequence that a model's configuration allows, or None."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
+
+
+def _encode_texts(tokenizer, prompts):
     if not prompts:
         return []
     encoded = tokenizer(list(prompts), return_special_tokens_mask=True, verbose=False)

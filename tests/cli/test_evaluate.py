@@ -1,0 +1,286 @@
+"""``distilllens evaluate`` and ``compare``: the commands from files to a table."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import toys
+
+from distilllens.cli import main
+from distilllens.evaluate.results import Results
+
+ROOT = Path(__file__).parents[2]
+QUICK = ["--seeds", "10,20", "--max_new_tokens", "6", "--batch_size", "3"]
+
+
+@pytest.fixture
+def bench(workshop):
+    """The workshop with a benchmark of eight questions, the third with two references."""
+    rows = [json.loads(line) for line in (workshop / "train.jsonl").read_text().splitlines()]
+    rows[2]["output"] = [rows[2]["output"], "the cat"]
+    (workshop / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return workshop
+
+
+def evaluate(*flags, model="student", output="results"):
+    """Run the command on the toy benchmark."""
+    command = ["evaluate", "--model", model, "--benchmark", "test.jsonl", "--output", output]
+    return main([*command, *QUICK, *flags])
+
+
+def contents(folder):
+    """Every file but the timings, by its path."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(Path(folder).rglob("*"))
+        if path.is_file() and path.name != "timings.jsonl"
+    }
+
+
+def rows_of(path):
+    """The lines of a JSONL file."""
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_table_is_that_of_the_rows(bench, capsys):
+    """Printed and kept; the means are those of the rows that lie beside it."""
+    assert evaluate("--teacher", "teacher") == 0
+    printed = capsys.readouterr().out
+    assert printed.strip() == (bench / "results" / "scores.md").read_text().strip()
+    found = json.loads((bench / "results" / "scores.json").read_text())["scores"]
+    rows = [row for s in (10, 20) for row in rows_of(f"results/test/student/seed-{s}.jsonl")]
+    assert [row["example"] for row in rows] == [*range(8), *range(8)]
+    mean = sum(row["rouge_l"] for row in rows) / 16
+    assert found["rouge_l"]["test"]["student"]["mean"] == pytest.approx(mean)
+    references = rows_of("results/test/student/references.jsonl")
+    kl = sum(row["kl"] for row in references) / sum(row["num_tokens"] for row in references)
+    assert found["kl"]["test"]["student"]["mean"] == pytest.approx(kl)
+    settings = json.loads((bench / "results" / "evaluation.json").read_text())["settings"]
+    assert settings["seeds"] == [10, 20] and settings["decoding"]["top_p"] == 1.0
+    assert {"model.safetensors", "tokenizer.json"} <= settings["models"]["student"]["files"].keys()
+    assert settings["versions"]["torch"]
+
+
+def test_answers_do_not_depend_on_the_batch(bench):
+    """One at a time or all at once: the same texts (no near tie is among them)."""
+    evaluate("--batch_size", "1", output="one")
+    evaluate("--batch_size", "8", output="eight")
+    for seed in (10, 20):
+        one, eight = (rows_of(f"{f}/test/student/seed-{seed}.jsonl") for f in ("one", "eight"))
+        assert one == eight
+        assert not any(row["near_ties"] for row in one)
+    first, second = (rows_of(f"one/test/student/seed-{seed}.jsonl") for seed in (10, 20))
+    assert [row["answer"] for row in first] != [row["answer"] for row in second]
+
+
+def test_greedy_needs_no_seeds(bench):
+    """One file, and no error over seeds."""
+    assert evaluate("--greedy") == 0
+    names = {path.name for path in (bench / "results" / "test" / "student").iterdir()}
+    assert names == {"greedy.jsonl", "references.jsonl", "calibration.json"}
+    found = json.loads((bench / "results" / "scores.json").read_text())["scores"]
+    assert found["rouge_l"]["test"]["student"]["error_over_seeds"] is None
+
+
+class Killed(BaseException):
+    """Nothing of ours catches it, as nothing survives SIGKILL."""
+
+
+def test_killed_at_any_batch_it_ends_at_the_same_files(bench, monkeypatch):
+    """Before or in the middle of every write of answers, and while the results are written."""
+    evaluate(model="student", output="whole")
+    expected = contents("whole")
+    append, finish = Results.append, Results.finish
+    for at in range(8):  # 2 seeds of 3 batches, then 2 finished files
+        left = [at]
+
+        def dying(call, torn=None, left=left):
+            def wrapped(self, unit, *args):
+                if left[0] == 0:
+                    if torn:
+                        torn(self, unit, *args)
+                    raise Killed
+                left[0] -= 1
+                return call(self, unit, *args)
+
+            return wrapped
+
+        def tear(self, unit, rank, rows):
+            append(self, unit, rank, rows)
+            path = self.of(unit.benchmark, unit.model) / f"{unit.name}.{rank}.part"
+            path.write_bytes(path.read_bytes()[:-9])
+
+        with monkeypatch.context() as killing, pytest.raises(Killed):
+            killing.setattr(Results, "append", dying(append, tear if at % 2 else None))
+            killing.setattr(Results, "finish", dying(finish))
+            evaluate(output=f"killed{at}")
+        evaluate(output=f"killed{at}")
+        found = contents(f"killed{at}")
+        found["evaluation.json"] = found["evaluation.json"].replace(b"killed%d" % at, b"whole")
+        assert found == expected
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_goes_on(bench):
+    """SIGKILL in the middle of the answers, by the operating system."""
+    command = [sys.executable, "-m", "distilllens", "evaluate", "--model", "student"]
+    command += ["--benchmark", "test.jsonl", *QUICK[:-1], "1", "--output", "results"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    part = bench / "results" / "test" / "student" / "seed-10.0.part"
+    until = time.monotonic() + 120
+    while not part.exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert part.exists() and not (bench / "results" / "scores.json").exists()
+    subprocess.run(command, check=True, capture_output=True)
+    assert main([*command[3:-1], "whole"]) == 0
+    found, whole = contents("results"), contents("whole")
+    assert found.keys() == whole.keys()
+    assert all(found[name] == whole[name] for name in whole if name != "evaluation.json")
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_prompts(bench):
+    """The same files as of one process, but for the command in the note."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = ["-m", "distilllens", "evaluate", "--model", "student", "--benchmark", "test.jsonl"]
+    subprocess.run(
+        [*torchrun, *command, *QUICK, "--output", "two"],
+        check=True,
+        capture_output=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    evaluate(output="one")
+    one, two = contents("one"), contents("two")
+    assert one.keys() == two.keys()
+    assert all(two[name] == one[name] for name in one if name != "evaluation.json")
+    processes = {row["process"] for row in rows_of("two/timings.jsonl")}
+    assert processes == {0, 1}
+
+
+def test_a_metric_is_added_without_new_answers(bench, monkeypatch):
+    """The answers stay, the references get their KL, the table its column."""
+    evaluate()
+    before = contents("results")
+    monkeypatch.setattr(Results, "append", None)  # any new answer would fail
+    assert evaluate("--teacher", "teacher") == 0
+    after = contents("results")
+    for seed in (10, 20):
+        name = f"test/student/seed-{seed}.jsonl"
+        assert before[name] == after[name]
+    assert "kl" in json.loads(after["scores.json"])["scores"]
+
+
+def test_compare_reads_folders_again(bench, capsys):
+    """Two folders in one table, in Markdown or JSON, for one metric or all."""
+    evaluate(output="one")
+    evaluate(model="teacher", output="two")
+    capsys.readouterr()
+    assert main(["compare", "one", "two"]) == 0
+    assert "| teacher - student |" in capsys.readouterr().out
+    assert main(["compare", "one", "two", "--metric", "rouge_l"]) == 0
+    assert "perplexity" not in capsys.readouterr().out
+    assert main(["compare", "one", "two", "--json"]) == 0
+    comparisons = json.loads(capsys.readouterr().out)["comparisons"]
+    assert {c["metric"] for c in comparisons} == {"rouge_l", "exact_match", "perplexity"}
+
+
+def test_a_longer_reference_than_the_context_is_cut(bench):
+    """Its beginning counts; the rest nobody can predict."""
+    row = {"instruction": "the cat", "output": "the cat sat " * 40}
+    (bench / "test.jsonl").write_text(json.dumps(row) + "\n")
+    assert evaluate() == 0
+    (row,) = rows_of("results/test/student/references.jsonl")
+    assert 0 < row["num_tokens"] < 64  # positions of the student
+
+
+def no_tokens(folder):
+    """Save the student with a tokenizer that has neither padding nor end."""
+    tokenizer = toys.tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token = None
+    model = toys.llama(3, 16)
+    model.config.eos_token_id = model.generation_config.eos_token_id = None
+    model.save_pretrained(folder / "endless")
+    tokenizer.save_pretrained(folder / "endless")
+
+
+BAD = {
+    "no such model": (["--model", "missing"], "cannot load the model 'missing'"),
+    "one model twice": (["--model", "./student"], "./student is named twice"),
+    "a file for a model": (["--model", "test.jsonl"], "model test.jsonl is a file"),
+    "a folder without weights": (["--model", "hollow"], "model hollow holds no weights"),
+    "no end and no padding": (["--model", "endless"], "no end-of-sequence"),
+    "no such benchmark": (["--benchmark", "trivia"], "no known name; known are dolly, selfinst"),
+    "an empty file": (["--benchmark", "empty.jsonl"], "empty.jsonl:1: the file holds no record"),
+    "no references": (["--benchmark", "open.jsonl"], "open.jsonl:1: the record has no 'output'"),
+    "a prompt beyond the context": (
+        ["--max_new_tokens", "60"],
+        "test example 0: the prompt has",
+    ),
+    "no prompt is short enough": (["--max_prompt_length", "3"], "more than --max_prompt_length 3"),
+    "seeds that are none": (
+        ["--seeds", "ten"],
+        "argument --seeds: must be numbers such as 10,20,30",
+    ),
+    "a seed twice": (["--seeds", "1,1"], "--seeds names one twice"),
+    "a negative seed": (["--seeds=-1"], "--seeds must be between 0"),
+    "temperature 0": (["--temperature", "0"], "temperature must be a finite number above 0"),
+    "top_p of two": (["--top_p", "2"], "top_p must be above 0 and at most 1"),
+    "no tokens": (["--max_new_tokens", "0"], "max_new_tokens must be a whole number, at least 1"),
+    "batch size 0": (["--batch_size", "0"], "--batch_size must be at least 1"),
+    "limit 0": (["--limit", "0"], "--limit must be at least 1"),
+    "no such device": (["--device", "abacus"], "--device abacus cannot be used"),
+    "no such dtype": (["--dtype", "float3"], "--dtype is one of auto, float32"),
+    "no such backend": (["--backend", "tgi"], "--backend is one of transformers, vllm"),
+    "a budget without a judge": (["--judge_budget", "1"], "--judge_budget goes with --judge"),
+    "another tokenizer": (["--teacher", "stranger"], "different tokenizers"),
+    "no such teacher": (["--teacher", "missing"], "cannot load the model 'missing'"),
+    "no such sbert model": (["--sbert", "./missing"], "missing"),
+    "a chat without a template": (["--chat"], "chat_template"),
+    "a file for a folder": (["--output", "test.jsonl"], "--output test.jsonl is a file"),
+    "a folder of other things": (["--output", "student"], "is not empty and holds no evaluation"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_status_2(bench, capsys, case):
+    """What, which value, what would be right; and nothing is written."""
+    flags, message = BAD[case]
+    (bench / "hollow").mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (bench / "hollow" / name).write_bytes((bench / "student" / name).read_bytes())
+    no_tokens(bench)
+    toys.llama().save_pretrained(bench / "stranger")
+    toys.tokenizer([*toys.WORDS[::-1]]).save_pretrained(bench / "stranger")
+    (bench / "empty.jsonl").write_text("")
+    (bench / "open.jsonl").write_text('{"instruction": "the cat"}\n')
+    before = sorted(str(path) for path in bench.rglob("*"))
+    assert evaluate(*flags) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("distilllens: error: ")
+    assert message in error
+    assert sorted(str(path) for path in bench.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["nowhere"], "nowhere holds no results; name the --output of a distilllens evaluate"),
+        (["results", "results"], "results is named twice"),
+        (["results", "--metric", "bleu"], "'bleu' is not in these results; they have rouge_l"),
+        ([], "the following arguments are required: DIR"),
+    ],
+)
+def test_compare_says_what_is_wrong(bench, capsys, flags, message):
+    """One line, status 2."""
+    evaluate()
+    capsys.readouterr()
+    assert main(["compare", *flags]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,97 @@
+"""Does a model mean its probabilities? Confidence against accuracy, in bins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+_NUM_BINS = 15
+_NOTHING = (0,) * _NUM_BINS
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Predictions of the next token in 15 bins of equal width, by confidence.
+
+    The confidence of a prediction is its largest probability, and it is correct where that token is
+    the label. Bin b holds confidences in [b / 15, (b + 1) / 15); 1.0 falls in the last. Only sums
+    are kept, so ``+`` merges two parts of a data set exactly, but for the order of rounding.
+
+    Args:
+        count: predictions in each bin.
+        confidence: the sum of their confidences.
+        correct: how many of them are correct.
+
+    Source: Naeini et al. 2015; Guo et al. 2017.
+    """
+
+    count: tuple[int, ...] = _NOTHING
+    confidence: tuple[float, ...] = _NOTHING
+    correct: tuple[int, ...] = _NOTHING
+
+    def add(self, confidence: Tensor, correct: Tensor) -> Calibration:
+        """These predictions and N more.
+
+        Args:
+            confidence: ``[N]`` probabilities.
+            correct: ``[N]`` bool.
+
+        Raises:
+            ValueError: a confidence that is no probability, NaN included.
+        """
+        confidence = confidence.detach().double().cpu()
+        outside = confidence[~((confidence >= 0) & (confidence <= 1))]
+        if len(outside):
+            raise ValueError(f"a confidence must be a probability, 0 to 1, got {float(outside[0])}")
+        bins = (confidence * _NUM_BINS).long().clamp(max=_NUM_BINS - 1)
+        correct = correct.cpu().double()
+        sums = [torch.bincount(bins, w, _NUM_BINS) for w in (None, confidence, correct)]
+        count, confidence, correct = (s.tolist() for s in sums)
+        return self + Calibration(tuple(count), tuple(confidence), tuple(map(int, correct)))
+
+    def __add__(self, other: Calibration) -> Calibration:
+        pairs = zip(asdict(self).values(), asdict(other).values(), strict=True)
+        return Calibration(*(tuple(map(sum, zip(a, b, strict=True))) for a, b in pairs))
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error: mean |confidence - accuracy| over bins, by count; 0 to 1."""
+        return self.overconfidence + self.underconfidence
+
+    @property
+    def overconfidence(self) -> float:
+        """The part of ``ece`` from bins whose confidence is above their accuracy."""
+        return sum(max(gap, 0.0) for gap in self._gaps())
+
+    @property
+    def underconfidence(self) -> float:
+        """The part of ``ece`` from bins whose confidence is below their accuracy."""
+        return sum(max(-gap, 0.0) for gap in self._gaps())
+
+    def _gaps(self):
+        """Confidence minus accuracy of each bin, times the bin's share of all predictions."""
+        total = max(sum(self.count), 1)  # nothing predicted: no error, not NaN
+        sums = zip(self.confidence, self.correct, strict=True)
+        return [(confidence - correct) / total for confidence, correct in sums]
+
+    def to_dict(self) -> dict[str, list]:
+        """Lists by name, for JSON."""
+        return {name: list(values) for name, values in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, list]) -> Calibration:
+        """The inverse of ``to_dict``.
+
+        Raises:
+            ValueError: other names, or other than 15 numbers by a name.
+        """
+        names = {name: len(numbers) for name, numbers in values.items()}
+        if names != dict.fromkeys(cls.__dataclass_fields__, _NUM_BINS):
+            raise ValueError(
+                f"a calibration has {_NUM_BINS} numbers each by "
+                f"{', '.join(cls.__dataclass_fields__)}, got {names}"
+            )
+        return cls(**{name: tuple(numbers) for name, numbers in values.items()})

@@ -1,0 +1,24 @@
+"""Exact match of an answer, as Super-NaturalInstructions defines it."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+
+_WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def exact_match(answer: str, references: Sequence[str]) -> float:
+    """100.0 if the answer is one of the references, else 0.0 (percent).
+
+    Texts are compared in lower case, without ASCII punctuation, and with each run of white space as
+    one space. Articles count: this is not SQuAD's definition, which takes them out.
+
+    Source: Wang et al. 2022 (Super-NaturalInstructions), as MiniLLM uses it.
+    """
+    found = _normalized(answer)
+    return 100.0 if any(found == _normalized(reference) for reference in references) else 0.0
+
+
+def _normalized(text):
+    return " ".join(text.lower().translate(_WITHOUT_PUNCTUATION).split())

@@ -1,0 +1,81 @@
+"""Similarity of answer and reference as sentence embeddings; needs the ``sbert`` extra."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+
+class SentenceSimilarity:
+    """Cosine similarity between the sentence embeddings of an answer and its best reference.
+
+    Each text is embedded once a call, and references are kept for the calls that follow: the same
+    benchmark is answered with several seeds.
+
+    Args:
+        model: a folder, or a hub id, of sentence-transformers. For a folder nothing is asked of the
+            hub.
+        device: where it runs; None leaves the choice to sentence-transformers.
+
+    Raises:
+        ValueError: a model that cannot be had, or a device that is not there.
+        ImportError: sentence-transformers is missing; the message says how to install it.
+
+    Source: Reimers and Gurevych 2019.
+    """
+
+    def __init__(self, model: str = "sentence-transformers/all-MiniLM-L6-v2", device=None):
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError as error:
+            raise ImportError(
+                "sentence similarity needs sentence-transformers, which is not installed: "
+                "pip install 'distilllens[sbert]'"
+            ) from error
+        is_folder = Path(model).is_dir()
+        try:
+            self._model = SentenceTransformer(
+                str(model),
+                device=None if device is None else str(device),
+                local_files_only=is_folder,
+            )
+        except Exception as error:  # the hub's, transformers' and torch's, each their own
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(
+                f"cannot load the sentence model {str(model)!r}: {reason}; name a folder or a hub "
+                "id of sentence-transformers"
+            ) from error
+        self._kept: dict[str, np.ndarray] = {}
+
+    def __call__(
+        self,
+        answers: Sequence[str],
+        references: Sequence[Sequence[str]],
+        batch_size: int = 64,
+    ) -> list[float]:
+        """The similarity of each answer to the best of its own references, -1 to 1.
+
+        Raises:
+            ValueError: another number of answers than of references.
+        """
+        if len(answers) != len(references):
+            raise ValueError(f"{len(answers)} answers cannot meet references for {len(references)}")
+        accepted = [text for texts in references for text in texts]
+        self._kept |= self._embedded(accepted, batch_size)
+        found = self._kept | self._embedded(answers, batch_size)
+        return [
+            max(float(np.clip(found[answer] @ found[text], -1, 1)) for text in texts)
+            for answer, texts in zip(answers, references, strict=True)
+        ]
+
+    def _embedded(self, texts, batch_size):
+        """text -> unit vector (0 where a text has no token), of those that are not kept yet."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._kept]
+        if not new:
+            return {}
+        vectors = self._model.encode(new, batch_size=batch_size, show_progress_bar=False)
+        vectors = vectors.astype(np.float64)
+        lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+        return dict(zip(new, vectors / np.where(lengths > 0, lengths, 1), strict=True))

@@ -322,19 +322,49 @@ def test_nothing_to_measure():
 
 
 @pytest.mark.parametrize("who", ["student", "teacher"])
-def test_an_example_beyond_the_positions(who):
-    """Named, with both numbers, and nothing is cut off."""
-    models = {"student": toys.llama(), "teacher": toys.llama()}
-    models[who] = toys.llama(positions=12)
-    examples = [*EXAMPLES, {"prompt": "the " * 8, "completion": "cat " * 9}]
-    message = f"has 18 tokens with its reference, beyond the {who}'s 12 positions"
-    with pytest.raises(ValueError, match=f"^example 8 {message}"):
-        forced_rows(models["student"], PLAIN, examples, teacher=models["teacher"])
-    names = [f"dolly.jsonl:{i}" for i in range(9)]
-    with pytest.raises(ValueError, match=f"^dolly.jsonl:8 {message}"):
-        forced_rows(models["student"], PLAIN, examples, teacher=models["teacher"], names=names)
-    longest = [{"prompt": "the " * 6, "completion": "cat " * 5}]  # 12 with its end: fits
-    forced_rows(models["student"], PLAIN, longest, teacher=models["teacher"])
+def test_what_is_beyond_the_context_is_cut(who):
+    """Of either model; the rest is as if nothing had followed. A prompt that fills it is named."""
+    models = {"student": toys.llama(), "teacher": toys.llama(seed=1)}
+    models[who] = toys.llama(positions=12, seed=1 if who == "teacher" else 0)
+    long = {"prompt": "the " * 8, "completion": "cat " * 9}
+    (row,), _ = forced_rows(models["student"], PLAIN, [long], teacher=models["teacher"])
+    assert row.num_tokens == 4
+    whole = toys.llama(), toys.llama(seed=1)  # the weights do not depend on the positions
+    ids = torch.tensor([PLAIN("the " * 8 + "cat " * 4)["input_ids"]])
+    labels = ids.masked_fill(torch.arange(12) < 8, -100)
+    assert row.nll == pytest.approx(4 * whole[0](ids, labels=labels).loss.item(), rel=1e-5)
+    names = ["dolly example 8"]
+    with pytest.raises(ValueError, match="^dolly example 8: the prompt fills the 12 positions"):
+        full = [{"prompt": "the " * 12, "completion": "cat"}]
+        forced_rows(models["student"], PLAIN, full, teacher=models["teacher"], names=names)
+
+
+def test_a_conversation_is_cut_as_in_training(tmp_path):
+    """Messages go through the chat template, the reference is what the prompt does not say."""
+    tokenizer = toys.tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] == 'user' and 'the ' or 'a ' }}{{ m['content'] }} "
+        "<eos>{% endfor %}{% if add_generation_prompt %}a {% endif %}"
+    )
+    records = [
+        {
+            "prompt": [{"role": "user", "content": e["prompt"]}],
+            "completion": [{"role": "assistant", "content": e["completion"]}],
+        }
+        for e in EXAMPLES
+    ]
+    trainer = DistillLensTrainer(
+        toys.llama(),
+        toys.llama(4, 24, seed=1),
+        args=toys.config(tmp_path),
+        train_dataset=Dataset.from_list(records),
+        eval_dataset=Dataset.from_list(records),
+        processing_class=tokenizer,
+    )
+    expected = trainer.evaluate()["eval_cross_entropy"]
+    rows, _ = forced_rows(toys.llama(), tokenizer, records)
+    found = sum(row.nll for row in rows) / sum(row.num_tokens for row in rows)
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("who", ["student", "teacher"])

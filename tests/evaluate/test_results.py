@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from distilllens import files
+from distilllens.evaluate.calibration import Calibration
 from distilllens.evaluate.results import SETTINGS, Results, Unit, read_table, write_rows
 
 UNIT = Unit("test", "kd", 10)
@@ -115,6 +117,7 @@ def finished(folder, **changes):
         {"example": 1, "nll": 9.0, "num_tokens": 3, "kl": None},
     ]
     write_rows(folder / "test" / "kd" / "references.jsonl", references)
+    files.write_json(folder / "test" / "kd" / "calibration.json", Calibration().to_dict())
     return folder
 
 

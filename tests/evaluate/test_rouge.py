@@ -1,11 +1,9 @@
 """Rouge-L against rouge_score's own scorer and against a program that shares nothing with it."""
 
-import builtins
 import itertools
 import json
 import random
 import re
-import sys
 import time
 from bisect import bisect_left
 
@@ -13,7 +11,6 @@ import pytest
 from nltk.stem.porter import PorterStemmer
 from rouge_score.rouge_scorer import RougeScorer
 
-from distilllens.evaluate import rouge
 from distilllens.evaluate.rouge import rouge_l
 
 FILES = ("eval_dolly", "eval_selfinst", "eval_vicuna", "eval_sni", "eval_unni_short")
@@ -121,19 +118,3 @@ def test_is_fast_enough(shared):
     for answer, references in pairs:
         rouge_l(answer, references)
     assert len(pairs) / (time.process_time() - start) > 300
-
-
-def test_says_what_is_missing(monkeypatch):
-    """Without rouge_score: one line that says how to install it."""
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name.startswith("rouge_score"):
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    rouge._words.cache_clear()
-    monkeypatch.setattr(builtins, "__import__", without)
-    monkeypatch.delitem(sys.modules, "rouge_score.tokenize", raising=False)
-    with pytest.raises(ImportError, match=r"pip install 'distilllens\[evaluate\]'$"):
-        rouge_l("a", ["b"])

@@ -4,10 +4,15 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
+from distilllens.evaluate.calibration import Calibration
 from distilllens.evaluate.results import Table
 from distilllens.evaluate.scores import Samples
 from distilllens.evaluate.tables import as_json, as_markdown, board
+
+# Sure of 0.95 ten times, right eight times.
+BINS = Calibration().add(torch.full((10,), 0.95), torch.arange(10) < 8)
 
 
 def samples(values, first=0):
@@ -33,6 +38,7 @@ def table(folder, models, *, sha="aa", more=(), **settings):
         },
         found,
         {name: dict.fromkeys(models, about) for name in names},
+        {name: dict.fromkeys(models, BINS) for name in names},
     )
 
 
@@ -45,7 +51,8 @@ def test_the_table_says_who_is_better():
     text = as_markdown(found)
     assert "| kd          | 10.50 ± 0.65 |" in text
     assert "| lens - kd   | +20.25 [" in text and "] better |" in text
-    assert "| test    | kd    | 3.0          | 50.0 %              | 2         |" in text
+    row = ("kd", "3.0", "50.0 %", "2", "0.1500", "0.1500", "0.0000")
+    assert row in [tuple(map(str.strip, line.split("|")))[2:-1] for line in text.splitlines()]
     read = json.loads(json.dumps(as_json(found)))
     assert read["scores"]["rouge_l"]["test"]["lens"]["mean"] == 30.75
     (comparison,) = read["comparisons"]

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from distilllens.divergence import divergence
 from distilllens.evaluate.calibration import Calibration
+from distilllens.evaluate.tokens import positions_of
 from distilllens.lens import LogitLens, capture
 from distilllens.lens.probe import accepts, logits_of, undisturbed, without_cache
 
@@ -51,6 +53,7 @@ def forced_rows(
 ) -> tuple[list[ForcedRow], Calibration]:
     """A ``ForcedRow`` for every example, in their order, and the student's calibration on them.
 
+    What lies beyond the context of either model is cut off, as ``max_length`` does in training.
     The tokens are those of training: ``sum(nll) / sum(num_tokens)`` equals the trainer's
     ``eval_cross_entropy`` on the same records, and ``sum(kl) / sum(num_tokens)`` its
     ``eval_output_loss`` with ``forward_kl``. The logits ``[B, T, V]`` of a batch are not built
@@ -60,15 +63,16 @@ def forced_rows(
     Args:
         student, teacher: causal LMs whose tokenizers number tokens alike; devices and sizes of
             vocabulary may differ.
-        examples: ``{"prompt": str, "completion": str}``, as ``format_instruction`` gives them.
+        examples: ``{"prompt": str, "completion": str}``, as ``format_instruction`` gives them, or
+            both lists of messages.
         batch_tokens: positions of a batch, padding included, but at least one row. Changes cost,
             and results by rounding only.
         names: what messages call the examples; default "example 0" and so on.
         progress: called with (examples done, all examples) after each batch.
 
     Raises:
-        ValueError: a tokenizer without an end of sequence, batch_tokens < 1, an example longer than
-            a model's positions or with tokens that it does not know, logits that are NaN.
+        ValueError: a tokenizer without an end of sequence, batch_tokens < 1, a prompt that fills a
+            model's context, tokens that it does not know, logits that are NaN.
     """
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
@@ -77,6 +81,14 @@ def forced_rows(
     readers = [_Reader("student", student)]
     if teacher is not None:
         readers.append(_Reader("teacher", teacher))
+    longest = min((p for r in readers if (p := positions_of(r.model.config))), default=None)
+    rows = [(ids[:longest], start) for ids, start in rows]
+    for name, row in zip(names, rows, strict=True):
+        if _num_tokens(*row) <= 0:
+            raise ValueError(
+                f"{name}: the prompt fills the {longest} positions of the context, so nothing of "
+                "its reference is left; leave it out"
+            )
     for reader in readers:
         reader.check(rows, names)
     found, calibration = {}, Calibration()
@@ -102,18 +114,20 @@ def _tokenized(tokenizer, examples) -> list[tuple[list[int], int]]:
     starts where the tokens of prompt and prompt + completion part, which is before the prompt's end
     if tokens merge across it.
     """
-    eos = tokenizer.eos_token
-    if eos is None:
+    if tokenizer.eos_token is None:
         raise ValueError("the tokenizer has no end-of-sequence token, so no reference has an end")
-    if not examples:
-        return []
-    prompts = [example["prompt"] for example in examples]
-    completions = [example["completion"] for example in examples]
-    whole = [
-        p + (c if c.endswith(eos) else c + eos) for p, c in zip(prompts, completions, strict=True)
-    ]
-    before, ids = (tokenizer(texts, verbose=False)["input_ids"] for texts in (prompts, whole))
-    return [(b, _parting(a, b)) for a, b in zip(before, ids, strict=True)]
+    pairs = [_token_pair(tokenizer, e["prompt"], e["completion"]) for e in examples]
+    return [(whole, _parting(prompt, whole)) for prompt, whole in pairs]
+
+
+def _token_pair(tokenizer, prompt, completion):
+    """Tokens of a prompt and of prompt and completion; messages go through the chat template."""
+    if isinstance(prompt, str):
+        eos = tokenizer.eos_token
+        whole = prompt + completion + ("" if completion.endswith(eos) else eos)
+        return tuple(tokenizer(text, verbose=False)["input_ids"] for text in (prompt, whole))
+    render = partial(tokenizer.apply_chat_template, return_dict=False)
+    return render(prompt, add_generation_prompt=True), render([*prompt, *completion])
 
 
 def _parting(ours, theirs):
@@ -209,14 +223,7 @@ class _Reader:
         Raises:
             ValueError: with the example and the numbers.
         """
-        config = self.model.config.get_text_config()
-        positions = getattr(config, "max_position_embeddings", None)
         for name, (ids, _) in zip(names, rows, strict=True):
-            if isinstance(positions, int) and 0 < positions < len(ids):
-                raise ValueError(
-                    f"{name} has {len(ids)} tokens with its reference, beyond the {self.who}'s "
-                    f"{positions} positions; leave it out or shorten it"
-                )
             if max(ids) >= self.vocab_size:
                 raise ValueError(
                     f"{name} has token {max(ids)}, but the {self.who} has only {self.vocab_size} "

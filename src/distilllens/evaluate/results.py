@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from distilllens.evaluate.calibration import Calibration
 from distilllens.evaluate.scores import Samples
 from distilllens.files import write_atomically, write_json
 
@@ -140,6 +141,11 @@ class Results:
         """The rows of the references' likelihood, or None."""
         return _read(self.folder / benchmark / model / "references.jsonl")
 
+    def calibration(self, benchmark: str, model: str) -> Calibration:
+        """The model's confidence in the references' tokens."""
+        path = self.folder / benchmark / model / "calibration.json"
+        return Calibration.from_dict(json.loads(path.read_text(encoding="utf-8")))
+
     def note_time(self, **entry):
         """Add a line to the timings."""
         with open(self.folder / "timings.jsonl", "a", encoding="utf-8") as stream:
@@ -153,12 +159,14 @@ class Table:
     Args:
         answers: ``[benchmark][model]`` -> mean tokens of an answer, share of answers that ended by
             themselves, and the near ties of all.
+        calibration: ``[benchmark][model]``, on the references.
     """
 
     folder: str
     settings: dict
     samples: dict[str, dict[str, dict[str, Samples]]]
     answers: dict[str, dict[str, dict[str, float]]]
+    calibration: dict[str, dict[str, Calibration]]
 
 
 def read_table(folder: str | Path) -> Table:
@@ -171,13 +179,15 @@ def read_table(folder: str | Path) -> Table:
     settings = results.settings()
     if settings is None:
         raise ValueError(f"{folder} holds no results; name the --output of a distilllens evaluate")
-    samples, answers = {}, {}
+    samples, answers, calibration = {}, {}, {}
     for benchmark in settings["benchmarks"]:
         for model in settings["models"]:
             by_seed, references = _rows(results, benchmark, model, settings["seeds"])
             samples.setdefault(benchmark, {})[model] = _samples(by_seed, references)
             answers.setdefault(benchmark, {})[model] = _about([r for rows in by_seed for r in rows])
-    return Table(str(folder), settings, samples, answers)
+            bins = results.calibration(benchmark, model)
+            calibration.setdefault(benchmark, {})[model] = bins
+    return Table(str(folder), settings, samples, answers, calibration)
 
 
 def write_rows(path: Path, rows: Iterable[dict]):

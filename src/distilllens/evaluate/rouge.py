@@ -14,9 +14,6 @@ def rouge_l(answer: str, references: Sequence[str]) -> float:
     ``scorer = RougeScorer(["rougeL"], use_stemmer=True)`` of ``rouge_score``, to the last bit.
     Words are runs of a-z and 0-9 after lower-casing: a text without any scores 0, empty or not.
 
-    Raises:
-        ImportError: rouge_score is missing; the message says how to install it.
-
     Source: Lin 2004; the metric of MiniLLM and DistillLens (arXiv 2602.13567).
     """
     words = _words()
@@ -53,12 +50,8 @@ def _longest_common(ours, theirs):
 @functools.cache
 def _words() -> Callable[[str], list[str]]:
     """rouge_score's words of a text, with each word stemmed once in a process."""
-    try:
-        from nltk.stem.porter import PorterStemmer
-        from rouge_score.tokenize import tokenize
-    except ImportError as error:
-        raise ImportError(
-            "Rouge-L needs rouge_score, which is not installed: pip install 'distilllens[evaluate]'"
-        ) from error
+    from nltk.stem.porter import PorterStemmer
+    from rouge_score.tokenize import tokenize
+
     stemmer = SimpleNamespace(stem=functools.lru_cache(2**16)(PorterStemmer().stem))
     return lambda text: tokenize(text, stemmer)

@@ -34,7 +34,7 @@ class Board:
         models: their names.
         scores: metric -> benchmark (and "average") -> model -> ``Score``.
         comparisons: metric -> (first, second) -> benchmark (and "average") -> ``Comparison``.
-        answers: benchmark -> model -> figures on the answers themselves.
+        answers: benchmark -> model -> figures on the answers and the calibration.
         notes: what a reader of the tables should know, a sentence each.
     """
 
@@ -57,7 +57,13 @@ def board(tables: Sequence[Table]) -> Board:
     for table, names in zip(tables, labels, strict=True):
         for benchmark in shared:
             for model, found in table.samples[benchmark].items():
-                answers.setdefault(benchmark, {})[names[model]] = table.answers[benchmark][model]
+                bins = table.calibration[benchmark][model]
+                answers.setdefault(benchmark, {})[names[model]] = {
+                    **table.answers[benchmark][model],
+                    "ece": bins.ece,
+                    "overconfidence": bins.overconfidence,
+                    "underconfidence": bins.underconfidence,
+                }
                 samples.setdefault(benchmark, {})[names[model]] = found
     models = tuple(name for names in labels for name in names.values())
     metrics = [m for m in METRICS if any(m in f for row in samples.values() for f in row.values())]
@@ -199,12 +205,21 @@ def _comparison_table(board, metric):
 
 
 def _answer_table(board):
-    cells = [["answers", "model", "tokens, mean", "ended by themselves", "near ties"]]
+    heads = ["answers", "model", "tokens, mean", "ended by themselves", "near ties"]
+    cells = [[*heads, "ECE", "too sure", "not sure enough"]]
     for benchmark, row in board.answers.items():
         for model, about in row.items():
-            ended = f"{100 * about['finished']:.1f} %"
-            tokens = f"{about['mean_tokens']:.1f}"
-            cells.append([benchmark, model, tokens, ended, str(about["near_ties"])])
+            calibration = ("ece", "overconfidence", "underconfidence")
+            cells.append(
+                [
+                    benchmark,
+                    model,
+                    f"{about['mean_tokens']:.1f}",
+                    f"{100 * about['finished']:.1f} %",
+                    str(about["near_ties"]),
+                    *(f"{about[name]:.4f}" for name in calibration),
+                ]
+            )
     return _markdown(cells)
 
 

@@ -334,7 +334,7 @@ def test_what_is_beyond_the_context_is_cut(who):
     labels = ids.masked_fill(torch.arange(12) < 8, -100)
     assert row.nll == pytest.approx(4 * whole[0](ids, labels=labels).loss.item(), rel=1e-5)
     names = ["dolly example 8"]
-    with pytest.raises(ValueError, match="^dolly example 8: the prompt fills the 12 positions"):
+    with pytest.raises(ValueError, match=r"^dolly example 8: the prompt fills the 12 positions"):
         full = [{"prompt": "the " * 12, "completion": "cat"}]
         forced_rows(models["student"], PLAIN, full, teacher=models["teacher"], names=names)
 

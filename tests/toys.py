@@ -1,6 +1,7 @@
 """Toy models, tokenizer and data for tests of training; no test in here."""
 
 import copy
+from functools import partial
 
 import torch
 import yaml
@@ -123,6 +124,23 @@ SETTINGS = {
 
 # Of two pairs one, of tokens about six in ten: what a step measures differs from step to step.
 SAMPLED = {"lens_pair_fraction": 0.5, "lens_token_fraction": 0.6}
+
+
+# Every evaluation answers its data.
+ANSWERED = {
+    "eval_generate": True,
+    "eval_strategy": "steps",
+    "eval_steps": 100,
+    "save_strategy": "steps",
+    "save_steps": 100,
+}
+
+
+def score_answers():
+    """Rouge-L of short answers to seven questions."""
+    from distilllens.evaluate.dev import DevScorer
+
+    return partial(DevScorer(max_new_tokens=6, batch_size=2), examples(7, seed=3))
 
 
 def texts(count=8):

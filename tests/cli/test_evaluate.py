@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import toys
+from evaluate.judge_stub import MODEL, opinion, served
 
 from distilllens.cli import main
 from distilllens.evaluate.results import Results
@@ -176,6 +177,37 @@ def test_a_metric_is_added_without_new_answers(bench, monkeypatch):
         name = f"test/student/seed-{seed}.jsonl"
         assert before[name] == after[name]
     assert "kl" in json.loads(after["scores.json"])["scores"]
+
+
+def test_a_judge_is_asked_in_both_orders(bench, capsys, monkeypatch):
+    """Its verdicts are in the rows and the table, its replies in the folder, its key nowhere."""
+    pytest.importorskip("openai")
+    monkeypatch.setenv("JUDGE_KEY", "sk-not-to-be-seen")
+    with served() as (stub, url):
+        judge = ["--judge", MODEL, "--judge_url", url, "--judge_key", "JUDGE_KEY"]
+        assert evaluate(*judge) == 0
+        asked = stub.num_questions
+        assert evaluate(*judge) == 0
+        assert stub.num_questions == asked
+    said = capsys.readouterr()
+    assert "judge stub: " in said.err and "| judge (1-10) |" in said.out
+    (row, *_) = rows_of("results/test/student/seed-10.jsonl")
+    reference = rows_of("test.jsonl")[0]["output"]
+    assert row["judge"] == opinion(row["answer"]) + 0.5  # a point more for whoever comes first
+    assert row["judge_reference"] == opinion(reference) + 0.5
+    replies = (bench / "results" / "judge.jsonl").read_text()
+    assert replies.splitlines() == sorted(replies.splitlines())
+    everything = "".join(said) + "".join(str(text) for text in contents("results").values())
+    assert "sk-not-to-be-seen" not in everything
+
+
+def test_a_judge_that_is_not_there_stops_before_any_answer(bench, capsys):
+    """One line with its address, and no folder."""
+    pytest.importorskip("openai")
+    assert evaluate("--judge", "gpt", "--judge_url", "http://127.0.0.1:9/v1") == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "127.0.0.1:9" in error
+    assert not (bench / "results").exists()
 
 
 def test_compare_reads_folders_again(bench, capsys):

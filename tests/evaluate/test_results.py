@@ -8,6 +8,7 @@ import pytest
 from distilllens import files
 from distilllens.evaluate.calibration import Calibration
 from distilllens.evaluate.results import SETTINGS, Results, Unit, read_table, write_rows
+from distilllens.evaluate.scores import score
 
 UNIT = Unit("test", "kd", 10)
 
@@ -102,13 +103,16 @@ def test_other_folders_are_left_alone(tmp_path):
         Results(tmp_path / "notes.txt").check(settings())
 
 
+JUDGED = [{"judge": 5.0, "judge_reference": 8.0}, {"judge": None, "judge_reference": None}]
+
+
 def finished(folder, **changes):
     """A folder with two examples of two seeds."""
     results = Results(folder)
     results.begin(settings(seeds=[10, 20], **changes), "command")
     for seed, values in ((10, (10.0, 30.0)), (20, (20.0, 40.0))):
         rows = [
-            row(n, rouge_l=v, exact_match=0.0, judge=None if n else 5.0, near_ties=1)
+            row(n, rouge_l=v, exact_match=0.0, near_ties=1) | JUDGED[n]
             for n, v in enumerate(values)
         ]
         results.finish(Unit("test", "kd", seed), rows)
@@ -125,9 +129,10 @@ def test_a_folder_reads_as_numbers(tmp_path):
     """Examples by seeds; a missing verdict counts for nothing; metrics that are not there, not."""
     table = read_table(finished(tmp_path))
     found = table.samples["test"]["kd"]
-    assert set(found) == {"rouge_l", "exact_match", "judge", "perplexity"}
+    assert set(found) == {"rouge_l", "exact_match", "judge", "judge_ratio", "perplexity"}
     assert found["rouge_l"].totals.tolist() == [[10, 20], [30, 40]]
     assert found["judge"].counts.tolist() == [[1, 1], [0, 0]]
+    assert score("judge_ratio", found["judge_ratio"]).mean == 62.5  # 5 of 8
     assert np.array_equal(found["perplexity"].counts, [[2], [3]])
     assert table.answers["test"]["kd"] == {"mean_tokens": 2, "finished": 1, "near_ties": 4}
 

@@ -1,6 +1,7 @@
 """Started by torchrun: a few toy steps on two gloo processes; each saves what it found.
 
-usage: distributed_worker.py {ddp,fsdp2} OUTPUT [--untied] [--lora] [--sampled] [--cached]
+usage: distributed_worker.py {ddp,fsdp2} OUTPUT
+           [--untied] [--lora] [--sampled] [--cached] [--answers]
 """
 
 import sys
@@ -32,6 +33,7 @@ def main(kind, output, *flags):
     if "--cached" in flags:  # by name: the trainer loads, shards and fingerprints it
         name = f"{output}/teacher"
         settings |= {"teacher_cache": f"{output}/cache", "teacher_model_name_or_path": name}
+    settings |= toys.ANSWERED if "--answers" in flags else {}
     if kind == "fsdp2":
         settings |= {"fsdp": True, "fsdp_config": FSDP2}
     args = toys.config(output, **settings)
@@ -44,6 +46,7 @@ def main(kind, output, *flags):
         teacher=None if "--cached" in flags else "default",
         eval_dataset=toys.dataset(7, seed=3),
         peft_config=toys.lora() if "--lora" in flags else None,
+        score_answers=toys.score_answers() if "--answers" in flags else None,
     )
     before = trainer.evaluate() if kind == "ddp" else None
     trainer.train()

@@ -30,8 +30,8 @@ def on_two_processes(tmp_path, kind, *flags):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
-    [(), ("--untied",), ("--lora",), ("--sampled",), ("--cached",)],
-    ids=["tied", "untied", "lora", "sampled", "cached"],
+    [(), ("--untied",), ("--lora",), ("--sampled",), ("--cached",), ("--answers",)],
+    ids=["tied", "untied", "lora", "sampled", "cached", "answers"],
 )
 @pytest.mark.parametrize(
     ("kind", "wrapper"), [("ddp", "DistributedDataParallel"), ("fsdp2", "FSDP")]
@@ -39,8 +39,13 @@ def on_two_processes(tmp_path, kind, *flags):
 def test_two_processes_step_like_one(tmp_path, kind, wrapper, flags):
     """Batch 2 on each of two processes ends at the weights of batch 4 on one, to 1e-6.
 
-    "cached": both write a cache with the (sharded) teacher, and train from it.
+    "cached": both write a cache with the (sharded) teacher, and train from it. "answers": each
+    answers its share of the evaluation data; under FSDP2 that is refused.
     """
+    if kind == "fsdp2" and "--answers" in flags:
+        with pytest.raises(AssertionError, match="eval_generate needs the whole student"):
+            on_two_processes(tmp_path, kind, *flags)
+        return
     if "--cached" in flags:
         toys.llama(4, 24, seed=1).save_pretrained(tmp_path / "teacher")
         toys.tokenizer().save_pretrained(tmp_path / "teacher")
@@ -52,7 +57,9 @@ def test_two_processes_step_like_one(tmp_path, kind, wrapper, flags):
         student=toys.llama(tied="--untied" not in flags),
         eval_dataset=toys.dataset(7, seed=3),
         peft_config=toys.lora() if "--lora" in flags else None,
+        score_answers=toys.score_answers() if "--answers" in flags else None,
         **(toys.SAMPLED if "--sampled" in flags else {}),
+        **(toys.ANSWERED if "--answers" in flags else {}),
     )
     before, start = alone.evaluate(), toys.weights(alone.model)
     alone.train()
@@ -70,4 +77,6 @@ def test_two_processes_step_like_one(tmp_path, kind, wrapper, flags):
     if kind == "ddp":
         # Seven samples in batches of two on two processes: the sample that fills up counts once.
         for key in ("eval_loss", "eval_output_loss", "eval_lens_loss", "eval_cross_entropy"):
+            assert math.isclose(found["before"][key], before[key], rel_tol=1e-6), key
+        for key in ("eval_rouge_l", "eval_exact_match") if "--answers" in flags else ():
             assert math.isclose(found["before"][key], before[key], rel_tol=1e-6), key

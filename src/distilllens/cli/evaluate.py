@@ -66,12 +66,13 @@ def _judge(args):
                 raise ValueError(f"--{name} goes with --judge MODEL")
         return None
     from distilllens.evaluate.judge import Judge
+    from distilllens.evaluate.results import JUDGE_CACHE
 
     return Judge(
         args.judge,
         base_url=args.judge_url,
         key_variable=args.judge_key,
-        cache=Path(args.output) / "judge.jsonl",
+        cache=Path(args.output) / JUDGE_CACHE,
     )
 
 

@@ -40,7 +40,9 @@ class DevScorer:
             ("limit", limit, 1),
             ("batch_size", batch_size, 1),
         ):
-            if value is not None and (type(value) is not int or value < low):
+            if (value is not None or name == "batch_size") and (
+                type(value) is not int or value < low
+            ):
                 raise ValueError(
                     f"eval_generate_kwargs: {name} must be a whole number from {low}, got {value!r}"
                 )

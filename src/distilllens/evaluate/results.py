@@ -26,7 +26,7 @@ from distilllens.evaluate.calibration import Calibration
 from distilllens.evaluate.scores import Samples
 from distilllens.files import write_atomically, write_json
 
-SETTINGS = "evaluation.json"
+SETTINGS, JUDGE_CACHE = "evaluation.json", "judge.jsonl"
 # Metrics that may join an evaluation later.
 ADDABLE = ("teacher", "sbert", "judge")
 ANSWER_METRICS = ("rouge_l", "exact_match", "sbert", "judge", "judge_win")
@@ -146,6 +146,13 @@ class Results:
         path = self.folder / benchmark / model / "calibration.json"
         return Calibration.from_dict(json.loads(path.read_text(encoding="utf-8")))
 
+    def sort_replies(self):
+        """Put a judge's replies, which came as they came, into an order."""
+        path = self.folder / JUDGE_CACHE
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").split("\n")
+            write_atomically(path, "".join(f"{line}\n" for line in sorted(filter(None, lines))))
+
     def note_time(self, **entry):
         """Add a line to the timings."""
         with open(self.folder / "timings.jsonl", "a", encoding="utf-8") as stream:
@@ -225,6 +232,10 @@ def _samples(by_seed, references):
             if there.any():
                 values = np.where(there, values, 0.0)
                 found[metric] = Samples(numbers, values, there.astype(float))
+    if "judge" in found:
+        others = [[row["judge_reference"] for row in rows] for rows in by_seed]
+        others = np.nan_to_num(np.array(others, dtype=float).T)
+        found["judge_ratio"] = Samples(numbers, 100 * found["judge"].totals, others)
     tokens = np.array([[row["num_tokens"]] for row in references], dtype=float)
     for metric, key in (("perplexity", "nll"), ("kl", "kl")):
         if references[0].get(key) is not None:

@@ -162,7 +162,7 @@ def _settings(plan, candidates, teacher, work, judge):
         "backend": plan.backend,
         "teacher": identity(teacher) if teacher else None,
         "sbert": plan.sbert,
-        "judge": judge.model if judge else None,
+        "judge": f"{judge.model} at {judge.base_url}" if judge else None,
         "versions": {name: _version(name) for name in _LIBRARIES},
     }
 

@@ -33,6 +33,7 @@ METRICS = {
     "exact_match": Metric("exact match (%)", True),
     "sbert": Metric("SBERT cosine", True, 4),
     "judge": Metric("judge (1-10)", True),
+    "judge_ratio": Metric("judge: score in % of the references'", True),
     "judge_win": Metric("judge: wins against the reference (%)", True),
     "perplexity": Metric("perplexity of the references", False, 3, exponential=True),
     "kl": Metric("KL(teacher ‖ model) (nats per token)", False, 4),

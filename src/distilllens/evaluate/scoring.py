@@ -7,6 +7,7 @@ import sys
 from distilllens.evaluate.exact import exact_match
 from distilllens.evaluate.results import Unit
 from distilllens.evaluate.rouge import rouge_l
+from distilllens.evaluate.verdicts import Case
 
 
 class Scoring:
@@ -60,8 +61,6 @@ class Scoring:
                 row["sbert"] = value
 
     def _ask_judge(self, found):
-        from distilllens.evaluate.judge import Case
-
         asked = [(row, examples[row["example"]]) for _, rows, examples in found for row in rows]
         asked = [(row, example) for row, example in asked if "judge" not in row]
         cases = [Case(e.question, row["answer"], e.references[0]) for row, e in asked]
@@ -76,3 +75,4 @@ class Scoring:
             row["judge"] = verdict.score
             row["judge_reference"] = verdict.reference_score
             row["judge_win"] = None if verdict.win is None else 100 * verdict.win
+        self.results.sort_replies()

@@ -176,7 +176,63 @@ def test_a_bf16_student_trains_in_float32(workshop):
 
 
 # What is wrong: (changes to the recipe, flags, what the one line says).
+ANSWERED = {
+    "eval_file": "train.jsonl",
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "eval_generate": True,
+    "eval_generate_kwargs": {"max_new_tokens": 6, "limit": 4},
+}
+
+
+def test_the_best_answers_make_the_final_model(workshop, capsys):
+    """Scored at each evaluation; the final weights are of the best, and evaluate agrees on it."""
+    recipe(workshop, **ANSWERED, learning_rate=0.1)
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+    state = json.loads((workshop / "out" / "trainer_state.json").read_text())
+    found = {e["step"]: e["eval_rouge_l"] for e in state["log_history"] if "eval_rouge_l" in e}
+    assert set(found) == {2, 4} and state["best_metric"] == max(found.values())
+    best = workshop / "out" / f"checkpoint-{max(found, key=found.get)}"
+    final = (workshop / "out" / "model.safetensors").read_bytes()
+    assert final == (best / "model.safetensors").read_bytes()
+    flags = ["--seeds", "10", "--max_new_tokens", "6", "--limit", "4", "--output", "results"]
+    command = ["evaluate", "--model", "out", "--benchmark", "train.jsonl", *flags]
+    assert main(command) == 0
+    scores = json.loads((workshop / "results" / "scores.json").read_text())["scores"]
+    mean = scores["rouge_l"]["train"]["out"]["mean"]
+    assert mean == pytest.approx(state["best_metric"])
+    # What decides the final weights is part of the recipe.
+    assert main(["train", "--config", "recipe.yaml", "--eval_steps", "1"]) == 2
+    assert "eval_steps was 2 and is now 1" in capsys.readouterr().err
+
+
 BAD = {
+    "answers without evaluations": (
+        {"eval_generate": True},
+        [],
+        "eval_generate needs evaluations: set eval_strategy",
+    ),
+    "answers to nothing": (ANSWERED | {"eval_file": None}, [], "eval_generate needs eval_file"),
+    "answers to no question": (
+        ANSWERED | {"train_file": "story.txt", "eval_file": "story.txt"},
+        [],
+        "evaluation data example 0: a 'text' record has no reference",
+    ),
+    "answers beyond the context": (
+        ANSWERED | {"eval_generate_kwargs": {"max_new_tokens": 64}},
+        [],
+        "beyond the model's 64 positions",
+    ),
+    "answers by an unknown setting": (
+        ANSWERED | {"eval_generate_kwargs": {"seeds": 3}},
+        [],
+        "no 'seeds'; did you mean seed",
+    ),
+    "Rouge-L without answers": (
+        {"metric_for_best_model": "rouge_l"},
+        [],
+        "'rouge_l' is never measured; it needs eval_generate",
+    ),
     "unknown field": (
         {"lens_wieght": 1},
         [],
@@ -309,6 +365,7 @@ BAD = {
 def test_bad_input_is_one_line_and_status_2(workshop, capsys, name):
     """One line on standard error, status 2, and no output folder."""
     changes, flags, message = BAD[name]
+    (workshop / "story.txt").write_text("the cat sat on the mat")
     recipe(workshop, **changes)
     assert main(["train", "--config", "recipe.yaml", *flags]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]

@@ -142,6 +142,7 @@ UNREADABLE = [
     "Answer 2: 7\nAnswer 1: 4",
     "In 1969 there were 2 of 3",
     "<think>SCORES: 7 4",
+    "<think>\nSCORES: 7 4\n</think>\nHard to say.",
     '{"first": 70, "second": 4}',
     '{"first": true, "second": 4}',
     '{"first": "7", "second": null}',

@@ -131,6 +131,9 @@ class Judge:
                 self.check()
             try:
                 refusals = self._ask_all(asks, replies, progress)
+            except Gone as gone:
+                kept = f"{len(replies)} replies are kept in {self.cache}"
+                raise OSError(f"{gone}; {kept}, the same call goes on from there") from None
             finally:
                 replies.close()
         read = {key: self._next(messages, replies)[0] for key, messages in chains.items()}
@@ -192,9 +195,6 @@ class Judge:
                         if not isinstance(future.exception(), Stopped):  # by another's error
                             refusals += future.result()
                             bar.update()
-            except Gone as gone:
-                kept = f"{len(replies)} replies are kept in {self.cache}"
-                raise OSError(f"{gone}; {kept}, the same call goes on from there") from None
             finally:
                 server.stop()  # nothing is under way any more, or it shall end
                 pool.shutdown(cancel_futures=True)

@@ -5,6 +5,7 @@
     python -m benchmarks.run loss chunks               two parts
     python -m benchmarks.run loss --only "N2048"       cases whose name has this text in it
     python -m benchmarks.run steps --data DOLLY_DIR --tokenizer GPT2_DIR     on real rows
+    python -m benchmarks.run generation --model DIR --prompts FILE      also of a trained model
     python -m benchmarks.run --toy                     tiny shapes, a minute, rows are thrown away
     python -m benchmarks.tables                        write the tables of README.md and docs/
 
@@ -25,7 +26,7 @@ from pathlib import Path
 
 from benchmarks import rows
 
-PARTS = ("loss", "chunks", "scaling", "steps")
+PARTS = ("loss", "chunks", "scaling", "steps", "generation")
 _MARK = "ROW "  # of a line that is a row; everything else a library prints is passed on
 
 
@@ -64,6 +65,8 @@ def parse(arguments):
     parser.add_argument("--threads", type=int, help="of torch; default its own")
     parser.add_argument("--data", help="Dolly's training records, a file or its folder")
     parser.add_argument("--tokenizer", help="a folder with the tokenizer for --data")
+    parser.add_argument("--model", help="a folder: a trained model that answers too")
+    parser.add_argument("--prompts", help="records whose prompts, or first words, --model answers")
     parser.add_argument("--rows", type=int, default=50, help="rows of GPT-2's steps (default 50)")
     parser.add_argument("--results", type=Path, help="where rows go (default benchmarks/results)")
     parser.add_argument("--gflops", type=float, default=100, help="speed assumed by --list")
@@ -74,6 +77,8 @@ def parse(arguments):
         parser.error(f"no part {min(unknown)!r}; there are {', '.join(PARTS)}")
     if options.data and not options.tokenizer:
         parser.error("--data needs --tokenizer")
+    if bool(options.model) != bool(options.prompts):
+        parser.error("--model and --prompts need each other")
     return options
 
 
@@ -152,6 +157,7 @@ def said(row: dict) -> str:
         return f"{row['name']}: {row['skipped']}"
     time = f"{row['median_s']:.3f} s" if "median_s" in row else f"{row['mean_s']:.3f} s a step"
     speed = f", {row['gflop_per_s']} GFLOP/s" if "gflop_per_s" in row else ""
+    speed += f", {row['tokens_per_s']} tokens/s" if "tokens_per_s" in row else ""
     memory = f", {row['peak_bytes'] >> 20} MiB" if "peak_bytes" in row else ""
     return f"{row['name']}: {time}{speed}{memory}"
 

@@ -233,6 +233,23 @@ def cache_table(folder: Path) -> str:
     return markdown(f"{head} | bytes a response token", lines)
 
 
+def generation_table(folder: Path) -> str:
+    """Tokens a second by engine, over those of one prompt at a time; the noise by the forward."""
+    found = rows.load(folder, "generation")
+    alone = {r["shape"]: r["tokens_per_s"] for r in found if r["engine"] == "one at a time"}
+    lines = []
+    for row in found:
+        if row["engine"] == "noise":
+            cost = f"{1e3 * row['median_s']:.1f} ms by a forward of {1e3 * row['forward_s']:.1f} ms"
+            lines.append([row["shape"], "noise of a step", cost, ""])
+            continue
+        low, high = row["min_tokens_per_s"], row["max_tokens_per_s"]
+        speed = f"{row['tokens_per_s']:.0f} ({low:.0f} to {high:.0f})"
+        times = f"{row['tokens_per_s'] / alone[row['shape']]:.1f}"
+        lines.append([row["shape"], row["engine"], speed, times])
+    return markdown("model | engine | tokens/s: median (range) | x one at a time", lines)
+
+
 def cost_table(folder: Path) -> str:
     """The cost model of one mean Dolly row, GPT-2's shapes, float32."""
     student, teacher = cost_model.gpt2(12, 768), cost_model.gpt2(48, 1600)
@@ -305,6 +322,7 @@ TABLES = {
     "memory": memory_table,
     "lengths": length_table,
     "cache": cache_table,
+    "generation": generation_table,
     "cost": cost_table,
     "roofline": roofline_table,
     "cache-size": cache_size_table,

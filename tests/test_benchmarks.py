@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 NAMES = ("chunks", "cost_model", "dolly", "loss", "meter", "rivals", "rows", "run", "scaling")
-NAMES += ("pipelines", "steps", "tables")
+NAMES += ("pipelines", "steps", "tables", "generation")
 bench = {name: importlib.import_module(f"benchmarks.{name}") for name in NAMES}
 TOY = {**bench["loss"].TOY, "tokens": 24, "dtype": "float32", "repeats": 1}
 # Toy logits are below 10; m is at least 1e-5, so that log(m + 1e-8) is off by less than 1e-3.
@@ -153,6 +153,18 @@ def test_toy_steps_measure_and_make_tables(tmp_path):
             rows.store(tmp_path, "steps", {**row, "threads": 1})
     assert "| DistillLens |" in tables.step_table(tmp_path, "toy")
     assert "DistillLens / plain KD" in tables.ratio_table(tmp_path, "toy")
+
+
+def test_toy_answers_measure_and_make_a_table(tmp_path):
+    """Three engines and the noise; ends come as often as the bias says, so lengths differ."""
+    generation, rows = bench["generation"], bench["rows"]
+    (case,) = generation.cases(options())
+    for row in generation.measure(case):
+        assert json.loads(json.dumps(row)) == row
+        assert row["engine"] == "noise" or 6 <= row["tokens"][0] <= 72
+        rows.store(tmp_path, "generation", row)
+    table = bench["tables"].generation_table(tmp_path)
+    assert table.count("\n") == 2 + 4 and "| one at a time |" in table and "by a forward" in table
 
 
 def test_rows_replace_their_own_name(tmp_path):

@@ -23,6 +23,7 @@ class Process:
 
     @property
     def is_main(self) -> bool:
+        """True in the one process that scores and writes."""
         return self.rank == 0
 
     def wait(self):

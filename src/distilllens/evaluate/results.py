@@ -42,6 +42,7 @@ class Unit:
 
     @property
     def name(self) -> str:
+        """What its files are called."""
         return "greedy" if self.seed is None else f"seed-{self.seed}"
 
 

@@ -60,7 +60,7 @@ def test_penalties_are_the_generators_on_either_side():
 
 
 def test_the_generators_push_where_the_paper_says():
-    """Forward KL has no bound as r -> 0, reverse KL's is 1 and JSD's is ln(2) / 2; all are 0 at 1."""
+    """As r -> 0, forward KL has no bound, reverse KL's is 1, JSD's is ln(2) / 2; all are 0 at 1."""
     log_r = torch.tensor([-50.0, 0.0, 3.0], dtype=torch.float64)
     found = penalties(log_r.exp(), torch.ones(3, dtype=torch.float64), log_r)
     assert found["forward_kl"][0] == pytest.approx(49)
@@ -102,7 +102,7 @@ def test_the_histogram_holds_all_probability_by_ratio():
 
 
 def test_unequal_vocabularies_share_their_prefix():
-    """The shared columns are renormalised; a top token beyond them is no token of the comparison."""
+    """The shared columns are renormalised; a top token beyond them does not count."""
     log_q, log_p = rows()
     wide = torch.cat([log_p + math.log(0.3), torch.full((7, 1), math.log(0.7)).double()], -1)
     assert (wide.argmax(-1) == 31).any()

@@ -57,7 +57,7 @@ def test_final_probability_is_that_of_the_last_depths_top_token(family):
 
 
 def test_students_are_compared_as_divergence_by_depth_says(family):
-    """Means over valid tokens at training's pairs and at the nearest depths, two students at once."""
+    """Means over valid tokens, at training's pairs and at the nearest depths, of two students."""
     students, teacher = [family("gpt2"), family("gpt_neo")], family("llama")
     trained = [LayerMap([(1, 2)]), ()]
     document = Document(TEXTS[0], torch.arange(8))

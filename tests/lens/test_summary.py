@@ -34,7 +34,7 @@ def test_settled_share_rises_to_one():
 
 
 def test_reliability_counts_what_is_right():
-    """Two bins by hand: 0.55 and 0.57 with one right, 1.0 right; a token without a target is out."""
+    """Two bins by hand: 0.55 and 0.57, one right; 1.0, right; a token without a target is out."""
     found = reliability(
         reading([[1, 2, 3, 4]], [[0.55, 0.57, 1.0, 0.9]]), torch.tensor([1, 7, 3, -1])
     )

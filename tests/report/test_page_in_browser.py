@@ -83,9 +83,8 @@ def test_it_loads_alone_and_quietly(browser, page, size, dark):
     assert visible(browser, "figure svg.plot") == 7
     ground = browser.run("getComputedStyle(document.body).backgroundColor")
     assert ground == ("rgb(15, 18, 22)" if dark else "rgb(246, 247, 249)")
-    line = browser.run(
-        "getComputedStyle(document.querySelector('#entropy [data-series=model-0] path[style*=width]')).stroke"
-    )
+    teacher = "document.querySelector('#entropy [data-series=model-0] path[style*=width]')"
+    line = browser.run(f"getComputedStyle({teacher}).stroke")
     assert line == ("rgb(213, 217, 222)" if dark else "rgb(48, 54, 61)")
 
 

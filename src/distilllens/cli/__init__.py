@@ -11,6 +11,7 @@ COMMANDS = {
     "demo": "the whole story on a built-in teacher and data, offline, in about two minutes",
     "cache": "run a teacher once and keep its states for training without it",
     "train": "SFT, distillation or distillation through the logit lens: what the weights say",
+    "inspect": "a page on what teacher and students say at every depth, and how far they are apart",
 }
 
 _EXAMPLES = """\
@@ -19,6 +20,7 @@ examples:
   distilllens train --config recipe.yaml
   distilllens train --help
   distilllens cache --config recipe.yaml --teacher_cache caches/teacher
+  distilllens inspect --teacher demo/teacher --student demo/kd --prompt TEXT --output page.html
   torchrun --nproc_per_node 2 -m distilllens train --config recipe.yaml
 
 Exit status: 0; 2 with one line on standard error for bad input. Set DISTILLLENS_DEBUG=1 to see

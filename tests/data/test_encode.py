@@ -65,7 +65,7 @@ def test_tokens_and_targets_are_those_of_the_trainer(tmp_path, kind):
 
 
 def test_a_token_across_the_boundary_is_a_target(shared):
-    """GPT-2 splits blanks by what follows: the prompt alone ends in a token that the whole lacks."""
+    """GPT-2 splits blanks by what follows: the prompt alone ends in a token of its own."""
     gpt2 = AutoTokenizer.from_pretrained(shared / "tokenizers" / "gpt2")
     example = {"prompt": "a\n\n", "completion": "b"}
     assert len(gpt2("a\n\n")["input_ids"]) == 2

@@ -16,9 +16,7 @@ from distilllens.report import inspector_sections, render_page
 @pytest.fixture(scope="module")
 def page(inspected):
     """The page as text."""
-    sections = inspector_sections(
-        inspected.found, inspected.names, say=inspected.say, vocab_size=24
-    )
+    sections = inspector_sections(inspected.found, inspected.names, inspected.say)
     return render_page("title", "lead", sections)
 
 
@@ -148,7 +146,7 @@ def test_the_sides_of_a_penalty_sum_to_the_divergence(inspected, page, tables):
 def test_one_model_alone_has_no_student(inspected):
     """The classic logit lens: no divergence, no penalty, no second table."""
     found = inspect_models(inspected.teacher, inspected.documents[:1])
-    html = render_page("t", "l", inspector_sections(found, ["m"], say=str, vocab_size=24))
+    html = render_page("t", "l", inspector_sections(found, ["m"], str))
     for name in ("entropy", "final", "settled", "lens", "reliability"):
         assert f'id="{name}"' in html
     for name in ("divergence", "confidence", "penalty"):
@@ -159,7 +157,7 @@ def test_one_token_has_no_successor(inspected):
     """Nothing to be reliable about: that figure is left out, all others are drawn."""
     document = Document(torch.tensor([3]), torch.tensor([0]))
     found = inspect_models(inspected.teacher, [document], inspected.students[:1])
-    html = render_page("t", "l", inspector_sections(found, ["t", "s"], say=str, vocab_size=24))
+    html = render_page("t", "l", inspector_sections(found, ["t", "s"], str))
     assert 'id="penalty"' in html and 'id="reliability"' not in html
 
 
@@ -174,6 +172,6 @@ def test_the_page_keeps_its_budget(inspected):
     trained = [[(s, 2 * s) for s in range(1, 12)]]
     found = inspect_models(teacher, [Document(ids, torch.arange(200))], [student], trained=trained)
     say = "␣word{}".format
-    html = render_page("t", "l", inspector_sections(found, ["t", "s"], say=say, vocab_size=5000))
+    html = render_page("t", "l", inspector_sections(found, ["t", "s"], say))
     assert '"left_out":0' in html
     assert len(html.encode()) < 3e6

@@ -10,7 +10,7 @@ from distilllens.report.lens_table import lens_table
 
 def test_cells_are_the_trajectory(inspected):
     """Top ten, their probabilities and the entropy, of each model, depth and token, four digits."""
-    table = lens_table(inspected.found, inspected.names, inspected.say, 24)
+    table = lens_table(inspected.found, inspected.names, inspected.say)
     words = table["words"]
     assert len(set(words)) == len(words)
     models = [inspected.teacher, *inspected.students]
@@ -33,7 +33,7 @@ def test_cells_are_the_trajectory(inspected):
 
 def test_pairs_jsd_and_what_follows(inspected):
     """Rows of each student with its partner; the token behind the last one is unknown."""
-    table = lens_table(inspected.found, inspected.names, inspected.say, 24)
+    table = lens_table(inspected.found, inspected.names, inspected.say)
     assert table["pairs"][0] == ((0, 0), (1, 1), (2, 3), (3, 4))
     assert table["trained"] == [[1, 2], []]
     first = table["documents"][0]
@@ -63,7 +63,7 @@ def numbers(lengths, depths=13, top_k=10):
 )
 def test_a_long_text_is_cut_and_said_to_be(lengths, shown):
     """As many tokens as there is room for, as even as can be, and the rest is counted."""
-    table = lens_table(numbers(lengths), ["m"], str, 24)
+    table = lens_table(numbers(lengths), ["m"], str)
     assert [len(d["read"]) for d in table["documents"]] == shown
     assert table["left_out"] == sum(lengths) - sum(shown)
 
@@ -74,8 +74,8 @@ def test_depths_that_no_student_meets_are_left_out(inspected):
     shallow = Inspection(
         found.documents, found.teacher, found.students[1:], found.comparisons[1:], ((),)
     )
-    cells = lens_table(shallow, ["t", "s"], str, 24)["documents"][0]["cells"]
+    cells = lens_table(shallow, ["t", "s"], str)["documents"][0]["cells"]
     assert [depth is not None for depth in cells[0]] == [True, False, True, False, True]
     alone = Inspection(found.documents, found.teacher)
-    cells = lens_table(alone, ["t"], str, 24)["documents"][0]["cells"]
+    cells = lens_table(alone, ["t"], str)["documents"][0]["cells"]
     assert all(depth is not None for depth in cells[0])

@@ -24,9 +24,7 @@ SIZES = {
 @pytest.fixture(scope="module")
 def page(inspected, tmp_path_factory):
     """The page as a file."""
-    sections = inspector_sections(
-        inspected.found, inspected.names, say=inspected.say, vocab_size=24
-    )
+    sections = inspector_sections(inspected.found, inspected.names, inspected.say)
     path = tmp_path_factory.mktemp("page") / "page.html"
     path.write_text(render_page("a & b", "A <lead>.", sections), encoding="utf-8")
     return path

@@ -50,12 +50,7 @@ def run(args) -> str:
         trained=trained,
     )
     labels = _labels(names)
-    sections = inspector_sections(
-        found,
-        labels,
-        say=partial(token_text, tokenizer),
-        vocab_size=lenses[0].model.get_output_embeddings().weight.shape[0],
-    )
+    sections = inspector_sections(found, labels, partial(token_text, tokenizer))
     teacher, *students = labels
     title = f"{', '.join(students)} beside {teacher}" if students else f"Logit lens of {teacher}"
     page = render_page(title, _lead(args, models, trained, count), sections)

@@ -30,23 +30,20 @@ _SIDES = (
 def inspector_sections(
     inspection: Inspection,
     names: Sequence[str],
-    *,
     say: Callable[[int], str],
-    vocab_size: int,
 ) -> list[Section]:
     """All the inspector's figures, in the order of the page (for ``page.render_page``).
 
     Args:
         names: of the teacher (or the one model), then of the students.
         say: what a token says (``tokens.token_text``).
-        vocab_size: the teacher's.
 
     Raises:
         ImportError: matplotlib is missing.
     """
     readings, students = [inspection.teacher, *inspection.students], names[1:]
     targets = inspection.targets
-    table = lens_table(inspection, names, say, vocab_size)
+    table = lens_table(inspection, names, say)
     sections = [
         Section("At a glance", _counted(inspection), (_glance(inspection, names),)),
         Section("How a prediction takes shape", _SHAPE, shape_plots(readings, names)),

@@ -93,7 +93,7 @@
     const apart = state.student ? `, JSD ${jsd(row, token).toFixed(3)} nats` : "";
     const follows = next[token] === null ? " ends the text" :
       [" is followed by ", make("q", {}, word(next[token]))];
-    const title = make("p", { class: "where", "aria-live": "polite" }, `Token ${token + 1}, `,
+    const title = make("p", { class: "where" }, `Token ${token + 1}, `,
       make("q", {}, word(read[token])), ...[follows].flat(), apart);
     root.querySelector(".ten").replaceChildren(title,
       make("div", { class: "lists" }, ...models().map((model) => topTen(model, place))));
@@ -239,7 +239,7 @@
         ? chooser("Student", "student", lens.models.slice(1).map((m, i) => [i + 1, m.name])) : null,
       chooser("Colour", "colour", colours), make("span", { class: "scale" })),
     make("div", { class: "sides" }),
-    make("div", { class: "panel" }, close, make("div", { class: "ten" })),
+    make("div", { class: "panel", role: "region", "aria-label": "The likeliest tokens" }, close, make("div", { class: "ten" })),
     make("p", { class: "files" }, save));
   build();
 })();

@@ -20,14 +20,12 @@ def lens_table(
     inspection: Inspection,
     names: Sequence[str],
     say: Callable[[int], str],
-    vocab_size: int,
 ) -> dict:
     """What the page's lens table shows, ready for JSON.
 
     Args:
         names: of the teacher, then of the students.
         say: what a token says; asked once for each.
-        vocab_size: the largest entropy is its logarithm.
 
     Returns:
         ``words`` (texts, each once; other entries are places in it), ``models`` (names, numbers of
@@ -46,7 +44,6 @@ def lens_table(
         ],
         "pairs": [c.pairs for c in inspection.comparisons],
         "trained": [[s for s, _ in pairs] for pairs in inspection.trained],
-        "vocabulary": vocab_size,
         "left_out": len(inspection.targets) - sum(shown),
         "documents": list(_documents(inspection, shown, words)),
         "words": words.all,

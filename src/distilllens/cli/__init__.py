@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "SFT, distillation or distillation through the logit lens: what the weights say",
     "evaluate": "answers to benchmarks, their metrics, and scores with error bars",
     "compare": "results of evaluations side by side, and who is better beyond noise",
+    "inspect": "a page on what teacher and students say at every depth, and how far they are apart",
 }
 
 _EXAMPLES = """\
@@ -22,6 +23,7 @@ examples:
   distilllens train --help
   distilllens cache --config recipe.yaml --teacher_cache caches/teacher
   distilllens evaluate --model runs/student --benchmark test.jsonl --output results
+  distilllens inspect --teacher demo/teacher --student demo/kd --prompt TEXT --output page.html
   torchrun --nproc_per_node 2 -m distilllens train --config recipe.yaml
 
 Exit status: 0; 2 with one line on standard error for bad input. Set DISTILLLENS_DEBUG=1 to see

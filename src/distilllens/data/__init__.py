@@ -1,5 +1,6 @@
 """Text becomes records, and records become what the trainer and the benchmarks read."""
 
+from distilllens.data.encode import encode_example, encode_messages
 from distilllens.data.format import (
     drop_long_prompts,
     format_instruction,
@@ -13,6 +14,8 @@ from distilllens.data.records import kind_of, references
 __all__ = [
     "data_files",
     "drop_long_prompts",
+    "encode_example",
+    "encode_messages",
     "format_instruction",
     "format_prompt",
     "kind_of",

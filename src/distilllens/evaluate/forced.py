@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
+from distilllens.data import encode_example
 from distilllens.divergence import divergence
 from distilllens.evaluate.calibration import Calibration
 from distilllens.evaluate.tokens import positions_of
@@ -77,7 +77,9 @@ def forced_rows(
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
     names = [f"example {i}" for i in range(len(examples))] if names is None else names
-    rows = _tokenized(tokenizer, examples)
+    if tokenizer.eos_token is None:
+        raise ValueError("the tokenizer has no end-of-sequence token, so no reference has an end")
+    rows = [encode_example(example, tokenizer) for example in examples]
     readers = [_Reader("student", student)]
     if teacher is not None:
         readers.append(_Reader("teacher", teacher))
@@ -105,34 +107,6 @@ def forced_rows(
             if progress is not None:
                 progress(len(found), len(rows))
     return [found[i] for i in range(len(rows))], calibration
-
-
-def _tokenized(tokenizer, examples) -> list[tuple[list[int], int]]:
-    """``(ids, start)`` of each example: all tokens, and where those of the completion begin.
-
-    As SFTTrainer cuts them: the completion ends with the end of sequence, written as text, and
-    starts where the tokens of prompt and prompt + completion part, which is before the prompt's end
-    if tokens merge across it.
-    """
-    if tokenizer.eos_token is None:
-        raise ValueError("the tokenizer has no end-of-sequence token, so no reference has an end")
-    pairs = [_token_pair(tokenizer, e["prompt"], e["completion"]) for e in examples]
-    return [(whole, _parting(prompt, whole)) for prompt, whole in pairs]
-
-
-def _token_pair(tokenizer, prompt, completion):
-    """Tokens of a prompt and of prompt and completion; messages go through the chat template."""
-    if isinstance(prompt, str):
-        eos = tokenizer.eos_token
-        whole = prompt + completion + ("" if completion.endswith(eos) else eos)
-        return tuple(tokenizer(text, verbose=False)["input_ids"] for text in (prompt, whole))
-    render = partial(tokenizer.apply_chat_template, return_dict=False)
-    return render(prompt, add_generation_prompt=True), render([*prompt, *completion])
-
-
-def _parting(ours, theirs):
-    pairs = enumerate(zip(ours, theirs, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
 
 
 def _num_tokens(ids, start):

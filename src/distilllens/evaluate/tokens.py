@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from distilllens.data import encode_messages
+
 
 def encode_prompts(tokenizer, prompts: Sequence[str | list[dict]]) -> list[list[int]]:
     """Token ids of prompts as SFTTrainer's sequences begin: with the special tokens in front.
@@ -19,7 +21,7 @@ def encode_prompts(tokenizer, prompts: Sequence[str | list[dict]]) -> list[list[
     return [
         next(read)
         if isinstance(prompt, str)
-        else tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+        else encode_messages(prompt, tokenizer, {}, add_generation_prompt=True)
         for prompt in prompts
     ]
 

@@ -2,6 +2,7 @@
 
 from distilllens.lens.capture import LayerStates, capture, read_states
 from distilllens.lens.logit_lens import LogitLens
+from distilllens.lens.reading import Document, Inspection, inspect_models
 from distilllens.lens.trajectory import (
     DepthDivergence,
     Trajectory,
@@ -11,11 +12,14 @@ from distilllens.lens.trajectory import (
 
 __all__ = [
     "DepthDivergence",
+    "Document",
+    "Inspection",
     "LayerStates",
     "LogitLens",
     "Trajectory",
     "capture",
     "divergence_by_depth",
+    "inspect_models",
     "read_states",
     "trajectory",
 ]

@@ -70,12 +70,7 @@ def trajectory(model, *, depths=None, top_k: int = 5, chunk_size: int = 512, **i
     for depth in depths:
         parts = []
         for logits in _logits_in_chunks(lens, layer_states[depth], every, chunk_size):
-            if not 1 <= top_k <= logits.shape[-1]:
-                raise ValueError(f"top_k must be 1 to {logits.shape[-1]}, got {top_k}")
-            log_p = logits.float().log_softmax(-1)
-            best = log_p.topk(top_k)
-            entropy = torch.special.entr(log_p.exp()).sum(-1)
-            parts.append((best.indices, best.values.exp(), entropy))
+            parts.append(likeliest(logits.float().log_softmax(-1), top_k))
         found.append([torch.cat(column) for column in zip(*parts, strict=True)])
     tokens, probabilities, entropy = (torch.stack(c) for c in zip(*found, strict=True))
     shape = (len(depths), *every.shape)
@@ -135,6 +130,21 @@ def divergence_by_depth(
             total += float(divergence(ours[..., :shared].float(), theirs.float()).double().sum())
         means.append(total / count)
     return DepthDivergence(pairs, tuple(means), count)
+
+
+def likeliest(log_p: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The likeliest tokens ``[..., k]``, their probabilities, and the entropy ``[...]`` in nats.
+
+    Args:
+        log_p: log-probabilities ``[..., V]``.
+
+    Raises:
+        ValueError: top_k outside 1..V.
+    """
+    if not 1 <= top_k <= log_p.shape[-1]:
+        raise ValueError(f"top_k must be 1 to {log_p.shape[-1]}, got {top_k}")
+    best = log_p.topk(top_k)
+    return best.indices, best.values.exp(), torch.special.entr(log_p.exp()).sum(-1)
 
 
 def _shape(inputs):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from os import PathLike
 
+from distilllens.report.canvas import new_figure
+
 
 def plot_divergence_by_depth(
     path: str | PathLike,
@@ -30,9 +32,7 @@ def plot_divergence_by_depth(
     for label, values in curves.items():
         if len(values) != len(depths):
             raise ValueError(f"curve {label!r} has {len(values)} values for {len(depths)} depths")
-    Figure = _matplotlib_figure()
-    # Figure, not pyplot: no window system is asked for and no global state is left behind.
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    figure = new_figure(6.4, 4.0)
     axes = figure.subplots()
     for marker, (label, values) in zip("os^Dvx" * len(curves), curves.items(), strict=False):
         axes.plot(range(len(depths)), values, marker=marker, label=label)
@@ -43,14 +43,4 @@ def plot_divergence_by_depth(
     axes.set_ylim(bottom=0)
     axes.grid(axis="y", alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=150, format="png")
-
-
-def _matplotlib_figure():
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "figures need matplotlib, which is not installed: pip install 'distilllens[plot]'"
-        ) from error
-    return Figure
+    figure.savefig(path, dpi=150, format="png", facecolor="white")

@@ -1,0 +1,194 @@
+"""What a figure is drawn on: its size, its colours, and the files and page parts it becomes."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+
+from distilllens.files import part_of, settle
+
+# Name -> what it looks like on light and on dark paper. The models' colours are those of Okabe and
+# Ito, which the common kinds of colour blindness tell apart, lifted a little for dark paper.
+COLOURS = {
+    "paper": ("#ffffff", "#171b21"),
+    "sheet": ("#f6f7f9", "#0f1216"),
+    "full": ("#6cb2ec", "#1b6ca8"),
+    "link": ("#0b62b0", "#7cc0ff"),
+    "ink": ("#1b1f24", "#e6e8eb"),
+    "muted": ("#5b6470", "#a3abb6"),
+    "rule": ("#c9ced6", "#454c56"),
+    "grid": ("#e8ebef", "#2a3038"),
+    "teacher": ("#30363d", "#d5d9de"),
+    "first": ("#0072b2", "#58b4ea"),
+    "second": ("#d55e00", "#ff8a3d"),
+    "third": ("#009e73", "#2fc99b"),
+    "fourth": ("#b4559a", "#e08cc4"),
+    "fifth": ("#c28b00", "#f0b429"),
+    "sixth": ("#4b8fc0", "#8fd0ff"),
+}
+STUDENTS = ("first", "second", "third", "fourth", "fifth", "sixth")
+# Told apart without colour too. One more of each than there are colours: a seventh differs.
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ((), (5, 2), (1.5, 1.5), (6, 1.5, 1.5, 1.5), (3, 1.5), (8, 2, 2, 2, 2, 2), (2, 4))
+_NAMES = {light: name for name, (light, _) in COLOURS.items()}
+
+
+def require_plotting():
+    """Complain at once where figures cannot be drawn.
+
+    Raises:
+        ImportError: matplotlib is missing; the message says how to install it.
+    """
+    new_figure()
+
+
+def new_figure(width: float = 4.4, height: float = 2.9):
+    """An empty matplotlib figure, in inches: narrow, so that text stays readable on a phone.
+
+    Raises:
+        ImportError: matplotlib is missing; the message says how to install it.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "figures need matplotlib, which is not installed: pip install 'distilllens[plot]'"
+        ) from error
+    # Figure, not pyplot: no window system is asked for and no global state is left behind.
+    return Figure(figsize=(width, height), layout="constrained", facecolor="none")
+
+
+def colour(name: str) -> str:
+    """A colour of ``COLOURS`` as figures draw it; on a page it follows light and dark."""
+    return COLOURS[name][0]
+
+
+def style_of(number: int) -> dict:
+    """The line style of a model: 0 is the teacher, 1 and on are students."""
+    if number == 0:
+        return {"color": colour("teacher"), "marker": "o", "markersize": 3.5, "linewidth": 1.6}
+    at = number - 1
+    return {
+        "color": colour(STUDENTS[at % len(STUDENTS)]),
+        "marker": MARKERS[number % len(MARKERS)],
+        "markersize": 4.5,
+        "linewidth": 1.8,
+        "dashes": DASHES[number % len(DASHES)],
+    }
+
+
+def frame(axes, xlabel: str, ylabel: str):
+    """Dress axes: two spines, a light grid, labels."""
+    axes.set_xlabel(xlabel, fontsize=9.5, color=colour("ink"))
+    axes.set_ylabel(ylabel, fontsize=9.5, color=colour("ink"))
+    axes.tick_params(labelsize=8.5, colors=colour("muted"), length=3, color=colour("rule"))
+    axes.set_facecolor("none")
+    axes.grid(color=colour("grid"), linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.margins(x=0.02)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(colour("rule"))
+
+
+def mark(artist, *, series: str | None = None, when: str | None = None):
+    """Name an artist for a page: what legend entry shows or hides it, and which choice it is for.
+
+    ``when`` is ``"depth=3"``, or several such words.
+    """
+    words = [f"series={series}" if series else "", when or ""]
+    artist.set_gid("mark " + " ".join(filter(None, words)))
+
+
+def to_svg(figure, name: str, description: str) -> str:
+    """The figure as an ``<svg>`` element for a page, with its colours as CSS variables.
+
+    Args:
+        name: unlike that of any other figure of the page; the same numbers give the same text.
+        description: what is seen, for readers who do not see it.
+    """
+    text = _svg(figure, name, "none")
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", text, flags=re.S)
+    text = text[text.index("<svg") :]
+    text = re.sub(r'<g id="mark ([^"]*)"', _marked, text)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)
+    text = text.replace("xlink:href", "href")
+    text = re.sub(r"#[0-9a-f]{6}", _variable, text)
+    # Sizes stay, families are the page's; how matplotlib writes them depends on its version.
+    text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
+    text = re.sub(r"font-family: [^;\"]*;? ?| transform=\"rotate\(-0 [^\"]*\"", "", text)
+    text = re.sub(r"-?\d+\.\d{3,}", _rounded, text)
+    text = re.sub(r"\s*\n\s*", "\n", text)
+    box = re.search(r'viewBox="([^"]*)"', text)[1]
+    opening = f'<svg class="plot" viewBox="{box}" role="img" aria-label="{escape(description)}">'
+    return re.sub(r"<svg[^>]*>", lambda _: opening, text, count=1)
+
+
+def save(figure, stem: Path, chosen: Mapping[str, str]):
+    """Write ``stem.png`` and ``stem.svg`` for a paper, with a legend above, whole or not at all.
+
+    Args:
+        chosen: choice -> value; what is marked for another value is left out.
+    """
+    words = {f"{name}={value}" for name, value in chosen.items()}
+    for artist in figure.findobj(lambda a: (a.get_gid() or "").startswith("mark ")):
+        when = [w for w in artist.get_gid().split()[1:] if not w.startswith("series=")]
+        artist.set_visible(words.issuperset(when))
+    _add_legend(figure)
+    svg = stem.with_name(f"{stem.name}.svg")
+    part = part_of(svg)
+    part.write_text(_svg(figure, stem.name, "path"), encoding="utf-8")
+    settle(part, svg)
+    png = stem.with_name(f"{stem.name}.png")
+    part = part_of(png)
+    figure.savefig(part, dpi=200, format="png", facecolor="white", metadata={"Software": None})
+    settle(part, png)
+
+
+def _svg(figure, salt, fonttype):
+    import matplotlib
+
+    stream = io.StringIO()
+    settings = {"svg.fonttype": fonttype, "svg.hashsalt": f"distilllens {salt}"}
+    with matplotlib.rc_context(settings):
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    return stream.getvalue()
+
+
+def _add_legend(figure):
+    found = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        found |= dict(zip(labels, handles, strict=True))
+    if found:
+        figure.legend(
+            found.values(),
+            found.keys(),
+            loc="outside upper center",
+            ncols=3 if max(map(len, found)) < 16 else 2,
+            fontsize=8,
+            frameon=False,
+            handlelength=2.6,
+        )
+
+
+def _marked(match):
+    """A marked group's attributes: series=NAME for the legend, the other words for the choices."""
+    words = match[1].split()
+    series = [word.removeprefix("series=") for word in words if word.startswith("series=")]
+    when = [word for word in words if not word.startswith("series=")]
+    attributes = [f' data-series="{name}"' for name in series]
+    attributes += [f' data-when="{" ".join(when)}"'] if when else []
+    return "<g" + "".join(attributes)
+
+
+def _variable(match):
+    name = _NAMES.get(match[0])
+    return f"var(--{name})" if name else match[0]
+
+
+def _rounded(match):
+    return f"{float(match[0]):.2f}".rstrip("0").rstrip(".")

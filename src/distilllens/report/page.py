@@ -1,0 +1,184 @@
+"""One self-contained HTML page of figures: its large parts, and how they become text."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from distilllens.report.canvas import COLOURS, save, to_svg
+from distilllens.report.parts import Choice, Entry, Table, when_attribute
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A matplotlib figure; ``when`` says for which choices it is shown."""
+
+    figure: Any
+    description: str
+    when: str = ""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure of the page with its title, how to read it, its switches and its numbers.
+
+    Args:
+        name: one word, unlike that of any other part of the page; the CSV file is called so.
+        caption: how to read it, in plain English.
+        table: the numbers; they are part of the page's data.
+        shown: (when, table): small tables beside or under the drawing.
+    """
+
+    name: str
+    title: str
+    caption: str
+    drawings: tuple[Drawing, ...]
+    table: Table
+    choices: tuple[Choice, ...] = ()
+    legend: tuple[Entry, ...] = ()
+    shown: tuple[tuple[str, Table], ...] = ()
+
+    def html(self) -> str:
+        """The part of the page."""
+        drawings = "".join(
+            f'<div class="drawing"{when_attribute(drawing.when)}>'
+            f"{to_svg(drawing.figure, f'{self.name}{number}', drawing.description)}</div>"
+            for number, drawing in enumerate(self.drawings)
+        )
+        shown = "".join(f"<div{when_attribute(w)}>{table.html()}</div>" for w, table in self.shown)
+        return (
+            f'<figure class="card" id="{self.name}" data-figure><h3>{escape(self.title)}</h3>'
+            f'{self._switches()}<div class="sheet"><div>{drawings}</div>'
+            f"<div>{shown}<figcaption>{escape(self.caption)}</figcaption>"
+            f'<p class="files"><button type="button" class="quiet" data-csv="{self.name}">'
+            "Numbers as CSV</button></p></div></div></figure>"
+        )
+
+    def _switches(self):
+        choices = "".join(choice.html(self.name) for choice in self.choices)
+        keys = "".join(entry.html() for entry in self.legend)
+        legend = f'<div class="legend" role="group" aria-label="Show or hide">{keys}</div>'
+        return f'<div class="switches">{choices}{legend if keys else ""}</div>'
+
+    def save(self, folder: Path):
+        """Write every drawing as PNG and SVG, with the choices that stand at first."""
+        for drawing in self.drawings:
+            words = dict(word.split("=") for word in drawing.when.split())
+            chosen = {choice.name: choice.value for choice in self.choices} | words
+            labels = [c.options[words[c.name]] for c in self.choices if c.name in words]
+            parts = (re.sub(r"[^\w.]+", "-", part).strip("-.") for part in (self.name, *labels))
+            save(drawing.figure, folder / "-".join(filter(None, parts)), chosen)
+
+
+@dataclass(frozen=True)
+class Widget:
+    """A part that a script of its own builds from the page's data.
+
+    Args:
+        data: what the script finds in the page's data under ``name``; anything JSON holds.
+        script: the file in this folder.
+    """
+
+    name: str
+    title: str
+    caption: str
+    data: Any
+    script: str
+
+    def html(self) -> str:
+        """The part of the page, empty until the script runs."""
+        return (
+            f'<section class="card wide" id="{self.name}"><h3>{escape(self.title)}</h3>'
+            f'<p class="how">{escape(self.caption)}</p><div data-widget></div></section>'
+        )
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, some sentences, and parts."""
+
+    title: str
+    text: str
+    parts: tuple[Plot | Widget | Table, ...] = ()
+
+    def html(self) -> str:
+        """The part of the page."""
+        parts = "".join(part.html() for part in self.parts)
+        return (
+            f"<section><h2>{escape(self.title)}</h2><p>{escape(self.text)}</p>"
+            f'<div class="cards">{parts}</div></section>'
+        )
+
+
+def render_page(title: str, lead: str, sections: Sequence[Section]) -> str:
+    """The whole page: no network, no other file; light and dark.
+
+    All text is escaped. The numbers stand in one JSON block, ``#data``: ``tables`` by the names of
+    the plots, and the data of each widget by its name.
+    """
+    parts = [part for section in sections for part in section.parts]
+    data: dict[str, Any] = {"tables": {}}
+    for part in parts:
+        if isinstance(part, Plot):
+            data["tables"][part.name] = {"columns": part.table.columns, "rows": part.table.rows}
+        elif isinstance(part, Widget):
+            data[part.name] = part.data
+    scripts = ["page.js", *dict.fromkeys(p.script for p in parts if isinstance(p, Widget))]
+    return Template(_file("page.html")).substitute(
+        title=escape(title),
+        lead=escape(lead),
+        body="\n".join(section.html() for section in sections),
+        style=_colours() + _file("page.css"),
+        data=to_json(data),
+        script="\n".join(map(_file, scripts)),
+    )
+
+
+def save_figures(sections: Sequence[Section], folder: Path):
+    """Write every plot as PNG and SVG into a folder that exists."""
+    for section in sections:
+        for part in section.parts:
+            if isinstance(part, Plot):
+                part.save(folder)
+
+
+def to_json(value: Any) -> str:
+    """Compact JSON that can stand inside ``<script>``; numbers that are not finite become text."""
+    text = json.dumps(_finite(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    # "</script>" or "<!--" in a token must not end the block.
+    return text.replace("<", "\\u003c")
+
+
+def _colours():
+    light, dark = (
+        "".join(f"--{name}:{pair[at]};" for name, pair in COLOURS.items()) for at in (0, 1)
+    )
+    dark = f"color-scheme:dark;{dark}"
+    return (
+        f":root{{color-scheme:light;{light}}}\n"
+        f"@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){{{dark}}}}}\n"
+        f":root[data-theme=dark]{{{dark}}}\n"
+    )
+
+
+def _file(name):
+    return (_HERE / name).read_text(encoding="utf-8")
+
+
+def _finite(value):
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

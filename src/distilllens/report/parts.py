@@ -1,0 +1,134 @@
+"""The small parts of a page: tables, choices, legends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from distilllens.report.canvas import COLOURS
+
+# From this many options on, a list is easier than buttons.
+_MANY = 5
+_SHAPES = {
+    "o": '<circle cx="14" cy="6" r="3.5"/>',
+    "s": '<rect x="10.5" y="2.5" width="7" height="7"/>',
+    "^": '<path d="M14 1.5 18 9.5H10z"/>',
+    "D": '<path d="M14 1.5 18.5 6 14 10.5 9.5 6z"/>',
+    "v": '<path d="M14 10.5 18 2.5H10z"/>',
+    "P": '<path d="M12.5 2h3v2.5H18v3h-2.5V10h-3V7.5H10v-3h2.5z"/>',
+    "X": '<path d="M10.5 3.5 12 2l2 2 2-2 1.5 1.5-2 2.5 2 2.5L16 10l-2-2-2 2-1.5-1.5 2-2.5z"/>',
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Numbers in rows: a CSV file, or a table on the page. Text, numbers and None for no value."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple, ...]
+
+    def html(self) -> str:
+        """A table of the page; numbers stand on the right, with four digits."""
+        head = "".join(f'<th scope="col">{escape(name)}</th>' for name in self.columns)
+        rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in self.rows)
+        return (
+            f'<div class="scroll"><table class="numbers"><thead><tr>{head}</tr></thead>'
+            f"<tbody>{rows}</tbody></table></div>"
+        )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A choice of one among several; parts of a plot that say ``name=value`` follow it.
+
+    Args:
+        options: value (one word) -> label.
+        chosen: the value at first; default: the first.
+        when: the choice is offered only where these other choices hold.
+    """
+
+    name: str
+    label: str
+    options: Mapping[str, str]
+    chosen: str = ""
+    when: str = ""
+
+    @property
+    def value(self) -> str:
+        """The value at first."""
+        return self.chosen or next(iter(self.options))
+
+    def html(self, plot: str) -> str:
+        """Buttons, or a list where there are many options; nothing for a single one."""
+        if len(self.options) == 1:
+            return f'<input type="hidden" data-choice="{self.name}" value="{escape(self.value)}">'
+        make = self._list if len(self.options) >= _MANY else self._buttons
+        return make(f'name="{plot}-{self.name}" data-choice="{self.name}"')
+
+    def _list(self, attributes):
+        options = "".join(
+            f'<option value="{escape(value)}"{" selected" * (value == self.value)}>'
+            f"{escape(label)}</option>"
+            for value, label in self.options.items()
+        )
+        return (
+            f'<label class="choice"{when_attribute(self.when)}>{escape(self.label)} '
+            f"<select {attributes}>{options}</select></label>"
+        )
+
+    def _buttons(self, attributes):
+        options = "".join(
+            f'<label><input type="radio" {attributes} value="{escape(value)}"'
+            f"{' checked' * (value == self.value)}><span>{escape(label)}</span></label>"
+            for value, label in self.options.items()
+        )
+        return (
+            f'<fieldset class="choice"{when_attribute(self.when)}>'
+            f"<legend>{escape(self.label)}</legend>{options}</fieldset>"
+        )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A legend's entry, which shows and hides what ``canvas.mark`` put in its series.
+
+    Args:
+        style: as ``canvas.style_of`` gives it: color, dashes, marker; or color and "area".
+    """
+
+    series: str
+    label: str
+    style: Mapping[str, Any]
+
+    def html(self) -> str:
+        """A button with a sample of the line or area, in the colours of the page."""
+        return (
+            f'<button type="button" data-toggle="{escape(self.series)}" aria-pressed="true">'
+            f"{self._sample()}{escape(self.label)}</button>"
+        )
+
+    def _sample(self):
+        name = next(n for n, (light, _) in COLOURS.items() if light == self.style["color"])
+        if "area" in self.style:
+            shape = f'<rect x="4" width="20" height="12" opacity="{self.style["area"]}"/>'
+        else:
+            dashes = " ".join(map(str, self.style.get("dashes", ())))
+            shape = f'<path class="line" d="M0 6h28" stroke-dasharray="{dashes}"/>'
+            shape += _SHAPES.get(self.style.get("marker"), "")
+        size = 'width="28" height="12" aria-hidden="true"'
+        return f'<svg {size} style="--c:var(--{name})">{shape}</svg>'
+
+
+def when_attribute(words: str) -> str:
+    """The attribute by which a part is shown for some choices only."""
+    return f' data-when="{escape(words)}"' if words else ""
+
+
+def _cell(value):
+    if isinstance(value, float):
+        return f'<td class="number">{value:.4g}</td>'
+    if isinstance(value, int):
+        return f'<td class="number">{value}</td>'
+    return f"<td>{escape('' if value is None else str(value))}</td>"

@@ -1,0 +1,158 @@
+"""One reading of several models equals reading each alone."""
+
+from functools import partial
+
+import lens_families as families
+import pytest
+import torch
+
+from distilllens import LayerMap, LogitLens, divergence
+from distilllens.lens import divergence_by_depth, trajectory
+from distilllens.lens.comparison import compare_rows
+from distilllens.lens.reading import Document, Reading, inspect_models
+
+TEXTS = (families.IDS[0], families.IDS[1][:6])
+DOCUMENTS = (
+    Document(TEXTS[0], torch.arange(9)),
+    Document(TEXTS[1], torch.tensor([1, 2, 4])),
+)
+
+
+@pytest.mark.parametrize("chunk_size", [2, 128])
+@pytest.mark.parametrize("name", ["gpt2", "bert", "xlnet", "gemma3n"])
+def test_a_reading_is_the_trajectory(name, chunk_size, family):
+    """In every mode of the lens, at the positions asked for, whatever the chunks."""
+    lens = LogitLens(family(name))
+    found = inspect_models(lens, DOCUMENTS, top_k=4, chunk_size=chunk_size).teacher
+    start = 0
+    for document in DOCUMENTS:
+        alone = trajectory(lens, top_k=4, input_ids=document.ids[None])
+        part = slice(start, start := start + len(document.positions))
+        at = document.positions
+        assert torch.equal(found.tokens[:, part], alone.tokens[:, 0, at])
+        torch.testing.assert_close(found.probabilities[:, part], alone.probabilities[:, 0, at])
+        torch.testing.assert_close(found.entropy[:, part], alone.entropy[:, 0, at])
+    final = found.tokens[-1, :, 0]
+    assert torch.equal(found.final_probability[-1], found.probabilities[-1, :, 0])
+    for depth, position in ((0, 3), (1, 0)):  # where the final token is among the top ones
+        row = found.tokens[depth, position].tolist()
+        if int(final[position]) in row:
+            at = row.index(int(final[position]))
+            expected = found.probabilities[depth, position, at]
+            torch.testing.assert_close(found.final_probability[depth, position], expected)
+
+
+def test_final_probability_is_that_of_the_last_depths_top_token(family):
+    """At every depth, against the softmax of whole logits."""
+    lens = LogitLens(family("gpt2"))
+    document = DOCUMENTS[0]
+    found = inspect_models(lens, [document]).teacher
+    wide = trajectory(lens, top_k=113, input_ids=document.ids[None])
+    for n in range(9):
+        final = wide.tokens[-1, 0, n, 0]
+        for depth in range(4):
+            at = (wide.tokens[depth, 0, n] == final).nonzero()[0, 0]
+            expected = wide.probabilities[depth, 0, n, at]
+            torch.testing.assert_close(found.final_probability[depth, n], expected)
+
+
+def test_students_are_compared_as_divergence_by_depth_says(family):
+    """Means over valid tokens, at training's pairs and at the nearest depths, of two students."""
+    students, teacher = [family("gpt2"), family("gpt_neo")], family("llama")
+    trained = [LayerMap([(1, 2)]), ()]
+    document = Document(TEXTS[0], torch.arange(8))
+    found = inspect_models(teacher, [document], students, trained=trained, chunk_size=3)
+    assert found.comparisons[0].pairs == ((0, 0), (1, 2), (2, 2), (3, 3))
+    assert found.comparisons[1].pairs == ((0, 0), (1, 1), (2, 1), (3, 2), (4, 3))
+    assert found.trained == (((1, 2),), ())
+    for student, comparison in zip(students, found.comparisons, strict=True):
+        for at, name in enumerate(("jsd", "forward_kl", "reverse_kl")):
+            # Pairs one at a time: a LayerMap would not take a depth twice.
+            expected = [
+                divergence_by_depth(
+                    student,
+                    teacher,
+                    [pair],
+                    divergence=divergence(name),
+                    input_ids=document.ids[None],
+                ).means[0]
+                for pair in comparison.pairs
+            ]
+            means = comparison.divergences[..., at].mean(1).tolist()
+            assert means == pytest.approx(expected, rel=1e-4, abs=1e-6)
+        assert comparison.num_tokens == 8
+
+
+def test_documents_stand_in_a_row(family):
+    """Sums over two texts are the sums of each, by their tokens; targets are the tokens behind."""
+    student, teacher = LogitLens(family("gpt2")), LogitLens(family("llama"))
+    both = inspect_models(teacher, DOCUMENTS, [student])
+    alone = [inspect_models(teacher, [document], [student]) for document in DOCUMENTS]
+    assert both.targets.tolist() == [*TEXTS[0][1:].tolist(), -1, *TEXTS[1][[2, 3, 5]].tolist()]
+    for name in ("divergences", "over", "under"):
+        parts = [getattr(found.comparisons[0], name) for found in alone]
+        torch.testing.assert_close(getattr(both.comparisons[0], name), torch.cat(parts, 1))
+    for name in ("penalties", "ratios"):
+        first, second = (getattr(found.comparisons[0], name) for found in alone)
+        expected = (first * 9 + second * 3) / 12
+        torch.testing.assert_close(getattr(both.comparisons[0], name), expected)
+    assert both.comparisons[0].ratios.sum(-1).flatten().tolist() == pytest.approx([1.0] * 8)
+
+
+def test_every_model_runs_once_and_every_depth_is_projected_once(family, monkeypatch):
+    """A teacher of two students reads a text once; no depth's logits are made twice."""
+    lenses = [LogitLens(family(name)) for name in ("llama", "gpt2", "gpt_neo")]
+    runs, projections = [], []
+    hooks = [
+        lens.model.register_forward_hook(lambda model, *_: runs.append(model)) for lens in lenses
+    ]
+    for lens in lenses:
+        monkeypatch.setattr(lens, "logits", partial(_counted, lens, lens.logits, projections))
+    inspect_models(lenses[0], DOCUMENTS[:1], lenses[1:], chunk_size=5)
+    for lens, hook in zip(lenses, hooks, strict=True):
+        hook.remove()
+        assert runs.count(lens.model) == 1
+        # Nine tokens in two chunks.
+        assert sum(seen is lens for seen in projections) == 2 * (lens.num_layers + 1)
+
+
+def _counted(lens, project, projections, *args, **kwargs):
+    projections.append(lens)
+    return project(*args, **kwargs)
+
+
+def test_unequal_vocabularies_are_read_whole_and_compared_on_what_they_share(family):
+    """Padding of a vocabulary stands in the student's own reading, not in the comparison."""
+    student, teacher = LogitLens(families.build("gpt2", vocab_size=150)), LogitLens(family("llama"))
+    found = inspect_models(teacher, DOCUMENTS[:1], [student], top_k=150 - 37)
+    own = trajectory(student, top_k=113, input_ids=TEXTS[0][None])
+    assert torch.equal(found.students[0].tokens, own.tokens[:, 0])
+    wide = trajectory(student, top_k=150, input_ids=TEXTS[0][None])
+    narrow = trajectory(teacher, top_k=113, input_ids=TEXTS[0][None])
+    log_q = torch.zeros(9, 150).scatter_(-1, wide.tokens[3, 0], wide.probabilities[3, 0].log())
+    log_p = torch.zeros(9, 113).scatter_(-1, narrow.tokens[3, 0], narrow.probabilities[3, 0].log())
+    log_q = log_q[:, :113].log_softmax(-1)
+    expected = compare_rows(log_q, log_p, narrow.tokens[3, 0])[0]
+    torch.testing.assert_close(found.comparisons[0].divergences[3], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_settling_is_the_last_change_of_the_top_token():
+    """A token that wavers settles after its last change; one that never changes at depth 0."""
+    top = torch.tensor([[5, 1, 7], [5, 2, 7], [5, 1, 7], [5, 1, 9]])
+    zeros = torch.zeros(4, 3)
+    reading = Reading(top.unsqueeze(-1), zeros.unsqueeze(-1), zeros, zeros)
+    assert reading.settled.tolist() == [0, 2, 3]
+
+
+def test_what_cannot_be_read_is_refused(family):
+    """No document, no position, a position outside, a depth that is not there, too many tokens."""
+    with pytest.raises(ValueError, match="no document was given"):
+        inspect_models(family("llama"), [])
+    with pytest.raises(ValueError, match="at least one position"):
+        Document(TEXTS[0], torch.arange(0))
+    with pytest.raises(ValueError, match="document of 9 tokens lie outside it"):
+        Document(TEXTS[0], torch.tensor([9]))
+    with pytest.raises(ValueError, match="student depth 5, but the student has depths 0 to 3"):
+        inspect_models(family("llama"), DOCUMENTS, [family("gpt2")], trained=[[(5, 2)]])
+    with pytest.raises(ValueError, match="top_k must be 1 to 113, got 200"):
+        inspect_models(family("llama"), DOCUMENTS, top_k=200)

@@ -1,0 +1,50 @@
+"""Means, quartiles and calibration of small examples that can be counted by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+from distilllens.lens.reading import Reading
+from distilllens.lens.summary import band, reliability, settled_share
+
+
+def reading(tokens, probabilities):
+    """Of top tokens and their probabilities ``[K, N]``."""
+    tokens, probabilities = torch.tensor(tokens), torch.tensor(probabilities)
+    zeros = torch.zeros(tokens.shape)
+    return Reading(tokens.unsqueeze(-1), probabilities.unsqueeze(-1), zeros, zeros)
+
+
+def test_a_band_is_mean_and_quartiles():
+    """As numpy has them, depth by depth; of one token all are that token."""
+    values = torch.randn(3, 11, generator=torch.Generator().manual_seed(0))
+    found = band(values)
+    quartiles = np.quantile(values.double().numpy(), [0.25, 0.5, 0.75], axis=1)
+    for name, expected in zip(("lower", "median", "upper"), quartiles, strict=True):
+        assert getattr(found, name) == pytest.approx(expected.tolist())
+    assert found.mean == pytest.approx(values.double().mean(1).tolist())
+    one = band(torch.tensor([[2.0]]))
+    assert one.mean == one.lower == one.median == one.upper == (2.0,)
+
+
+def test_settled_share_rises_to_one():
+    """Of four tokens one is settled at once, two from depth 1, one at the end."""
+    tokens = [[1, 9, 9, 9], [1, 2, 3, 9], [1, 2, 3, 4]]
+    assert settled_share(reading(tokens, np.ones((3, 4)))) == (0.25, 0.75, 1.0)
+
+
+def test_reliability_counts_what_is_right():
+    """Two bins by hand: 0.55 and 0.57, one right; 1.0, right; a token without a target is out."""
+    found = reliability(
+        reading([[1, 2, 3, 4]], [[0.55, 0.57, 1.0, 0.9]]), torch.tensor([1, 7, 3, -1])
+    )
+    assert found.confidence == pytest.approx((0.56, 1.0))
+    assert found.accuracy == pytest.approx((0.5, 1.0))
+    assert found.counts == (2, 1)
+    assert found.error == pytest.approx(2 / 3 * 0.06)
+
+
+def test_reliability_without_a_target_is_refused():
+    """A mean over nothing is no number."""
+    with pytest.raises(ValueError, match="reliability needs a token that is known to follow"):
+        reliability(reading([[1]], [[0.5]]), torch.tensor([-1]))

@@ -1,0 +1,102 @@
+"""A figure as a part of a page, and as files."""
+
+import re
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from distilllens.report import canvas
+
+
+def figure():
+    """A line that is switched by a legend and shown for one choice, and text."""
+    drawn = canvas.new_figure()
+    axes = drawn.subplots()
+    canvas.frame(axes, "x < 1 & more", "y")
+    for number in range(2):
+        (line,) = axes.plot(
+            [0, 1 / 3, 2 / 3], [0, 1, 2 + number], **canvas.style_of(number), label=str(number)
+        )
+        canvas.mark(line, series=f"s{number}", when=f"depth={number} student=1")
+    return drawn
+
+
+def test_a_page_gets_one_lean_svg_element():
+    """Well-formed, no width, no ids but those it refers to, no style sheet, no comment."""
+    text = canvas.to_svg(figure(), "one", 'a "line"')
+    root = ElementTree.fromstring(text)
+    assert root.tag.endswith("svg") and "width" not in root.attrib and root.get("viewBox")
+    assert root.get("aria-label") == 'a "line"'
+    assert not re.search(r"<!--|<style|<metadata|xlink|\d\.\d{3}|DejaVu", text)
+    ids = re.findall(r' id="([^"]*)"', text)
+    assert all(f"#{name}" in text for name in ids)
+    assert "x &lt; 1 &amp; more" in text  # text stays text
+    assert len(text) < 15_000
+
+
+def test_colours_follow_the_page():
+    """Every colour of a figure is a variable of the page."""
+    text = canvas.to_svg(figure(), "one", "")
+    assert not re.search(r"#[0-9a-f]{6}\b", text)
+    assert {"teacher", "first", "ink", "muted", "grid"} <= set(re.findall(r"var\(--(\w+)\)", text))
+
+
+def test_marked_artists_say_when_they_are_shown():
+    """The legend's series and the choices stand at the groups."""
+    text = canvas.to_svg(figure(), "one", "")
+    assert '<g data-series="s0" data-when="depth=0 student=1">' in text
+
+
+def test_two_figures_of_a_page_share_no_id():
+    """Names of clip paths and markers depend on the figure's name, and on nothing else."""
+    one, again, two = (canvas.to_svg(figure(), name, "") for name in ("one", "one", "two"))
+    assert one == again
+    ids = [set(re.findall(r' id="([^"]*)"', text)) for text in (one, two)]
+    assert ids[0] and not ids[0] & ids[1]
+
+
+def test_files_hold_what_was_chosen(tmp_path):
+    """PNG and SVG lie there whole; the line of another choice is left out, the legend is there."""
+    canvas.save(figure(), tmp_path / "chosen", {"depth": "0", "student": "1"})
+    canvas.save(figure(), tmp_path / "none", {"depth": "7", "student": "1"})
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["chosen.png", "chosen.svg", "none.png", "none.svg"]
+    assert (tmp_path / "chosen.png").read_bytes().startswith(b"\x89PNG\r\n")
+    svg = (tmp_path / "chosen.svg").read_text()
+    teacher, student = (canvas.style_of(number)["color"] for number in (0, 1))
+    assert teacher in svg and student not in svg.split('id="legend')[0]
+    assert teacher not in (tmp_path / "none.svg").read_text().split('id="legend')[0]
+
+
+def test_models_differ_in_more_than_colour():
+    """No two of twelve students have colour, marker and dashes alike."""
+    styles = [canvas.style_of(number) for number in range(13)]
+    looks = {(s["color"], s["marker"], s.get("dashes")) for s in styles}
+    assert len(looks) == 13
+
+
+def luminance(colour):
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one, two):
+    """Of WCAG 2: 1 to 21."""
+    low, high = sorted((luminance(one), luminance(two)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_colours_can_be_told_from_the_paper(scheme):
+    """Text has the contrast of WCAG AA on every ground, lines the 3:1 of graphics."""
+    named = {name: pair[scheme] for name, pair in canvas.COLOURS.items()}
+    for ground in ("paper", "sheet", "full"):
+        assert contrast(named["ink"], named[ground]) >= 4.5
+    for ground in ("paper", "sheet"):
+        assert contrast(named["muted"], named[ground]) >= 4.5
+        assert contrast(named["link"], named[ground]) >= 4.5
+    for name in ("teacher", *canvas.STUDENTS):
+        assert contrast(named[name], named["paper"]) >= 3, name

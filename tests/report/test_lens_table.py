@@ -1,0 +1,81 @@
+"""The lens table's data are the numbers of ``lens.trajectory``."""
+
+import pytest
+import torch
+
+from distilllens.lens import Document, Inspection, trajectory
+from distilllens.lens.reading import Reading
+from distilllens.report.lens_table import lens_table
+
+
+def test_cells_are_the_trajectory(inspected):
+    """Top ten, their probabilities and the entropy, of each model, depth and token, four digits."""
+    table = lens_table(inspected.found, inspected.names, inspected.say)
+    words = table["words"]
+    assert len(set(words)) == len(words)
+    models = [inspected.teacher, *inspected.students]
+    for document, shown in zip(inspected.documents, table["documents"], strict=True):
+        at = document.positions
+        assert [words[i] for i in shown["read"]] == [
+            inspected.say(i) for i in document.ids[at].tolist()
+        ]
+        for model, cells in zip(models, shown["cells"], strict=True):
+            truth = trajectory(model, top_k=10, input_ids=document.ids[None])
+            for depth, (top, p, entropy) in enumerate(cells):
+                expected = truth.tokens[depth, 0, at].tolist()
+                assert top == [[words.index(inspected.say(i)) for i in row] for row in expected]
+                for found, exact in (
+                    (p, truth.probabilities[depth, 0, at]),
+                    (entropy, truth.entropy[depth, 0, at]),
+                ):
+                    torch.testing.assert_close(torch.tensor(found), exact, rtol=1e-3, atol=1e-6)
+
+
+def test_pairs_jsd_and_what_follows(inspected):
+    """Rows of each student with its partner; the token behind the last one is unknown."""
+    table = lens_table(inspected.found, inspected.names, inspected.say)
+    assert table["pairs"][0] == ((0, 0), (1, 1), (2, 3), (3, 4))
+    assert table["trained"] == [[1, 2], []]
+    first = table["documents"][0]
+    assert first["next"][-1] is None and first["next"][:-1] == first["read"][1:]
+    jsd = torch.tensor(first["jsd"][0])
+    expected = inspected.found.comparisons[0].divergences[:, :12, 0].float()
+    torch.testing.assert_close(jsd, expected, rtol=1e-3, atol=1e-6)
+
+
+def numbers(lengths, depths=13, top_k=10):
+    """An inspection of one model and as many tokens as wanted, without a model."""
+    documents = tuple(Document(torch.arange(n), torch.arange(n)) for n in lengths)
+    shape = (depths, sum(lengths))
+    tokens = torch.zeros(*shape, top_k, dtype=torch.long)
+    zeros = torch.zeros(shape)
+    return Inspection(documents, Reading(tokens, tokens.float(), zeros, zeros))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "shown"),
+    [
+        ([200], [200]),
+        ([5000], [1208]),  # 2.2 MB / (13 depths x 140 bytes)
+        ([10, 5000, 5000], [10, 599, 599]),
+        ([100] * 40, [40] * 22 + [41] * 8),  # of 40 texts 30, of about 40 tokens each
+    ],
+)
+def test_a_long_text_is_cut_and_said_to_be(lengths, shown):
+    """As many tokens as there is room for, as even as can be, and the rest is counted."""
+    table = lens_table(numbers(lengths), ["m"], str)
+    assert [len(d["read"]) for d in table["documents"]] == shown
+    assert table["left_out"] == sum(lengths) - sum(shown)
+
+
+def test_depths_that_no_student_meets_are_left_out(inspected):
+    """They would only make the page larger; alone, a model shows all of its depths."""
+    found = inspected.found
+    shallow = Inspection(
+        found.documents, found.teacher, found.students[1:], found.comparisons[1:], ((),)
+    )
+    cells = lens_table(shallow, ["t", "s"], str)["documents"][0]["cells"]
+    assert [depth is not None for depth in cells[0]] == [True, False, True, False, True]
+    alone = Inspection(found.documents, found.teacher)
+    cells = lens_table(alone, ["t"], str)["documents"][0]["cells"]
+    assert all(depth is not None for depth in cells[0])

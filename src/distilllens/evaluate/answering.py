@@ -30,18 +30,13 @@ class Answering:
 
     def __call__(self, candidate):
         """Answer with one model, which is loaded only if there is anything to do."""
-        todo = [
-            (examples, unit, batches)
-            for benchmark, kept in self.work
-            for seed in self.plan.seeds
-            if (
-                batches := self._batches(
-                    candidate,
-                    examples := {n: benchmark.examples[n] for n in kept},
-                    unit := Unit(benchmark.name, candidate.label, seed),
-                )
-            )
-        ]
+        todo = []
+        for benchmark, kept in self.work:
+            examples = {number: benchmark.examples[number] for number in kept}
+            for seed in self.plan.seeds:
+                unit = Unit(benchmark.name, candidate.label, seed)
+                if batches := self._batches(candidate, examples, unit):
+                    todo.append((examples, unit, batches))
         references = [
             (benchmark, kept)
             for number, (benchmark, kept) in enumerate(self.work)

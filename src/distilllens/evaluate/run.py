@@ -93,6 +93,7 @@ def evaluate(plan: Plan, *, judge=None, command: str = "") -> None:
     benchmarks = load_benchmarks(plan.benchmarks, limit=plan.limit, chat=plan.chat)
     work = [(benchmark, _kept(benchmark, candidates, plan)) for benchmark in benchmarks]
     settings = _settings(plan, candidates, teacher, work, judge)
+    settings["device"] = process.device.type
     results = Results(plan.output)
     results.check(settings)
     scoring = Scoring(results, plan.sbert, judge, plan.judge_budget) if process.is_main else None

@@ -1,7 +1,5 @@
 """One reading of several models equals reading each alone."""
 
-from functools import partial
-
 import lens_families as families
 import pytest
 import torch
@@ -113,20 +111,23 @@ def test_every_model_runs_once_and_every_depth_is_projected_once(
     """
     lenses = [LogitLens(family(name)) for name in names]
     runs, projections = [], []
-    monkeypatch.setattr(reading, "capture", partial(_counted, runs, reading.capture))
+    monkeypatch.setattr(reading, "capture", noting(runs, reading.capture))
     for lens in lenses:
-        monkeypatch.setattr(lens, "logits", partial(_counted, projections, lens.logits, lens))
+        monkeypatch.setattr(lens, "logits", noting(projections, lens.logits, lens))
     inspect_models(lenses[0], DOCUMENTS[:1], lenses[1:], chunk_size=5)
     assert runs == lenses
     for lens in lenses:
         assert sum(seen is lens for seen in projections) == chunks * (lens.num_layers + 1)
 
 
-def _counted(calls, function, first, *args, **kwargs):
-    """Note the first argument; a lens's own is bound already and given for the notes alone."""
-    calls.append(first)
-    bound = getattr(function, "__self__", None) is first
-    return function(*args, **kwargs) if bound else function(first, *args, **kwargs)
+def noting(calls, function, what=None):
+    """The function, with a note of each call: ``what``, or its first argument."""
+
+    def noted(*args, **kwargs):
+        calls.append(args[0] if what is None else what)
+        return function(*args, **kwargs)
+
+    return noted
 
 
 def test_unequal_vocabularies_are_read_whole_and_compared_on_what_they_share(family):

@@ -140,13 +140,12 @@ def calibration(curves: Sequence[Curve]):
     return figure
 
 
-def penalty(ratios, number: int, whens: Sequence[str]):
+def penalty(ratios, whens: Sequence[str]):
     """The generators over r = q / p, and under them where both models' probability lies, by r.
 
     Args:
         ratios: ``[K, 2, bins]`` (``Comparison.ratios``): shares of the teacher's probability and of
             the student's.
-        number: of the student.
         whens: for which choices each of the K is shown.
     """
     figure = new_figure(height=4.0)
@@ -159,7 +158,7 @@ def penalty(ratios, number: int, whens: Sequence[str]):
     for when, shares in zip(whens, ratios.tolist(), strict=True):
         for who, row in zip(RATIO_LABELS, shares, strict=True):
             y = [share for share in row for _ in (0, 1)]
-            style = ratio_style(who, number)
+            style = ratio_style(who)
             area = below.fill_between(
                 x,
                 0,
@@ -189,9 +188,9 @@ RATIO_LABELS = {
 }
 
 
-def ratio_style(who: str, number: int = 1) -> dict:
-    """The area of the teacher's or the student's probability over r."""
-    return {"color": style_of(0 if who == "teacher" else number)["color"], "area": 0.3}
+def ratio_style(who: str) -> dict:
+    """The area of the teacher's or of any student's probability over r."""
+    return {"color": colour("teacher" if who == "teacher" else "first"), "area": 0.3}
 
 
 def _generators(axes):

@@ -244,7 +244,7 @@ def test_the_penalty_follows_student_and_depth(browser, page):
     assert visible(browser, "#penalty [name=penalty-depth2]") == 0
     browser.click("#penalty [name=penalty-depth1][value='1'] + span")
     drawn = "#penalty [data-when='depth1=1']"
-    assert visible(browser, drawn) == 4 and visible(browser, "#penalty [data-when='depth1=2']") == 0
+    assert visible(browser, drawn) == 2 and visible(browser, "#penalty [data-when='depth1=2']") == 0
     assert visible(browser, "#penalty [data-when='student=1 depth1=1']") == 1
     browser.click("#penalty [name=penalty-student][value='2'] + span")
     assert visible(browser, drawn) == 0 and visible(browser, "#penalty table") == 1
@@ -260,11 +260,11 @@ def test_one_student_and_many_depths(browser, inspected, tmp_path):
     browser.open(path)
     assert visible(browser, "#penalty fieldset") == 0 and visible(browser, "#penalty select") == 1
     assert visible(browser, "#confidence svg.plot") == visible(browser, "#penalty svg.plot") == 1
-    assert visible(browser, "#penalty [data-when='depth1=2']") == 4
+    assert visible(browser, "#penalty [data-when='depth1=2']") == 2
     browser.run("document.querySelector('#penalty select').focus()")
     browser.press("ArrowDown")
     assert visible(browser, "#penalty [data-when='depth1=2']") == 0
-    assert visible(browser, "#penalty [data-when='depth1=3']") == 4
+    assert visible(browser, "#penalty [data-when='depth1=3']") == 2
     assert browser.complaints() == []
 
 

@@ -154,23 +154,16 @@ def penalty(ratios, whens: Sequence[str]):
     frame(below, "r = student's probability / teacher's", "share of probability")
     _generators(above)
     edges = torch.linspace(-DECADES, DECADES, ratios.shape[-1] + 1).tolist()
-    x = [edge for pair in pairwise(edges) for edge in pair]
+    x = [edges[0], *(edge for pair in pairwise(edges) for edge in pair), edges[-1]]
     for when, shares in zip(whens, ratios.tolist(), strict=True):
         for who, row in zip(RATIO_LABELS, shares, strict=True):
-            y = [share for share in row for _ in (0, 1)]
+            y = [0, *(share for share in row for _ in (0, 1)), 0]
             style = ratio_style(who)
-            area = below.fill_between(
-                x,
-                0,
-                y,
-                color=style["color"],
-                alpha=style["area"],
-                linewidth=0,
-                label=RATIO_LABELS[who],
+            faint = (style["color"], style["area"])
+            (area,) = below.fill(
+                x, y, facecolor=faint, edgecolor=style["color"], label=RATIO_LABELS[who]
             )
             mark(area, series=who, when=when)
-            (edge,) = below.plot(x, y, color=style["color"], linewidth=1)
-            mark(edge, series=who, when=when)
     # The embeddings of two models can be so far apart that all others would be flat beside them.
     below.set_ylim(0, 1.05 * float(ratios[1:].max()))
     for axes in (above, below):

@@ -1,13 +1,11 @@
 """One reading of several models equals reading each alone."""
 
-from functools import partial
-
 import lens_families as families
 import pytest
 import torch
 
 from distilllens import LayerMap, LogitLens, divergence
-from distilllens.lens import divergence_by_depth, trajectory
+from distilllens.lens import divergence_by_depth, reading, trajectory
 from distilllens.lens.comparison import compare_rows
 from distilllens.lens.reading import Document, Reading, inspect_models
 
@@ -99,26 +97,37 @@ def test_documents_stand_in_a_row(family):
     assert both.comparisons[0].ratios.sum(-1).flatten().tolist() == pytest.approx([1.0] * 8)
 
 
-def test_every_model_runs_once_and_every_depth_is_projected_once(family, monkeypatch):
-    """A teacher of two students reads a text once; no depth's logits are made twice."""
-    lenses = [LogitLens(family(name)) for name in ("llama", "gpt2", "gpt_neo")]
+@pytest.mark.parametrize(
+    ("names", "chunks"),
+    [(("llama", "gpt2", "gpt_neo"), 2), (("xlnet",), 1)],
+    ids=["closed", "stub"],
+)
+def test_every_model_runs_once_and_every_depth_is_projected_once(
+    names, chunks, family, monkeypatch
+):
+    """A teacher of two students reads a text once; no logits are made twice.
+
+    Nine tokens are two chunks, but for a lens that makes the logits of all positions at once.
+    """
+    lenses = [LogitLens(family(name)) for name in names]
     runs, projections = [], []
-    hooks = [
-        lens.model.register_forward_hook(lambda model, *_: runs.append(model)) for lens in lenses
-    ]
+    monkeypatch.setattr(reading, "capture", noting(runs, reading.capture))
     for lens in lenses:
-        monkeypatch.setattr(lens, "logits", partial(_counted, lens, lens.logits, projections))
+        monkeypatch.setattr(lens, "logits", noting(projections, lens.logits, lens))
     inspect_models(lenses[0], DOCUMENTS[:1], lenses[1:], chunk_size=5)
-    for lens, hook in zip(lenses, hooks, strict=True):
-        hook.remove()
-        assert runs.count(lens.model) == 1
-        # Nine tokens in two chunks.
-        assert sum(seen is lens for seen in projections) == 2 * (lens.num_layers + 1)
+    assert runs == lenses
+    for lens in lenses:
+        assert sum(seen is lens for seen in projections) == chunks * (lens.num_layers + 1)
 
 
-def _counted(lens, project, projections, *args, **kwargs):
-    projections.append(lens)
-    return project(*args, **kwargs)
+def noting(calls, function, what=None):
+    """The function, with a note of each call: ``what``, or its first argument."""
+
+    def noted(*args, **kwargs):
+        calls.append(args[0] if what is None else what)
+        return function(*args, **kwargs)
+
+    return noted
 
 
 def test_unequal_vocabularies_are_read_whole_and_compared_on_what_they_share(family):
@@ -140,8 +149,8 @@ def test_settling_is_the_last_change_of_the_top_token():
     """A token that wavers settles after its last change; one that never changes at depth 0."""
     top = torch.tensor([[5, 1, 7], [5, 2, 7], [5, 1, 7], [5, 1, 9]])
     zeros = torch.zeros(4, 3)
-    reading = Reading(top.unsqueeze(-1), zeros.unsqueeze(-1), zeros, zeros)
-    assert reading.settled.tolist() == [0, 2, 3]
+    found = Reading(top.unsqueeze(-1), zeros.unsqueeze(-1), zeros, zeros)
+    assert found.settled.tolist() == [0, 2, 3]
 
 
 def test_what_cannot_be_read_is_refused(family):

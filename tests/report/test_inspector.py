@@ -91,7 +91,9 @@ def test_entropy_final_token_and_settling_are_the_trajectory(inspected, tables):
             sum((top[d:, n] == top[-1, n]).all().item() for n in range(28)) / 28
             for d in range(len(p))
         ]
-        assert [r["share"] for r in rows(tables["settled"], model=name)] == pytest.approx(settled)
+        assert [r["share"] for r in rows(tables["settled"], model=name)] == pytest.approx(
+            settled, rel=1e-5
+        )
 
 
 def test_confidence_and_ratios_are_sums_over_the_vocabulary(inspected, tables):
@@ -129,7 +131,7 @@ def test_reliability_is_over_tokens_whose_successor_is_known(inspected, tables):
             best = model(document.ids[None]).logits[0].argmax(-1)
             right += int((best[known] == document.ids[known + 1]).sum())
         found = sum(row["accuracy"] * row["tokens"] for row in got)
-        assert found == pytest.approx(right)
+        assert found == pytest.approx(right, rel=1e-5)  # numbers have six digits
 
 
 def test_the_sides_of_a_penalty_sum_to_the_divergence(inspected, page, tables):
@@ -138,7 +140,7 @@ def test_the_sides_of_a_penalty_sum_to_the_divergence(inspected, page, tables):
         tables["divergence"], student=inspected.names[1], student_depth=2, measure="forward_kl"
     )[0]
     (table,) = re.findall(r'<div data-when="student=1 depth1=2">(.*?)</table>', page)
-    cells = [float(x) for x in re.findall(r'<td class="number">([^<]*)</td>', table)][:3]
+    cells = [float(x) for x in re.findall(r"<td>([\d.e-]+)</td>", table)][:3]
     assert cells[0] == pytest.approx(row["mean"], rel=1e-3)
     assert cells[1] + cells[2] == pytest.approx(cells[0], rel=1e-3)
 
@@ -162,8 +164,8 @@ def test_one_token_has_no_successor(inspected):
 
 
 @pytest.mark.slow
-def test_the_page_keeps_its_budget(inspected):
-    """12 pairs, 200 tokens, five students' worth of figures: under 3 MB."""
+def test_the_page_keeps_its_budget():
+    """12 pairs, 200 tokens and few words twice: under 3 MB."""
     import toys
 
     teacher = toys.llama(24, 16, vocab=5000, positions=256)

@@ -56,9 +56,9 @@ def numbers(lengths, depths=13, top_k=10):
     ("lengths", "shown"),
     [
         ([200], [200]),
-        ([5000], [1208]),  # 2.2 MB / (13 depths x 140 bytes)
-        ([10, 5000, 5000], [10, 599, 599]),
-        ([100] * 40, [40] * 22 + [41] * 8),  # of 40 texts 30, of about 40 tokens each
+        ([5000], [1098]),  # 2 MB / (13 depths x 140 bytes)
+        ([10, 5000, 5000], [10, 544, 544]),
+        ([100] * 40, [40] * 9 + [41] * 18),  # of 40 texts 27, of about 40 tokens each
     ],
 )
 def test_a_long_text_is_cut_and_said_to_be(lengths, shown):

@@ -9,7 +9,9 @@ import pytest
 pytest.importorskip("matplotlib")
 
 import browser as browsers
+import toys
 
+from distilllens.lens import inspect_models
 from distilllens.report import inspector_sections, render_page
 
 pytestmark = pytest.mark.skipif(
@@ -242,11 +244,28 @@ def test_the_penalty_follows_student_and_depth(browser, page):
     assert visible(browser, "#penalty [name=penalty-depth2]") == 0
     browser.click("#penalty [name=penalty-depth1][value='1'] + span")
     drawn = "#penalty [data-when='depth1=1']"
-    assert visible(browser, drawn) == 4 and visible(browser, "#penalty [data-when='depth1=2']") == 0
+    assert visible(browser, drawn) == 2 and visible(browser, "#penalty [data-when='depth1=2']") == 0
     assert visible(browser, "#penalty [data-when='student=1 depth1=1']") == 1
     browser.click("#penalty [name=penalty-student][value='2'] + span")
     assert visible(browser, drawn) == 0 and visible(browser, "#penalty table") == 1
     assert visible(browser, "#penalty [name=penalty-depth2] + span") == 3
+
+
+def test_one_student_and_many_depths(browser, inspected, tmp_path):
+    """A single student is no choice, and from five depths on they are a list."""
+    deep = toys.llama(5, 16).eval()
+    found = inspect_models(inspected.teacher, inspected.documents[:1], [deep], trained=[[(2, 2)]])
+    path = tmp_path / "page.html"
+    path.write_text(render_page("t", "l", inspector_sections(found, ["t", "s"], str)))
+    browser.open(path)
+    assert visible(browser, "#penalty fieldset") == 0 and visible(browser, "#penalty select") == 1
+    assert visible(browser, "#confidence svg.plot") == visible(browser, "#penalty svg.plot") == 1
+    assert visible(browser, "#penalty [data-when='depth1=2']") == 2
+    browser.run("document.querySelector('#penalty select').focus()")
+    browser.press("ArrowDown")
+    assert visible(browser, "#penalty [data-when='depth1=2']") == 0
+    assert visible(browser, "#penalty [data-when='depth1=3']") == 2
+    assert browser.complaints() == []
 
 
 def test_numbers_can_be_downloaded(browser, page, tmp_path):

@@ -162,7 +162,8 @@ def _add_legend(figure):
     found = {}
     for axes in figure.axes:
         handles, labels = axes.get_legend_handles_labels()
-        found |= dict(zip(labels, handles, strict=True))
+        pairs = zip(labels, handles, strict=True)
+        found |= {label: handle for label, handle in pairs if handle.get_visible()}
     if found:
         figure.legend(
             found.values(),

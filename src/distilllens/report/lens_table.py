@@ -10,7 +10,7 @@ from distilllens.lens.reading import Inspection, Reading
 
 # What the table may take of the page, and about what one cell takes: ten tokens, their
 # probabilities and an entropy. With the figures, the page stays under 3 MB.
-_BYTES = 2_200_000
+_BYTES = 2_000_000
 _BYTES_PER_CELL = 140
 # Rather fewer documents than fewer tokens of each.
 _FEW = 40

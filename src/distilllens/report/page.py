@@ -152,8 +152,11 @@ def save_figures(sections: Sequence[Section], folder: Path):
 
 
 def to_json(value: Any) -> str:
-    """Compact JSON that can stand inside ``<script>``; numbers that are not finite become text."""
-    text = json.dumps(_finite(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    """Compact JSON that can stand inside ``<script>``.
+
+    Numbers have six digits; those that are not finite become text.
+    """
+    text = json.dumps(_short(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     # "</script>" or "<!--" in a token must not end the block.
     return text.replace("<", "\\u003c")
 
@@ -174,11 +177,11 @@ def _file(name):
     return (_HERE / name).read_text(encoding="utf-8")
 
 
-def _finite(value):
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
+def _short(value):
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else str(value)
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: _short(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [_short(item) for item in value]
     return value

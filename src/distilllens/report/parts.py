@@ -30,7 +30,7 @@ class Table:
     rows: tuple[tuple, ...]
 
     def html(self) -> str:
-        """A table of the page; numbers stand on the right, with four digits."""
+        """A table of the page; numbers have four digits."""
         head = "".join(f'<th scope="col">{escape(name)}</th>' for name in self.columns)
         rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in self.rows)
         return (
@@ -128,7 +128,5 @@ def when_attribute(words: str) -> str:
 
 def _cell(value):
     if isinstance(value, float):
-        return f'<td class="number">{value:.4g}</td>'
-    if isinstance(value, int):
-        return f'<td class="number">{value}</td>'
+        value = f"{value:.4g}"
     return f"<td>{escape('' if value is None else str(value))}</td>"

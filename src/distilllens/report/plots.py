@@ -140,13 +140,12 @@ def calibration(curves: Sequence[Curve]):
     return figure
 
 
-def penalty(ratios, number: int, whens: Sequence[str]):
+def penalty(ratios, whens: Sequence[str]):
     """The generators over r = q / p, and under them where both models' probability lies, by r.
 
     Args:
         ratios: ``[K, 2, bins]`` (``Comparison.ratios``): shares of the teacher's probability and of
             the student's.
-        number: of the student.
         whens: for which choices each of the K is shown.
     """
     figure = new_figure(height=4.0)
@@ -155,23 +154,16 @@ def penalty(ratios, number: int, whens: Sequence[str]):
     frame(below, "r = student's probability / teacher's", "share of probability")
     _generators(above)
     edges = torch.linspace(-DECADES, DECADES, ratios.shape[-1] + 1).tolist()
-    x = [edge for pair in pairwise(edges) for edge in pair]
+    x = [edges[0], *(edge for pair in pairwise(edges) for edge in pair), edges[-1]]
     for when, shares in zip(whens, ratios.tolist(), strict=True):
         for who, row in zip(RATIO_LABELS, shares, strict=True):
-            y = [share for share in row for _ in (0, 1)]
-            style = ratio_style(who, number)
-            area = below.fill_between(
-                x,
-                0,
-                y,
-                color=style["color"],
-                alpha=style["area"],
-                linewidth=0,
-                label=RATIO_LABELS[who],
+            y = [0, *(share for share in row for _ in (0, 1)), 0]
+            style = ratio_style(who)
+            faint = (style["color"], style["area"])
+            (area,) = below.fill(
+                x, y, facecolor=faint, edgecolor=style["color"], label=RATIO_LABELS[who]
             )
             mark(area, series=who, when=when)
-            (edge,) = below.plot(x, y, color=style["color"], linewidth=1)
-            mark(edge, series=who, when=when)
     # The embeddings of two models can be so far apart that all others would be flat beside them.
     below.set_ylim(0, 1.05 * float(ratios[1:].max()))
     for axes in (above, below):
@@ -189,9 +181,9 @@ RATIO_LABELS = {
 }
 
 
-def ratio_style(who: str, number: int = 1) -> dict:
-    """The area of the teacher's or the student's probability over r."""
-    return {"color": style_of(0 if who == "teacher" else number)["color"], "area": 0.3}
+def ratio_style(who: str) -> dict:
+    """The area of the teacher's or of any student's probability over r."""
+    return {"color": colour("teacher" if who == "teacher" else "first"), "area": 0.3}
 
 
 def _generators(axes):

@@ -80,7 +80,7 @@ def penalty_plot(inspection: Inspection, names: Sequence[str]) -> Plot:
     for number, (name, found) in enumerate(zip(names, inspection.comparisons, strict=True), 1):
         whens = [f"depth{number}={s}" for s, _ in found.pairs]
         about = f"Penalties over the ratio of {name}'s probability to the teacher's"
-        figure = plots.penalty(found.ratios, number, whens)
+        figure = plots.penalty(found.ratios, whens)
         drawings.append(Drawing(figure, about, f"student={number}"))
         choices.append(_depth_choice(number, found, inspection.trained[number - 1]))
         for when, sums in zip(whens, found.penalties.tolist(), strict=True):

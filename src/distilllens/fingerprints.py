@@ -13,7 +13,8 @@ PROBE = "It's 3.14 o'clock:\n\tnaïve café, 東京 — <tag> {x: 1}\n\nDone.  T
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
 # What decides a model's words: not the optimizer's state or a trainer's arguments beside it.
 _DECIDING = ("*.safetensors", "*model*.bin", "*config.json", "tokenizer*", "vocab*", "merges.txt")
-_DECIDING += ("special_tokens_map.json", "*.jinja", "*.py")
+_DECIDING += ("special_tokens_map.json", "added_tokens.json", "*.jinja", "*.py")
+_DECIDING += ("spiece.model", "sentencepiece*.model", "chat_template.json", "*.index.json")
 _SAMPLES, _SAMPLE_BYTES = 512, 2**12
 # Entries of a configuration that say where it came from, not what the model computes.
 _NO_MATTER = ("_name_or_path", "architectures", "transformers_version", "use_cache")

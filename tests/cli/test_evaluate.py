@@ -63,7 +63,7 @@ def test_the_table_is_that_of_the_rows(bench, capsys):
     assert found["kl"]["test"]["student"]["mean"] == pytest.approx(kl)
     settings = json.loads((bench / "results" / "evaluation.json").read_text())["settings"]
     assert settings["seeds"] == [10, 20] and settings["decoding"]["top_p"] == 1.0
-    assert {"model.safetensors", "tokenizer.json"} <= settings["models"]["student"]["files"].keys()
+    assert {"model.safetensors", "tokenizer.json"} <= settings["models"]["student"].keys()
     assert settings["versions"]["torch"]
 
 
@@ -113,7 +113,7 @@ def test_killed_at_any_batch_it_ends_at_the_same_files(bench, monkeypatch):
 
         def tear(self, unit, rank, rows):
             append(self, unit, rank, rows)
-            path = self.of(unit.benchmark, unit.model) / f"{unit.name}.{rank}.part"
+            path = self.of(unit.benchmark, unit.model) / f"{unit.name}.process-{rank}.jsonl"
             path.write_bytes(path.read_bytes()[:-9])
 
         with monkeypatch.context() as killing, pytest.raises(Killed):
@@ -132,7 +132,7 @@ def test_a_process_that_is_killed_goes_on(bench):
     command = [sys.executable, "-m", "distilllens", "evaluate", "--model", "student"]
     command += ["--benchmark", "test.jsonl", *QUICK[:-1], "1", "--output", "results"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    part = bench / "results" / "test" / "student" / "seed-10.0.part"
+    part = bench / "results" / "test" / "student" / "seed-10.process-0.jsonl"
     until = time.monotonic() + 120
     while not part.exists() and process.poll() is None and time.monotonic() < until:
         time.sleep(0.001)
@@ -210,6 +210,50 @@ def test_a_judge_that_is_not_there_stops_before_any_answer(bench, capsys):
     assert not (bench / "results").exists()
 
 
+def test_weights_that_lack_some_are_not_made_up(bench, capsys):
+    """transformers would draw them at random; another copy of the folder then goes on."""
+    whole = (bench / "student" / "model.safetensors").read_bytes()
+    model = toys.llama(3, 16)
+    weights = {k: v for k, v in model.state_dict().items() if "layers.1.mlp.up" not in k}
+    model.save_pretrained(bench / "student", state_dict=weights)
+    assert evaluate() == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "the weights of student lack model.layers.1.mlp.up_proj.weight" in error
+    assert not list((bench / "results").rglob("*.process-*"))
+    (bench / "student" / "model.safetensors").write_bytes(whole)
+    assert evaluate(output="again") == 0
+
+
+def test_a_budget_needs_prices(bench, capsys):
+    """What a judge costs that is not OpenAI's nobody knows here."""
+    pytest.importorskip("openai")
+    with served() as (_, url):
+        judge = ["--judge", MODEL, "--judge_url", url, "--judge_budget", "2"]
+        assert evaluate(*judge) == 2
+    assert "--judge_budget needs prices" in capsys.readouterr().err
+    assert not (bench / "results").exists()
+
+
+@pytest.mark.slow
+def test_the_mistake_of_one_process_is_said_by_the_first(bench):
+    """Two benchmarks, each weighed by one process, and the second process meets bad weights."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    (bench / "more.jsonl").write_text((bench / "test.jsonl").read_text())
+    model = toys.llama(4, 24, seed=1)
+    model.lm_head.weight.data.fill_(float("nan"))
+    model.save_pretrained(bench / "teacher")
+    command = ["-m", "distilllens", "evaluate", "--model", "student", "--teacher", "teacher"]
+    command += ["--benchmark", "test.jsonl", "more.jsonl", *QUICK, "--output", "two"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [*torchrun, *command], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert run.returncode != 0
+    said = [line for line in run.stderr.splitlines() if line.startswith("distilllens: error")]
+    assert len(said) == 1 and "the teacher's logits are NaN" in said[0]
+    assert "Connection closed by peer" not in run.stderr
+
+
 def test_compare_reads_folders_again(bench, capsys):
     """Two folders in one table, in Markdown or JSON, for one metric or all."""
     evaluate(output="one")
@@ -268,6 +312,11 @@ BAD = {
     "no tokens": (["--max_new_tokens", "0"], "max_new_tokens must be a whole number, at least 1"),
     "batch size 0": (["--batch_size", "0"], "--batch_size must be at least 1"),
     "limit 0": (["--limit", "0"], "--limit must be at least 1"),
+    "a budget of nothing": (["--judge_budget=-1"], "--judge_budget must be at least 0"),
+    "a tokenizer of another model": (["--model", "wordy"], "its tokenizer is another model's"),
+    "a prompt of nothing": (["--benchmark", "silent.jsonl"], "silent example 0: the prompt has no"),
+    "a reserved name": (["--benchmark", "average.jsonl"], "a benchmark cannot be called 'average'"),
+    "vLLM that is not there": (["--backend", "vllm"], "vLLM is not installed"),
     "no such device": (["--device", "abacus"], "--device abacus cannot be used"),
     "no such dtype": (["--dtype", "float3"], "--dtype is one of auto, float32"),
     "no such backend": (["--backend", "tgi"], "--backend is one of transformers, vllm"),
@@ -291,6 +340,10 @@ def test_bad_input_is_one_line_and_status_2(bench, capsys, case):
     no_tokens(bench)
     toys.llama().save_pretrained(bench / "stranger")
     toys.tokenizer([*toys.WORDS[::-1]]).save_pretrained(bench / "stranger")
+    toys.llama(vocab=9).save_pretrained(bench / "wordy")
+    toys.tokenizer().save_pretrained(bench / "wordy")
+    (bench / "silent.jsonl").write_text('{"prompt": "", "completion": "the cat"}\n')
+    (bench / "average.jsonl").write_text((bench / "test.jsonl").read_text())
     (bench / "empty.jsonl").write_text("")
     (bench / "open.jsonl").write_text('{"instruction": "the cat"}\n')
     before = sorted(str(path) for path in bench.rglob("*"))

@@ -69,6 +69,8 @@ def test_names_are_as_short_as_they_can_be(tmp_path):
     assert unique_names([str(tmp_path / "model" / ".")]) == ["model"]
     with pytest.raises(ValueError, match="named twice"):
         unique_names([str(tmp_path / "model"), f"{tmp_path}/model/"])
+    with pytest.raises(ValueError, match="a/b and a_b would both be called a_b; rename one"):
+        unique_names(["a/b", "c/b", "a_b"])
     files = [write(tmp_path / part / "test.jsonl", RECORD) for part in ("a", "b")]
     assert [found.name for found in load_benchmarks(files)] == ["a_test", "b_test"]
 

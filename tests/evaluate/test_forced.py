@@ -321,22 +321,35 @@ def test_nothing_to_measure():
     assert forced_rows(toys.llama(), PLAIN, []) == ([], Calibration())
 
 
-@pytest.mark.parametrize("who", ["student", "teacher"])
-def test_what_is_beyond_the_context_is_cut(who):
-    """Of either model; the rest is as if nothing had followed. A prompt that fills it is named."""
-    models = {"student": toys.llama(), "teacher": toys.llama(seed=1)}
-    models[who] = toys.llama(positions=12, seed=1 if who == "teacher" else 0)
+def test_what_is_beyond_the_context_is_cut():
+    """The rest is as if nothing had followed. A prompt that fills the context is named."""
+    student = toys.llama(positions=12)
     long = {"prompt": "the " * 8, "completion": "cat " * 9}
-    (row,), _ = forced_rows(models["student"], PLAIN, [long], teacher=models["teacher"])
+    (row,), _ = forced_rows(student, PLAIN, [long])
     assert row.num_tokens == 4
-    whole = toys.llama(), toys.llama(seed=1)  # the weights do not depend on the positions
+    whole = toys.llama()  # the weights do not depend on the positions
     ids = torch.tensor([PLAIN("the " * 8 + "cat " * 4)["input_ids"]])
     labels = ids.masked_fill(torch.arange(12) < 8, -100)
-    assert row.nll == pytest.approx(4 * whole[0](ids, labels=labels).loss.item(), rel=1e-5)
-    names = ["dolly example 8"]
+    assert row.nll == pytest.approx(4 * whole(ids, labels=labels).loss.item(), rel=1e-5)
     with pytest.raises(ValueError, match=r"^dolly example 8: the prompt fills the 12 positions"):
         full = [{"prompt": "the " * 12, "completion": "cat"}]
-        forced_rows(models["student"], PLAIN, full, teacher=models["teacher"], names=names)
+        forced_rows(student, PLAIN, full, names=["dolly example 8"])
+
+
+def test_a_teacher_of_a_shorter_context_changes_nothing_but_the_kl():
+    """An example beyond it has none; all else is as without the teacher."""
+    examples = [*EXAMPLES, {"prompt": "the " * 8, "completion": "cat " * 9}]
+    short, long = (toys.llama(4, 24, seed=1, positions=p) for p in (14, 64))
+    rows, calibration = forced_rows(toys.llama(), PLAIN, examples, teacher=short)
+    alone, expected = forced_rows(toys.llama(), PLAIN, examples)
+    whole, _ = forced_rows(toys.llama(), PLAIN, examples, teacher=long)
+    assert rows[-1].kl is None and whole[-1].kl > 0
+    assert sum(row.kl is None for row in rows) < len(rows)
+    for row, without, other in zip(rows, alone, whole, strict=True):
+        assert row.num_tokens == without.num_tokens
+        assert row.nll == pytest.approx(without.nll, rel=1e-5)
+        assert row.kl is None or row.kl == pytest.approx(other.kl, rel=1e-4)
+    assert calibration.count == expected.count
 
 
 def test_a_conversation_is_cut_as_in_training(tmp_path):

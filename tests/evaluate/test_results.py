@@ -16,7 +16,9 @@ UNIT = Unit("test", "kd", 10)
 def settings(**changes):
     """Settings of an evaluation of one model on one benchmark."""
     return {
-        "models": {"kd": {"name": "runs/kd", "files": {"model.safetensors": "ab"}}},
+        "models": {"kd": {"model.safetensors": "ab"}},
+        "names": {"models": {"kd": "runs/kd"}},
+        "versions": {"torch": "2"},
         "benchmarks": {"test": {"sha256": "cd", "examples": 2}},
         "seeds": [10],
         "decoding": {"temperature": 1.0},
@@ -37,7 +39,7 @@ def test_rows_survive_a_torn_line(tmp_path):
     """Of a line that a kill has cut in two only that line is lost, whatever is added behind it."""
     results = Results(tmp_path)
     results.append(UNIT, 0, [row(0), row(1)])
-    path = tmp_path / "test" / "kd" / "seed-10.0.part"
+    path = tmp_path / "test" / "kd" / "seed-10.process-0.jsonl"
     whole = path.read_bytes()
     for cut in range(whole.index(b"\n") + 2, len(whole)):
         path.write_bytes(whole[:cut])
@@ -59,7 +61,7 @@ def test_parts_of_all_processes_count_and_go_when_all_is_done(tmp_path):
     results.finish(UNIT, [row(0), row(1)])
     assert results.answers(UNIT) == [row(0), row(1)]
     assert sorted(p.name for p in (tmp_path / "test" / "kd").iterdir()) == [
-        "seed-1.0.part",
+        "seed-1.process-0.jsonl",
         "seed-10.jsonl",
     ]
     assert Unit("test", "kd", None).name == "greedy"
@@ -73,25 +75,71 @@ def test_a_folder_belongs_to_one_evaluation(tmp_path):
     results.check(settings())
     with pytest.raises(ValueError, match=r"decoding\.temperature was 1\.0 and is now 0\.5"):
         results.check(settings(decoding={"temperature": 0.5}))
-    with pytest.raises(ValueError, match=r"models\.kd\.files\.model\.safetensors was 'ab'"):
-        results.check(settings(models={"kd": {"name": "runs/kd", "files": {}}}))
+    with pytest.raises(ValueError, match=r"models\.kd\.model\.safetensors was 'ab'"):
+        results.check(settings(models={"kd": {"model.safetensors": "ef"}}))
+
+
+def test_what_is_only_noted_may_change(tmp_path):
+    """Another spelling of a path, another version: the first stays in the note."""
+    results = Results(tmp_path / "out")
+    results.begin(settings(), "first")
+    other = settings(names={"models": {"kd": "./runs/kd"}}, versions={"torch": "3"})
+    results.check(other)
+    results.begin(other, "second")
+    assert results.settings()["versions"] == {"torch": "2"}
 
 
 def test_a_metric_may_be_added_but_not_changed(tmp_path):
-    """None before or now is no difference, and what was measured stays noted."""
-    results = Results(tmp_path / "out")
+    """None before or now is no difference; one that never measured anything may be exchanged."""
+    folder = tmp_path / "out"
+    results = Results(folder)
     results.begin(settings(), "first")
-    before = (tmp_path / "out" / SETTINGS).read_text()
+    before = (folder / SETTINGS).read_text()
     results.begin(settings(), "again")
-    assert (tmp_path / "out" / SETTINGS).read_text() == before
+    assert (folder / SETTINGS).read_text() == before
     results.check(settings(sbert="mini"))
     results.begin(settings(sbert="mini"), "second")
     results.check(settings())
     results.begin(settings(), "third")
-    note = json.loads((tmp_path / "out" / SETTINGS).read_text())
+    note = json.loads((folder / SETTINGS).read_text())
     assert (note["settings"]["sbert"], note["command"]) == ("mini", "second")
+    results.check(settings(sbert="large"))
+    results.finish(UNIT, [row(0, sbert=0.5)])
     with pytest.raises(ValueError, match="sbert was 'mini' and is now 'large'"):
         results.check(settings(sbert="large"))
+
+
+def test_what_a_killed_process_left_is_taken_away(tmp_path):
+    """Half-written files go when the evaluation goes on; answers under way stay."""
+    results = Results(tmp_path)
+    results.begin(settings(), "first")
+    results.append(UNIT, 0, [row(0)])
+    left = [tmp_path / "scores.json.123.part", tmp_path / "test" / "kd" / "seed-10.jsonl.7.part"]
+    for path in left:
+        path.write_text('{"example": 5}')
+    assert set(results.parts(UNIT)) == {0}
+    results.begin(settings(), "first")
+    assert not any(path.exists() for path in left)
+    assert set(results.parts(UNIT)) == {0}
+
+
+def test_a_torn_reply_is_no_obstacle(tmp_path):
+    """A judge's replies are sorted; a line that a kill has torn, even inside a letter, goes."""
+    results = Results(tmp_path)
+    lines = ['{"key": "b", "text": "京"}', '{"key": "a"}']
+    (tmp_path / "judge.jsonl").write_bytes(
+        "\n".join(lines).encode() + '\n{"key": "c", "京'.encode()[:-1]
+    )
+    results.sort_replies()
+    assert (tmp_path / "judge.jsonl").read_text().splitlines() == lines[::-1]
+
+
+def test_a_metric_that_only_some_rows_have_is_not_read(tmp_path):
+    """Killed while one was added, the folder still reads as before."""
+    folder = finished(tmp_path)
+    rows = [{**r, "sbert": 0.5} for r in Results(folder).answers(UNIT)]
+    Results(folder).finish(UNIT, rows)
+    assert "sbert" not in read_table(folder).samples["test"]["kd"]
 
 
 def test_other_folders_are_left_alone(tmp_path):

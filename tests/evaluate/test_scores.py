@@ -6,7 +6,6 @@ import statistics
 import numpy as np
 import pytest
 
-from distilllens.evaluate import scores
 from distilllens.evaluate.scores import (
     NUM_DRAWS,
     Samples,
@@ -110,12 +109,11 @@ def test_the_interval_is_that_of_the_normal_theory():
     assert found.verdict == "better"
 
 
-def test_it_is_wrong_as_often_as_it_says(monkeypatch):
+def test_it_is_wrong_as_often_as_it_says():
     """Of 400 comparisons of equals about 5 % find a difference.
 
     Binomial(400, 0.05) lies in 8 to 36 but once in ten thousand; small samples add a little.
     """
-    monkeypatch.setattr(scores, "_PORTIONS", [1000])
     generator = np.random.default_rng(2)
     wrong = 0
     for _ in range(400):
@@ -128,7 +126,8 @@ def test_it_is_wrong_as_often_as_it_says(monkeypatch):
 @pytest.mark.parametrize(("metric", "verdict"), [("rouge_l", "better"), ("perplexity", "worse")])
 def test_which_end_is_good_depends_on_the_metric(metric, verdict):
     """More Rouge-L is better, more perplexity is worse."""
-    high, low = tokens([3.0, 2.9, 3.1], [1, 1, 1]), tokens([1.0, 1.1, 0.9], [1, 1, 1])
+    ones = [1] * 12
+    high, low = tokens([3.0, 2.9, 3.1] * 4, ones), tokens([1.0, 1.1, 0.9] * 4, ones)
     assert against(metric, high, low).verdict == verdict
     assert against(metric, high, high).verdict == "no difference beyond noise"
 
@@ -149,3 +148,10 @@ def test_samples_of_some_examples():
     """Picked by their number, not by their place."""
     samples = Samples(np.array([3, 5, 9]), np.array([[1.0], [2.0], [3.0]]), np.ones((3, 1)))
     assert samples.only([9, 3]).totals[:, 0].tolist() == [1.0, 3.0]
+
+
+def test_few_examples_have_no_verdict():
+    """Nine give an interval, and are said to be too few; ten are enough to speak."""
+    for num, verdict in ((9, "too few examples to tell"), (10, "better")):
+        high, low = answers([[3.0], *[[2.9]] * (num - 1)]), answers([[1.0]] * num)
+        assert against("rouge_l", high, low).verdict == verdict

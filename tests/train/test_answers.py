@@ -92,3 +92,24 @@ def test_what_answers_need(tmp_path):
         parts = {"eval_dataset": toys.dataset(4), "score_answers": Judge(1)} | missing
         with pytest.raises(ValueError, match="eval_generate needs an eval_dataset and score_answ"):
             toys.trainer(tmp_path, **parts, **EVALUATED)
+
+
+@pytest.mark.parametrize(
+    ("metric", "higher"),
+    [("rouge_l", True), ("loss", False), ("cross_entropy", False), ("eval_lens_loss/1:2", False)],
+)
+def test_less_is_better_of_what_is_a_loss(tmp_path, metric, higher):
+    """Whatever the name ends in."""
+    args = toys.config(tmp_path, metric_for_best_model=metric)
+    assert args.greater_is_better is higher
+    assert toys.config(
+        tmp_path, metric_for_best_model=metric, greater_is_better=True
+    ).greater_is_better
+
+
+def test_what_is_evaluated_is_saved(tmp_path):
+    """Else the best evaluation might have no checkpoint; a missing interval follows the other."""
+    with pytest.raises(ValueError, match=r"so eval_steps \(1\) and save_steps \(2\) must be equal"):
+        toys.config(tmp_path, **(EVALUATED | {"save_steps": 2}))
+    followed = {k: v for k, v in EVALUATED.items() if k != "eval_steps"}
+    assert toys.config(tmp_path, **(followed | {"save_steps": 7})).eval_steps == 7

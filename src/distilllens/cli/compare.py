@@ -26,12 +26,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON, unrounded")
     args = parser.parse_args(argv)
 
+    from distilllens.evaluate.board import board
     from distilllens.evaluate.results import read_table
-    from distilllens.evaluate.tables import as_json, as_markdown, board
+    from distilllens.evaluate.tables import as_json, as_markdown
 
-    for number, folder in enumerate(args.folders):
-        if folder in args.folders[:number]:
-            raise ValueError(f"{folder} is named twice")
     found = board([read_table(folder) for folder in args.folders])
     for metric in args.metric or ():
         if metric not in found.scores:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 import time
 from dataclasses import asdict
@@ -23,7 +22,7 @@ class Answering:
         work: benchmarks, each with the numbers of the examples that take part.
     """
 
-    def __init__(self, plan, results, process, teacher, work):
+    def __init__(self, plan, results, process, *, teacher, work):
         self.plan, self.results, self.process = plan, results, process
         self.teacher, self.work = teacher, work
         self.hidden = not process.is_main
@@ -54,9 +53,7 @@ class Answering:
             model = model or candidate.load(self.process.device, self.plan.dtype)
             teacher = self.teacher and self.teacher.load(self.process.device, self.plan.dtype)
             for benchmark, kept in references:
-                self._weigh(candidate, model, teacher, benchmark, kept)
-        del model
-        gc.collect()
+                self._weigh((candidate, model, teacher), benchmark, kept)
 
     def _batches(self, candidate, examples, unit):
         """This process's batches of example numbers that are not answered yet."""
@@ -111,8 +108,9 @@ class Answering:
             seconds=round(time.perf_counter() - began, 3),
         )
 
-    def _weigh(self, candidate, model, teacher, benchmark, kept):
+    def _weigh(self, models, benchmark, kept):
         """Write how likely the model finds the references."""
+        candidate, model, teacher = models
         examples = [benchmark.examples[n] for n in kept]
         title = f"{candidate.label}, {benchmark.name}, references"
         with tqdm(total=len(kept), desc=title, unit=" rows", disable=self.hidden) as bar:
@@ -121,6 +119,7 @@ class Answering:
                 candidate.tokenizer,
                 [{"prompt": e.prompt, "completion": e.completion} for e in examples],
                 teacher=teacher,
+                names=[example.place for example in examples],
                 progress=lambda done, _: bar.update(done - bar.n),
             )
         folder = self.results.of(benchmark.name, candidate.label)
@@ -130,4 +129,6 @@ class Answering:
 
     def _lacks_references(self, benchmark, label):
         rows = self.results.references(benchmark, label)
-        return rows is None or (self.teacher is not None and rows[0]["kl"] is None)
+        if rows is None or self.teacher is None:
+            return rows is None
+        return all(row["kl"] is None for row in rows)  # of a few it may be beyond the context

@@ -21,6 +21,9 @@ NAMED = {
 }
 
 
+RESERVED = "average"  # what the tables call the mean over benchmarks
+
+
 @dataclass(frozen=True)
 class Example:
     """One question.
@@ -71,6 +74,8 @@ def load_benchmarks(
     names = unique_names(
         [s if _is_name(s) else str(file) for s, file in zip(sources, files, strict=True)]
     )
+    if RESERVED in names:
+        raise ValueError(f"a benchmark cannot be called {RESERVED!r}; rename {RESERVED}.jsonl")
     return [_load(name, file, limit, chat) for name, file in zip(names, files, strict=True)]
 
 
@@ -89,7 +94,7 @@ def unique_names(paths: Sequence[str]) -> list[str]:
     """Short names for paths: their last parts, as many as tell them apart, joined by ``_``.
 
     Raises:
-        ValueError: one path twice.
+        ValueError: one path twice, or two that no such names tell apart.
     """
     parts = [_parts(path) for path in paths]
     for number, path in enumerate(parts):
@@ -101,6 +106,10 @@ def unique_names(paths: Sequence[str]) -> list[str]:
         while sum(other[-depth:] == path[-depth:] for other in parts) > 1:
             depth += 1
         names.append("_".join(path[-depth:]))
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            other = paths[names.index(name)]
+            raise ValueError(f"{other} and {paths[number]} would both be called {name}; rename one")
     return names
 
 
@@ -142,7 +151,8 @@ def _from_hub(name):
             f"benchmark {name} cannot be had from the hub ({repository}): {reason}; "
             "name a local file instead"
         ) from error
-    found = sorted(file for file in Path(folder).rglob("valid.jsonl") if str(file).endswith(wanted))
+    files = sorted(Path(folder).rglob("valid.jsonl"))
+    found = [file for file in files if file.as_posix().endswith(wanted)]
     if not found:
         raise ValueError(f"benchmark {name}: {repository} on the hub has no {wanted}")
     return found[0]
@@ -182,7 +192,7 @@ def _example(record, place, chat):
 
 def _conversation(messages, place, accepted=None):
     *prompt, last = messages
-    answer = last.get("content")
+    answer = last.get("content")  # a judge, and the question below, know the last turn only
     if last["role"] != "assistant" or not prompt or not isinstance(answer, str) or not answer:
         raise ValueError(
             f"{place}: its messages do not end in an answer of the assistant, so there is no "

@@ -32,7 +32,7 @@ class ForcedRow:
         num_tokens: how many these are.
         kl: KL(teacher ‖ student) in nats, summed over the same positions, 0 to inf; of vocabularies
             of unequal size the shared prefix is compared, both renormalised over it. None without a
-            teacher.
+            teacher, or where the example is beyond its context.
     """
 
     nll: float
@@ -53,7 +53,8 @@ def forced_rows(
 ) -> tuple[list[ForcedRow], Calibration]:
     """A ``ForcedRow`` for every example, in their order, and the student's calibration on them.
 
-    What lies beyond the context of either model is cut off, as ``max_length`` does in training.
+    What lies beyond the student's context is cut off, as ``max_length`` does in training; what
+    is then beyond the teacher's has no KL.
     The tokens are those of training: ``sum(nll) / sum(num_tokens)`` equals the trainer's
     ``eval_cross_entropy`` on the same records, and ``sum(kl) / sum(num_tokens)`` its
     ``eval_output_loss`` with ``forward_kl``. The logits ``[B, T, V]`` of a batch are not built
@@ -71,8 +72,8 @@ def forced_rows(
         progress: called with (examples done, all examples) after each batch.
 
     Raises:
-        ValueError: a tokenizer without an end of sequence, batch_tokens < 1, a prompt that fills a
-            model's context, tokens that it does not know, logits that are NaN.
+        ValueError: a tokenizer without an end of sequence, batch_tokens < 1, a prompt that fills
+            the student's context, tokens that it does not know, logits that are NaN.
     """
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
@@ -80,10 +81,7 @@ def forced_rows(
     if tokenizer.eos_token is None:
         raise ValueError("the tokenizer has no end-of-sequence token, so no reference has an end")
     rows = [encode_example(example, tokenizer) for example in examples]
-    readers = [_Reader("student", student)]
-    if teacher is not None:
-        readers.append(_Reader("teacher", teacher))
-    longest = min((p for r in readers if (p := positions_of(r.model.config))), default=None)
+    longest = positions_of(student.config)
     rows = [(ids[:longest], start) for ids, start in rows]
     for name, row in zip(names, rows, strict=True):
         if _num_tokens(*row) <= 0:
@@ -91,6 +89,9 @@ def forced_rows(
                 f"{name}: the prompt fills the {longest} positions of the context, so nothing of "
                 "its reference is left; leave it out"
             )
+    readers = [_Reader("student", student)]
+    if teacher is not None:
+        readers.append(_Reader("teacher", teacher))
     for reader in readers:
         reader.check(rows, names)
     found, calibration = {}, Calibration()
@@ -98,8 +99,8 @@ def forced_rows(
     with ExitStack() as stack:
         for reader in readers:
             stack.enter_context(undisturbed(reader.model))
-        for batch in _batches([len(ids) for ids, _ in rows], batch_tokens):
-            tokens = _measured(readers, [rows[i] for i in batch], tokenizer.eos_token_id)
+        for batch, reading in _plan(rows, readers, batch_tokens):
+            tokens = _measured(reading, [rows[i] for i in batch], tokenizer.eos_token_id)
             counts = [_num_tokens(*rows[i]) for i in batch]
             _check_numbers(tokens, [names[i] for i in batch], counts)
             found |= zip(batch, _rows_of(tokens, counts), strict=True)
@@ -107,6 +108,16 @@ def forced_rows(
             if progress is not None:
                 progress(len(found), len(rows))
     return [found[i] for i in range(len(rows))], calibration
+
+
+def _plan(rows, readers, batch_tokens):
+    """``(examples, readers)`` of each batch: what is too long for the teacher goes without it."""
+    lengths = [len(ids) for ids, _ in rows]
+    room = positions_of(readers[-1].model.config) or max(lengths, default=0)
+    for fits in (True, False):
+        chosen = [i for i, length in enumerate(lengths) if (length <= room) == fits]
+        for batch in _batches([lengths[i] for i in chosen], batch_tokens):
+            yield [chosen[i] for i in batch], readers if fits else readers[:1]
 
 
 def _num_tokens(ids, start):

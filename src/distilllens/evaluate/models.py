@@ -30,14 +30,22 @@ class Candidate:
             ValueError: weights that cannot be read.
         """
         try:
-            model = AutoModelForCausalLM.from_pretrained(self.name, dtype=dtype)
+            model, found = AutoModelForCausalLM.from_pretrained(
+                self.name, dtype=dtype, output_loading_info=True
+            )
         except Exception as error:  # whatever a broken or missing file makes of itself
             raise ValueError(f"cannot load the model {self.name!r}: {_reason(error)}") from error
+        # transformers draws them at random, with no more than a warning.
+        if lacking := [*sorted(found["missing_keys"]), *sorted(map(str, found["mismatched_keys"]))]:
+            raise ValueError(
+                f"the weights of {self.name} lack {lacking[0]}, or have it in another shape "
+                f"({len(lacking)} in all)"
+            )
         return model.to(device).eval()
 
 
 def find_models(names: Sequence[str]) -> list[Candidate]:
-    """Candidates for folders and hub ids, adapters of PEFT among them.
+    """Candidates for folders and hub ids; a folder may hold an adapter of PEFT.
 
     Raises:
         ValueError: no model or tokenizer there, no weights, no end-of-sequence token, one twice.
@@ -56,7 +64,9 @@ def _candidate(label, name):
         raise ValueError(f"model {name} holds no weights (model.safetensors)")
     if base:
         hashes |= {f"base/{file}": value for file, value in file_hashes(base, config).items()}
-    tokenizer = _from(AutoTokenizer, name, f"a tokenizer for the model {name!r}")
+    has_tokenizer = not base or any(folder.glob("tokenizer*"))
+    source = name if has_tokenizer else base
+    tokenizer = _from(AutoTokenizer, source, f"a tokenizer for the model {name!r}")
     if tokenizer.eos_token is None:
         raise ValueError(
             f"the tokenizer of {name} has no end-of-sequence token, so no answer would end; set "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -26,10 +27,26 @@ class Process:
         """True in the one process that scores and writes."""
         return self.rank == 0
 
-    def wait(self):
-        """Return once every process is here."""
-        if self.size > 1:
-            distributed.barrier()
+    @contextmanager
+    def together(self):
+        """Leave the block with the other processes; a user's mistake of one is raised by all.
+
+        Raises:
+            ValueError: what the first process that failed has to say.
+        """
+        error = None
+        try:
+            yield
+        except (ValueError, OSError, ImportError) as raised:
+            if self.size == 1:
+                raise
+            error = raised
+        if self.size == 1:
+            return
+        said = [None] * self.size
+        distributed.all_gather_object(said, error and (str(error) or type(error).__name__))
+        if said := [text for text in said if text]:
+            raise ValueError(said[0]) from error
 
 
 def this_process(device: str | None = None) -> Process:

@@ -9,7 +9,7 @@
     judge.jsonl                        a judge's replies
     timings.jsonl                      seconds; the only file that differs from run to run
 
-While an evaluation is under way, answers lie in ``*.part`` files, one a process.
+While an evaluation is under way, answers lie in ``seed-10.process-0.jsonl`` and so on.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from distilllens.files import write_atomically, write_json
 SETTINGS, JUDGE_CACHE = "evaluation.json", "judge.jsonl"
 # Metrics that may join an evaluation later.
 ADDABLE = ("teacher", "sbert", "judge")
+# Settings that are noted and not compared; "files" and "sha256" say what a name stands for.
+_NOTES = ("names", "batch_size", "device", "versions")
 ANSWER_METRICS = ("rouge_l", "exact_match", "sbert", "judge", "judge_win")
 
 
@@ -55,7 +57,9 @@ class Results:
     def check(self, settings: dict):
         """Refuse a folder that holds anything but this evaluation, begun or finished.
 
-        A metric may be added to an evaluation that was made without it.
+        A metric may be added to an evaluation that was made without it. What a model or a file is
+        called, the batch size, the device and the versions of libraries are notes: an evaluation
+        may go on under others.
 
         Raises:
             ValueError: it is a file, holds other things, or an evaluation of other settings (the
@@ -72,11 +76,11 @@ class Results:
             )
         now = json.loads(json.dumps(settings))
         for name in ADDABLE:
-            if None in (before.get(name), now.get(name)):
+            if None in (before.get(name), now.get(name)) or not self._has_measured(name):
                 before[name] = now[name] = None
         before, now = dict(_flat(before)), dict(_flat(now))
         for key in sorted(before.keys() | now.keys()):
-            if before.get(key) != now.get(key):
+            if key.split(".")[0] not in _NOTES and before.get(key) != now.get(key):
                 raise ValueError(
                     f"--output {self.folder} holds an evaluation of other settings: {key} was "
                     f"{before.get(key)!r} and is now {now.get(key)!r}; name another folder"
@@ -85,10 +89,12 @@ class Results:
     def begin(self, settings: dict, command: str):
         """Note the settings, and the command where it is the first or adds a metric."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        before = self.settings() or {}
+        for left in self.folder.rglob("*.part"):  # by a process that was killed
+            left.unlink()
+        before = self.settings() or settings
         kept = {name: settings[name] or before.get(name) for name in ADDABLE}
-        if {**before, **kept} != before:
-            note = {"settings": {**settings, **kept}, "command": command}
+        if not (self.folder / SETTINGS).exists() or {**before, **kept} != before:
+            note = {"settings": {**before, **kept}, "command": command}
             write_json(self.folder / SETTINGS, note)
 
     def settings(self) -> dict | None:
@@ -99,6 +105,15 @@ class Results:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
+    def _has_measured(self, name):
+        """Whether any row holds what a teacher, an sbert model or a judge says."""
+        key = {"teacher": "kl"}.get(name, name)
+        for path in self.folder.glob("*/*/*.jsonl"):
+            rows = _read(path) if ".process-" not in path.name else None
+            if rows and any(row.get(key) is not None for row in rows):
+                return True
+        return False
+
     def of(self, benchmark: str, model: str) -> Path:
         """The folder of one model on one benchmark, made if it is missing."""
         folder = self.folder / benchmark / model
@@ -107,7 +122,7 @@ class Results:
 
     def append(self, unit: Unit, rank: int, rows: Sequence[dict]):
         """Add answers to the part file of a process; they are on the disk on return."""
-        path = self.of(unit.benchmark, unit.model) / f"{unit.name}.{rank}.part"
+        path = self.of(unit.benchmark, unit.model) / f"{unit.name}.process-{rank}.jsonl"
         with open(path, "ab") as stream:
             # A line that a kill has torn stays one broken line.
             torn = stream.tell() > 0 and _last_byte(path) != b"\n"
@@ -118,7 +133,8 @@ class Results:
     def parts(self, unit: Unit) -> dict[int, dict]:
         """example -> row, of all part files of a unit; broken lines are left out."""
         rows = {}
-        for path in sorted(self.of(unit.benchmark, unit.model).glob(f"{unit.name}.*.part")):
+        folder = self.of(unit.benchmark, unit.model)
+        for path in sorted(folder.glob(f"{unit.name}.process-*.jsonl")):
             for line in path.read_bytes().split(b"\n"):
                 try:
                     row = json.loads(line)
@@ -135,7 +151,7 @@ class Results:
         """Write the finished rows of a unit and take its part files away."""
         folder = self.of(unit.benchmark, unit.model)
         write_rows(folder / f"{unit.name}.jsonl", rows)
-        for path in folder.glob(f"{unit.name}.*.part"):
+        for path in folder.glob(f"{unit.name}.process-*.jsonl"):
             path.unlink()
 
     def references(self, benchmark: str, model: str) -> list[dict] | None:
@@ -151,8 +167,8 @@ class Results:
         """Put a judge's replies, which came as they came, into an order."""
         path = self.folder / JUDGE_CACHE
         if path.exists():
-            lines = path.read_text(encoding="utf-8").split("\n")
-            write_atomically(path, "".join(f"{line}\n" for line in sorted(filter(None, lines))))
+            lines = sorted(line for line in path.read_bytes().split(b"\n") if _is_json(line))
+            write_atomically(path, b"".join(line + b"\n" for line in lines).decode())
 
     def note_time(self, **entry):
         """Add a line to the timings."""
@@ -226,22 +242,22 @@ def _samples(by_seed, references):
     numbers = np.array([row["example"] for row in references])
     found = {}
     for metric in ANSWER_METRICS:
-        if metric in by_seed[0][0]:
+        if all(metric in row for rows in by_seed for row in rows):
             values = [[row[metric] for row in rows] for rows in by_seed]
             values = np.array(values, dtype=float).T  # None becomes NaN
             there = np.isfinite(values)
             if there.any():
                 values = np.where(there, values, 0.0)
                 found[metric] = Samples(numbers, values, there.astype(float))
-    if "judge" in found:
+    if "judge" in found and "judge_reference" in by_seed[0][0]:
         others = [[row["judge_reference"] for row in rows] for rows in by_seed]
         others = np.nan_to_num(np.array(others, dtype=float).T)
         found["judge_ratio"] = Samples(numbers, 100 * found["judge"].totals, others)
     tokens = np.array([[row["num_tokens"]] for row in references], dtype=float)
     for metric, key in (("perplexity", "nll"), ("kl", "kl")):
-        if references[0].get(key) is not None:
-            totals = np.array([[row[key]] for row in references], dtype=float)
-            found[metric] = Samples(numbers, totals, tokens)
+        values = np.array([[row[key]] for row in references], dtype=float)  # None becomes NaN
+        if (there := ~np.isnan(values)).any():
+            found[metric] = Samples(numbers, np.where(there, values, 0.0), tokens * there)
     return found
 
 
@@ -253,6 +269,13 @@ def _read(path):
 
 def _lines(rows):
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def _is_json(line):
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:  # a line that a kill has torn
+        return False
 
 
 def _last_byte(path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 
@@ -15,6 +16,7 @@ from distilllens.evaluate.results import Results
 from distilllens.evaluate.scoring import Scoring
 from distilllens.evaluate.tables import write_scores
 from distilllens.evaluate.tokens import encode_prompts, positions_of
+from distilllens.evaluate.vllm import check_vllm
 from distilllens.fingerprints import check_tokenizers
 
 SEEDS = (10, 20, 30, 40, 50)
@@ -66,6 +68,8 @@ class Plan:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} must be at least 1, got {value}")
+        if self.judge_budget is not None and not 0 <= self.judge_budget < math.inf:
+            raise ValueError(f"--judge_budget must be at least 0, got {self.judge_budget}")
         for name, known in (("backend", BACKENDS), ("dtype", DTYPES)):
             if getattr(self, name) not in known:
                 raise ValueError(
@@ -86,6 +90,25 @@ def evaluate(plan: Plan, *, judge=None, command: str = "") -> None:
         ValueError: models, benchmarks, prompts or a folder that do not fit.
     """
     process = this_process(plan.device)
+    results = Results(plan.output)
+    with process.together():
+        candidates, teacher, work, settings, scoring = _prepared(plan, process, results, judge)
+        if process.is_main:
+            results.begin(settings, command)
+    with process.together():
+        if results.settings() is None:
+            raise ValueError(f"--output {plan.output} must be a folder that all processes see")
+        answering = Answering(plan, results, process, teacher=teacher, work=work)
+        for candidate in candidates:
+            answering(candidate)
+    with process.together():
+        if process.is_main:
+            scoring(work, [candidate.label for candidate in candidates], plan.seeds)
+            write_scores(results)
+
+
+def _prepared(plan, process, results, judge):
+    """Everything that can be found wrong is, before anything is written."""
     candidates = find_models(plan.models)
     teacher = find_models([plan.teacher])[0] if plan.teacher else None
     for candidate in candidates if teacher else ():
@@ -94,21 +117,19 @@ def evaluate(plan: Plan, *, judge=None, command: str = "") -> None:
     work = [(benchmark, _kept(benchmark, candidates, plan)) for benchmark in benchmarks]
     settings = _settings(plan, candidates, teacher, work, judge)
     settings["device"] = process.device.type
-    results = Results(plan.output)
     results.check(settings)
-    scoring = Scoring(results, plan.sbert, judge, plan.judge_budget) if process.is_main else None
-    if scoring is not None:
-        results.begin(settings, command)
-    process.wait()
-    results.check(settings)
-    answering = Answering(plan, results, process, teacher, work)
-    for candidate in candidates:
-        answering(candidate)
-    process.wait()
-    if scoring is not None:
-        scoring(work, [candidate.label for candidate in candidates], plan.seeds)
-        write_scores(results)
-    process.wait()
+    if plan.backend == "vllm":
+        check_vllm(plan.decoding, process.size)
+    scoring = None
+    if process.is_main:
+        scoring = Scoring(
+            results,
+            sbert=plan.sbert,
+            device=process.device,
+            judge=judge,
+            budget=plan.judge_budget,
+        )
+    return candidates, teacher, work, settings, scoring
 
 
 def _kept(benchmark, candidates, plan):
@@ -119,7 +140,7 @@ def _kept(benchmark, candidates, plan):
     """
     kept = list(range(len(benchmark.examples)))
     prompts = [example.prompt for example in benchmark.examples]
-    lengths = {c.label: [*map(len, encode_prompts(c.tokenizer, prompts))] for c in candidates}
+    lengths = {c.label: _lengths(benchmark, prompts, c) for c in candidates}
     if plan.max_prompt_length is not None:
         longest = [max(each) for each in zip(*lengths.values(), strict=True)]
         kept = [n for n in kept if longest[n] <= plan.max_prompt_length]
@@ -136,17 +157,36 @@ def _kept(benchmark, candidates, plan):
     return kept
 
 
+def _lengths(benchmark, prompts, candidate):
+    """Tokens of each prompt.
+
+    Raises:
+        ValueError: a prompt without tokens, or with one that the model does not know.
+    """
+    encoded = encode_prompts(candidate.tokenizer, prompts)
+    known = candidate.config.get_text_config().vocab_size
+    for example, ids in zip(benchmark.examples, encoded, strict=True):
+        if not ids:
+            raise ValueError(f"{example.place}: the prompt has no tokens; a model answers to some")
+        if max(ids) >= known:
+            raise ValueError(
+                f"{example.place}: the prompt has token {max(ids)}, but {candidate.label} knows "
+                f"only {known}: its tokenizer is another model's"
+            )
+    return [*map(len, encoded)]
+
+
 def _settings(plan, candidates, teacher, work, judge):
     """What makes two evaluations the same, and what one needs to know to repeat it."""
-
-    def identity(candidate):
-        return {"name": candidate.name, "files": candidate.hashes}
-
     return {
-        "models": {candidate.label: identity(candidate) for candidate in candidates},
+        "models": {candidate.label: candidate.hashes for candidate in candidates},
+        "names": {
+            "models": {candidate.label: candidate.name for candidate in candidates},
+            "benchmarks": {benchmark.name: benchmark.source for benchmark, _ in work},
+            "teacher": teacher.name if teacher else None,
+        },
         "benchmarks": {
             benchmark.name: {
-                "source": benchmark.source,
                 "sha256": benchmark.sha256,
                 "examples": len(kept),
                 "left_out": len(benchmark.examples) - len(kept),
@@ -161,7 +201,7 @@ def _settings(plan, candidates, teacher, work, judge):
         "chat": plan.chat,
         "dtype": plan.dtype,
         "backend": plan.backend,
-        "teacher": identity(teacher) if teacher else None,
+        "teacher": teacher.hashes if teacher else None,
         "sbert": plan.sbert,
         "judge": f"{judge.model} at {judge.base_url}" if judge else None,
         "versions": {name: _version(name) for name in _LIBRARIES},

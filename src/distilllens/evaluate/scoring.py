@@ -14,19 +14,24 @@ class Scoring:
     """Gives finished answers their metrics and writes them; the main process alone does it.
 
     Args:
-        sbert: name of a sentence-transformers model, or None.
+        sbert: name of a sentence-transformers model, or None; it runs on ``device``.
         judge: a ``Judge``, or None. Both are tried at once, so that what fails, fails early.
         budget: in USD; what costs more is not begun.
     """
 
-    def __init__(self, results, sbert=None, judge=None, budget: float | None = None):
+    def __init__(self, results, *, sbert=None, device=None, judge=None, budget=None):
         self.results, self.judge, self.budget = results, judge, budget
         self.similarity = None
         if sbert is not None:
             from distilllens.evaluate.sbert import SentenceSimilarity
 
-            self.similarity = SentenceSimilarity(sbert)
+            self.similarity = SentenceSimilarity(sbert, device)
         if judge is not None:
+            if budget is not None and judge.prices is None:
+                raise ValueError(
+                    f"--judge_budget needs prices, and those of {judge.model} at {judge.base_url} "
+                    "are not known; leave it out"
+                )
             judge.check()
 
     def __call__(self, work, labels, seeds):
@@ -55,18 +60,18 @@ class Scoring:
             if "rouge_l" not in row:
                 row["rouge_l"] = rouge_l(row["answer"], accepted)
                 row["exact_match"] = exact_match(row["answer"], accepted)
-        if self.similarity is not None and "sbert" not in rows[0]:
+        if self.similarity is not None and not all("sbert" in row for row in rows):
             values = self.similarity([row["answer"] for row in rows], references)
             for row, value in zip(rows, values, strict=True):
                 row["sbert"] = value
 
     def _ask_judge(self, found):
         asked = [(row, examples[row["example"]]) for _, rows, examples in found for row in rows]
-        asked = [(row, example) for row, example in asked if "judge" not in row]
+        asked = [(row, example) for row, example in asked if row.get("judge") is None]
         cases = [Case(e.question, row["answer"], e.references[0]) for row, e in asked]
         estimate = self.judge.estimate(cases)
         print(f"judge {self.judge.model}: {estimate}", file=sys.stderr)
-        if self.budget is not None and (estimate.usd or 0) > self.budget:
+        if self.budget is not None and estimate.usd > self.budget:
             raise ValueError(
                 f"the judge would cost about {estimate.usd:.2f} USD, above --judge_budget "
                 f"{self.budget:g}; the answers are kept: raise it, or ask without --judge"

@@ -35,16 +35,9 @@ class VllmBackend:
     """
 
     def __init__(self, model: str, tokenizer, decoding: Decoding, *, dtype: str = "auto"):
-        low, high = _TEMPERATURES
-        if not decoding.greedy and not low <= decoding.temperature <= high:
-            raise ValueError(
-                f"vLLM samples at temperatures from {low} to {high}, got {decoding.temperature}; "
-                "use greedy, or the transformers backend"
-            )
-        try:
-            from vllm import LLM
-        except ImportError as error:
-            raise ImportError("vLLM is not installed: pip install 'distilllens[vllm]'") from error
+        check_vllm(decoding)
+        from vllm import LLM
+
         self.decoding, self._tokenizer = decoding, tokenizer
         self._engine = LLM(model=str(model), dtype=dtype, skip_tokenizer_init=True)
         config = self._engine.model_config
@@ -92,3 +85,27 @@ class VllmBackend:
             stop_token_ids=self._ends,
             detokenize=False,
         )
+
+
+def check_vllm(decoding: Decoding, num_processes: int = 1):
+    """Refuse what vLLM cannot do here, before it is loaded.
+
+    Raises:
+        ImportError: it is not installed.
+        ValueError: a temperature that it does not take as it is, or several processes.
+    """
+    low, high = _TEMPERATURES
+    if not decoding.greedy and not low <= decoding.temperature <= high:
+        raise ValueError(
+            f"vLLM samples at temperatures from {low} to {high}, got {decoding.temperature}; "
+            "use greedy, or the transformers backend"
+        )
+    if num_processes > 1:
+        raise ValueError(
+            f"--backend vllm takes one process and was started with {num_processes}; vLLM shares "
+            "the work among devices by itself"
+        )
+    try:
+        import vllm  # noqa: F401
+    except ImportError as error:
+        raise ImportError("vLLM is not installed: pip install 'distilllens[vllm]'") from error

@@ -32,6 +32,8 @@ _BOUNDS = {
     "warmup_steps": (0, math.inf),
     "weight_decay": (0, math.inf),
 }
+# What answers are scored by; all else that is measured is a loss, in nats.
+HIGHER_IS_BETTER = ("rouge_l", "exact_match")
 _PACKING = ("bfd", "bfd_split", "wrapped")
 
 
@@ -177,6 +179,10 @@ class DistillLensConfig(SFTConfig):
     def __post_init__(self):
         self._follow_the_machine()
         self._follow_the_answers()
+        if self.greater_is_better is None and self.metric_for_best_model is not None:
+            # transformers takes more as better unless the name ends in "loss".
+            name = self.metric_for_best_model.removeprefix("eval_")
+            self.greater_is_better = name in HIGHER_IS_BETTER
         self._check_bounds()
         super().__post_init__()
         self._check_types()
@@ -211,6 +217,13 @@ class DistillLensConfig(SFTConfig):
             raise ValueError(
                 "eval_generate needs evaluations: set eval_strategy to epoch or steps, and "
                 "save_strategy to the same"
+            )
+        if self.eval_steps is None:
+            self.eval_steps = self.save_steps
+        if self.eval_steps != self.save_steps and str(self.eval_strategy).endswith("steps"):
+            raise ValueError(
+                f"eval_generate keeps the best of what it evaluates, so eval_steps "
+                f"({self.eval_steps}) and save_steps ({self.save_steps}) must be equal"
             )
         self.load_best_model_at_end = True
         if self.metric_for_best_model is None:

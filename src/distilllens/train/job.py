@@ -20,12 +20,11 @@ from distilllens.data import to_dataset
 from distilllens.fingerprints import fingerprint
 from distilllens.teacher.cache import status
 from distilllens.train import _trl, inputs, run
-from distilllens.train.config import DistillLensConfig
+from distilllens.train.config import HIGHER_IS_BETTER, DistillLensConfig
 from distilllens.train.trainer import DistillLensTrainer
 
 logger = logging.getLogger(__name__)
 _METRICS = ("loss", "cross_entropy", "output_loss", "lens_loss")
-_ANSWER_METRICS = ("rouge_l", "exact_match")
 
 
 @dataclass
@@ -235,9 +234,9 @@ def _check_folders(args):
 
 def _check_metric(args):
     name = (args.metric_for_best_model or "loss").removeprefix("eval_")
-    known = _METRICS + (_ANSWER_METRICS if args.eval_generate else ())
+    known = _METRICS + (HIGHER_IS_BETTER if args.eval_generate else ())
     if name not in known and not name.startswith("lens_loss/"):
-        asked = "; it needs eval_generate" if name in _ANSWER_METRICS else ""
+        asked = "; it needs eval_generate" if name in HIGHER_IS_BETTER else ""
         raise ValueError(
             f"metric_for_best_model {name!r} is never measured{asked}; "
             f"known: {', '.join(known)}, lens_loss/1:2 and so on"

@@ -1,0 +1,192 @@
+"""Results of evaluations side by side: whose scores can be compared, and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from distilllens.evaluate.benchmarks import RESERVED, unique_names
+from distilllens.evaluate.results import Table
+from distilllens.evaluate.scores import (
+    METRICS,
+    Comparison,
+    Score,
+    average,
+    average_drawn,
+    bootstrap,
+    compare,
+    score,
+)
+
+AVERAGE = RESERVED
+_TOLD = ("decoding", "seeds", "chat", "limit", "max_prompt_length", "dtype", "backend")
+# Metrics that depend on another model, and the setting that names it.
+_MEASURED_BY = {
+    "kl": "teacher",
+    "sbert": "sbert",
+    "judge": "judge",
+    "judge_win": "judge",
+    "judge_ratio": "judge",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Board:
+    """Results of one or more folders side by side.
+
+    Args:
+        models: their names.
+        scores: metric -> benchmark (and "average") -> model -> ``Score``.
+        comparisons: metric -> (first, second) -> benchmark (and "average") -> ``Comparison``.
+        answers: benchmark -> model -> figures on the answers and the calibration.
+        notes: what a reader of the tables should know, a sentence each.
+    """
+
+    models: tuple[str, ...]
+    scores: dict[str, dict[str, dict[str, Score]]]
+    comparisons: dict[str, dict[tuple[str, str], dict[str, Comparison]]]
+    answers: dict[str, dict[str, dict[str, float]]]
+    notes: tuple[str, ...]
+
+
+def board(tables: Sequence[Table]) -> Board:
+    """The models of all tables on the benchmarks that all have, each with a name of its own.
+
+    Raises:
+        ValueError: no benchmark that all of them have, with the same data.
+    """
+    shared, notes = _shared_benchmarks(tables)
+    labels = _labels(tables)
+    samples, answers = {}, {}
+    for table, names in zip(tables, labels, strict=True):
+        for benchmark in shared:
+            for model, found in table.samples[benchmark].items():
+                bins = table.calibration[benchmark][model]
+                answers.setdefault(benchmark, {})[names[model]] = {
+                    **table.answers[benchmark][model],
+                    "ece": bins.ece,
+                    "overconfidence": bins.overconfidence,
+                    "underconfidence": bins.underconfidence,
+                }
+                samples.setdefault(benchmark, {})[names[model]] = found
+    models = tuple(name for names in labels for name in names.values())
+    metrics = [m for m in METRICS if any(m in f for row in samples.values() for f in row.values())]
+    measured_by = {
+        names[model]: {metric: table.settings[key] for metric, key in _MEASURED_BY.items()}
+        for table, names in zip(tables, labels, strict=True)
+        for model in table.settings["models"]
+    }
+    comparisons = {m: _comparisons(m, models, samples, measured_by) for m in metrics}
+    return Board(
+        models,
+        {metric: _scores(metric, models, samples) for metric in metrics},
+        comparisons,
+        answers,
+        (*notes, *_differences(tables), *_partial(comparisons.get("rouge_l", {}), samples)),
+    )
+
+
+def _comparisons(metric, models, samples, measured_by):
+    """(first, second) -> benchmark -> Comparison, of pairs that were measured alike."""
+    pairs = {}
+    for number, second in enumerate(models):
+        for first in models[number + 1 :]:
+            if measured_by[first].get(metric) != measured_by[second].get(metric):
+                continue
+            drawn = {}
+            for stream, (benchmark, row) in enumerate(samples.items()):
+                both = [row.get(model, {}).get(metric) for model in (first, second)]
+                if None not in both and (alike := _alike(metric, *both)):
+                    drawn[benchmark] = bootstrap([(metric, one) for one in alike], stream)
+            if len(drawn) > 1:
+                drawn[AVERAGE] = [*map(average_drawn, zip(*drawn.values(), strict=True))]
+            if drawn:
+                pairs[first, second] = {c: compare(metric, *both) for c, both in drawn.items()}
+    return pairs
+
+
+def _alike(metric, ours, theirs):
+    """Both on the examples and seeds for which both have a value; None if there is none.
+
+    References that were cut into other tokens, or elsewhere, have other perplexities.
+    """
+    both = np.intersect1d(ours.examples, theirs.examples)
+    ours, theirs = ours.only(both), theirs.only(both)
+    if metric in ("perplexity", "kl"):
+        if not np.array_equal(ours.counts, theirs.counts):
+            return None
+    elif ours.counts.shape == theirs.counts.shape:
+        there = (ours.counts > 0) & (theirs.counts > 0)
+        ours, theirs = ours.with_counts_where(there), theirs.with_counts_where(there)
+    return (ours, theirs) if ours.counts.sum() and theirs.counts.sum() else None
+
+
+def _scores(metric, models, samples):
+    rows = {
+        benchmark: {m: score(metric, found[metric]) for m, found in row.items() if metric in found}
+        for benchmark, row in samples.items()
+    }
+    if len(rows) > 1:
+        everywhere = [m for m in models if all(m in row for row in rows.values())]
+        rows[AVERAGE] = {m: average([row[m] for row in rows.values()]) for m in everywhere}
+    return rows
+
+
+def _shared_benchmarks(tables):
+    first, notes, shared = tables[0].settings["benchmarks"], [], []
+    for name in dict.fromkeys(n for table in tables for n in table.settings["benchmarks"]):
+        hashes = [table.settings["benchmarks"].get(name, {}).get("sha256") for table in tables]
+        if None in hashes:
+            notes.append(f"{name} is left out: not every folder has it.")
+        elif len(set(hashes)) > 1:
+            notes.append(f"{name} is left out: the folders were made from different files.")
+        else:
+            shared.append(name)
+    if not shared:
+        raise ValueError(
+            f"the folders {', '.join(t.folder for t in tables)} share no benchmark: the first has "
+            f"{', '.join(first)}"
+        )
+    return shared, notes
+
+
+def _labels(tables):
+    """For each table model -> name; a name that two folders have gets its folder's."""
+    every = [model for table in tables for model in table.settings["models"]]
+    folders = unique_names([table.folder for table in tables])
+    return [
+        {
+            model: f"{folder}/{model}" if every.count(model) > 1 else model
+            for model in table.settings["models"]
+        }
+        for table, folder in zip(tables, folders, strict=True)
+    ]
+
+
+def _differences(tables):
+    notes = []
+    for key in _TOLD:
+        values = [table.settings[key] for table in tables]
+        if any(value != values[0] for value in values):
+            said = "; ".join(f"{t.folder}: {v}" for t, v in zip(tables, values, strict=True))
+            notes.append(f"The folders differ in {key} ({said}).")
+    for key in ("teacher", "sbert", "judge"):
+        values = [value for table in tables if (value := table.settings[key])]
+        if any(value != values[0] for value in values):
+            notes.append(f"The folders differ in the {key}: what it measures is not compared.")
+    return notes
+
+
+def _partial(pairs, samples):
+    """What is said of comparisons that leave examples out."""
+    notes = []
+    for (first, second), row in pairs.items():
+        for benchmark in row.keys() - {AVERAGE}:
+            found = [samples[benchmark][model]["rouge_l"] for model in (first, second)]
+            shared = row[benchmark].num_examples
+            if shared < max(len(one.examples) for one in found):
+                pair = f"{first} - {second} on {benchmark}"
+                notes.append(f"{pair}: of the {shared} examples that both have.")
+    return sorted(notes)

@@ -202,7 +202,8 @@ def test_the_best_answers_make_the_final_model(workshop, capsys):
     mean = scores["rouge_l"]["train"]["out"]["mean"]
     assert mean == pytest.approx(state["best_metric"])
     # What decides the final weights is part of the recipe.
-    assert main(["train", "--config", "recipe.yaml", "--eval_steps", "1"]) == 2
+    every = ["--eval_steps", "1", "--save_steps", "1"]
+    assert main(["train", "--config", "recipe.yaml", *every]) == 2
     assert "eval_steps was 2 and is now 1" in capsys.readouterr().err
 
 

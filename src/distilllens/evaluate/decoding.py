@@ -82,8 +82,9 @@ def add_gumbel_(scores: Tensor, keys: Tensor) -> Tensor:
         scores: ``[B, V]`` float32.
         keys: ``[B, 2]`` int32, one step of ``noise_keys``, on the device of the scores.
     """
-    # A CPU keeps one row in its cache; an accelerator would wait for every small kernel.
-    num_rows = 1 if scores.device.type == "cpu" else max(1, len(scores))
+    # As many rows as a CPU keeps in its cache; an accelerator would wait for every small kernel.
+    on_cpu = scores.device.type == "cpu"
+    num_rows = max(1, 2**16 // scores.shape[1] if on_cpu else len(scores))
     tokens = torch.arange(scores.shape[1], dtype=torch.int32, device=scores.device)
     for rows, key in zip(scores.split(num_rows), keys.split(num_rows), strict=True):
         first, second = key.unsqueeze(-1).unbind(1)

@@ -233,7 +233,7 @@ class TransformersBackend:
             tokens = torch.full_like(rows, answer[step])
             if self._ends and step == 1:
                 tokens[rows == 1] = self._ends[0]
-            if len(own := scores[rows == 0]):
+            if len(own := scores[rows == 0]):  # empty where the other prompt runs by itself
                 seen[step] = own
             return torch.zeros_like(scores).scatter_(1, tokens.unsqueeze(1), 1.0)
 

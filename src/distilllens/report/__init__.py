@@ -4,13 +4,27 @@ from distilllens.report.canvas import require_plotting
 from distilllens.report.figures import plot_divergence_by_depth
 from distilllens.report.inspector import inspector_sections
 from distilllens.report.page import render_page, save_figures
+from distilllens.report.run_report import (
+    Looked,
+    Run,
+    again_section,
+    look_sections,
+    run_sections,
+)
+from distilllens.report.texts import Sample
 from distilllens.report.tokens import token_text
 
 __all__ = [
+    "Looked",
+    "Run",
+    "Sample",
+    "again_section",
     "inspector_sections",
+    "look_sections",
     "plot_divergence_by_depth",
     "render_page",
     "require_plotting",
+    "run_sections",
     "save_figures",
     "token_text",
 ]

@@ -22,8 +22,9 @@ from distilllens.lens.reading import inspect_models
 from distilllens.report import Looked, Sample
 from distilllens.train import inputs
 
-_LONGEST_TEXT, _LONGEST_ANSWER, _LONGEST_QUESTION = 256, 64, 1200
-_SHORTEST_ANSWER = 8
+_LONGEST_TEXT, _LONGEST_QUESTION = 256, 1200
+# Tokens of an answer; fewer only where no question leaves more room.
+_ANSWERS = (64, 32, 8)
 # Records that are tried for each text that is wanted: some have no target within reach.
 _TRIES = 16
 
@@ -44,6 +45,7 @@ def look_at(
     missing = []
     home = Path(note["working_directory"]) if note.get("working_directory") else Path()
     source = _Source(where, note["recipe"].get("models") or {}, fields, home, trusted)
+    source.said = missing
     models = {}
     with _noted(missing, "Figure 1 and answers are left out"):
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trusted)
@@ -85,12 +87,10 @@ def look_at_models(looked: Looked, models: Mapping, tokenizer, records, how) -> 
                 trained=[trained] * len(students),
             )
             looked = replace(looked, read=read, students=tuple(students))
-            looked = replace(looked, texts=f"{len(found)} texts, the first that serve of {what}")
+            looked = replace(looked, texts=f"the first {len(found)} texts of {what}")
     with _noted(missing, "Answers are left out"):
         samples, longest = _samples(models, tokenizer, records, (positions, limit))
-        words = (
-            f"The first questions of {what} that fit, answered greedily, up to {longest} tokens."
-        )
+        words = f"The first that fit of {what}; answered greedily, in at most {longest} tokens."
         looked = replace(
             looked, samples=tuple(samples), speakers=tuple(models), questions=words if samples else ""
         )
@@ -113,6 +113,7 @@ class _Source:
     def __init__(self, where, fingerprints, fields, home, trusted):
         self.where, self.fingerprints, self.fields = where, fingerprints, fields
         self.home, self.trusted = home, trusted
+        self.said = []  # sentences for the reader
 
     def student(self):
         """The newest, from its folder."""
@@ -132,7 +133,7 @@ class _Source:
         """The one that is named; None where there was none.
 
         Raises:
-            ValueError: the run read a cache in its place, or it is gone or another by now.
+            ValueError: the run read a cache in its place, or it is gone.
         """
         name = self.fields.get("teacher_model_name_or_path")
         if not name:
@@ -151,7 +152,9 @@ class _Source:
         config = inputs.load_config(role, path, args, revision)
         before = (self.fingerprints.get(role) or {}).get("weights")
         if before is not None and fingerprint(path, config)["weights"] != before:
-            raise ValueError(f"{name} holds other weights now than when the run began")
+            self.said.append(
+                f"The {role} {name} may hold other weights now than when the run began."
+            )
         return self._load(path, {**settings, "revision": revision})
 
     def _load(self, path, settings):
@@ -177,13 +180,13 @@ def _records(fields, home):
         test = fields.get("dataset_test_split")
         split = test or fields.get("dataset_train_split", "train")
         records = load_hub(name, split, fields.get("dataset_config"))
-        return records, f"{name}[{split}]" + ("" if test else ", which it was trained on")
+        return records, f"{name}[{split}]" + ("" if test else " (training data)")
     role = "eval_file" if fields.get("eval_file") else "train_file"
     files = fields.get(role)
     files = files if isinstance(files, list) else [files]
     paths = [there if (there := home / file).exists() else file for file in files]
     what = ", ".join(Path(file).name for file in files)
-    trained = ", which it was trained on" if role == "train_file" else ""
+    trained = " (training data)" if role == "train_file" else ""
     return load_records(paths), what + trained
 
 
@@ -205,14 +208,13 @@ def _samples(models, tokenizer, records, room):
     positions, limit = room
     asked = [q for record in records if (q := _question(record)) is not None]
     ids = encode_prompts(tokenizer, [prompt for prompt, _, _ in asked])
-    most = None if positions is None else positions - _SHORTEST_ANSWER
-    fitting = [n for n, found in enumerate(ids) if found and (most is None or len(found) <= most)]
-    fitting = fitting[:limit]
-    if not fitting:
+    for longest in _ANSWERS:
+        most = positions - longest if positions else max(map(len, ids), default=0)
+        fitting = [n for n, found in enumerate(ids) if 0 < len(found) <= most][:limit]
+        if fitting:
+            break
+    else:
         return [], 0
-    longest = _LONGEST_ANSWER
-    if positions is not None:
-        longest = min(longest, positions - max(len(ids[n]) for n in fitting))
     decoding = Decoding(max_new_tokens=longest, greedy=True)
     said = [
         TransformersBackend(model, tokenizer, decoding).generate([ids[n] for n in fitting], seed=0)

@@ -44,7 +44,7 @@ def write_report(folder: Path, output: Path, *, limit: int, trust_remote_code: b
         command=_text(note.get("command")),
         versions=_texts(note.get("versions")),
     )
-    title = f"Run {folder.resolve().name}"
+    title = f"Training run: {folder.resolve().name}"
     page = render_page(title, _lead(note, fields, state), run_sections(run, looked))
     # A lone half of a surrogate pair, which JSON may name, is no text that a file can hold.
     page = page.encode("utf-8", "replace").decode("utf-8")

@@ -75,10 +75,9 @@ def run_sections(run: Run, looked: Looked) -> list[Section]:
             (Facts("The run", run.facts), *([glance] if glance.rows else [])),
         )
     ]
-    sections += look_sections(looked, _DEPTH)
     if plots := training_plots(run.rows):
         sections.append(Section("Training", _TRAINING, plots))
-    return [*sections, again_section(run)]
+    return [*sections, *look_sections(looked, _DEPTH), again_section(run)]
 
 
 def look_sections(looked: Looked, about: str) -> list[Section]:
@@ -90,7 +89,7 @@ def look_sections(looked: Looked, about: str) -> list[Section]:
     sections = []
     if looked.read is not None:
         num = len(looked.read.targets)
-        text = f"{about} Read at {num:,} tokens of {looked.texts}."
+        text = f"{about} Read at {num:,} target tokens of {looked.texts}."
         plot = divergence_plot(looked.read, looked.students)
         sections.append(Section("How far from the teacher", text, (plot,)))
     if looked.samples:

@@ -60,7 +60,10 @@ class Facts:
             f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>"
             for name, value in self.facts.items()
         )
-        return f'<div class="card"><h3>{escape(self.title)}</h3><dl class="facts">{rows}</dl></div>'
+        return (
+            f'<div class="card wide"><h3>{escape(self.title)}</h3>'
+            f'<dl class="facts">{rows}</dl></div>'
+        )
 
 
 @dataclass(frozen=True)

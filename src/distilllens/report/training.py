@@ -13,7 +13,7 @@ from distilllens.report.parts import Choice, Table
 from distilllens.report.plots import Curve, series_of
 
 Rows = Sequence[Mapping[str, Any]]
-# Name in the log -> what it is; the order decides the colours.
+# Name in the log -> what it is; the order decides the styles.
 TERMS = {
     "loss": "total",
     "output_loss": "output divergence",
@@ -22,8 +22,10 @@ TERMS = {
 }
 _SCORES = {"eval_rouge_l": "Rouge-L", "eval_exact_match": "exact match"}
 _SPEEDS = {
-    "target_tokens_per_second": "target tokens a second, all processes, between two logs",
-    "train_tokens_per_second": "input tokens a second, all processes, since the start",
+    "target_tokens_per_second": "Target tokens of all processes over the time since the last log, "
+    "without that of evaluations.",
+    "train_tokens_per_second": "Input tokens of all processes over the time since the start, "
+    "evaluations included.",
 }
 _PAIR = "lens_loss/"
 _MARKERS = 12
@@ -86,8 +88,8 @@ def training_plots(rows: Rows) -> tuple[Plot, ...]:
             rows,
             "speed",
             "Throughput",
-            {speed: _SPEEDS[speed]} if speed else {},
-            f"{_SPEEDS[speed].capitalize()}. Evaluations do not count." if speed else "",
+            {speed: "tokens / s"} if speed else {},
+            _SPEEDS.get(speed, ""),
             ylabel="tokens / s",
         ),
         _plot(
@@ -127,7 +129,7 @@ def first_and_last(rows: Rows) -> Table:
 def _plot(rows, name, title, names, caption, *, ylabel="nats per token", scaled=False):
     """A line for each name that was logged; None where none was."""
     curves = []
-    for number, (key, label) in enumerate(names.items(), 1):
+    for number, (key, label) in enumerate(names.items()):
         steps, values = _series(rows, key)
         if any(map(math.isfinite, values)):
             curves.append(Curve(number, label, steps, values))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -60,25 +60,36 @@ def look_at(
     models = {name: models[name] for name in ("teacher", "start", "student") if name in models}
     if models.get("teacher", 0) is None:  # plain fine-tuning has none, and misses none
         del models["teacher"]
-    looked = Looked(missing=tuple(missing))
-    return look_at_models(looked, models, tokenizer, records, (what, limit, _map(pairs)))
+    texts = Texts(records[: _TRIES * limit], what, limit, limit)
+    looked = look_at_models(models, tokenizer, texts, trained=_map(pairs))
+    return replace(looked, missing=(*missing, *looked.missing))
 
 
-def look_at_models(looked: Looked, models: Mapping, tokenizer, records, how) -> Looked:
+@dataclass(frozen=True)
+class Texts:
+    """Records, what they are in words, and how many are read and how many asked."""
+
+    records: Sequence[dict]
+    what: str
+    num_read: int
+    num_asked: int
+
+
+def look_at_models(
+    models: Mapping, tokenizer, texts: Texts, *, trained: Sequence[tuple[int, int]]
+) -> Looked:
     """Figure 1's numbers where "teacher" is among the models, and answers of all of them.
 
     Args:
-        models: name -> model, in the order of the page.
-        records: of ``load_records``; the first that serve are used.
-        how: what the records are, in words; how many; the pairs of depths of training.
+        models: name -> model in eval mode, in the order of the page.
+        texts: the first that serve are used.
+        trained: the pairs of depths of training.
     """
-    what, limit, trained = how
-    missing = list(looked.missing)
+    looked, missing = Looked(), []
     positions = min((n for m in models.values() if (n := positions_of(m.config))), default=None)
-    records = records[: _TRIES * limit]
     if "teacher" in models:
         with _noted(missing, "Figure 1 is left out"), torch.no_grad():
-            found = _documents(records, tokenizer, positions, limit)
+            found = _documents(texts, tokenizer, positions)
             students = [name for name in models if name != "teacher"]
             read = inspect_models(
                 models["teacher"],
@@ -87,13 +98,11 @@ def look_at_models(looked: Looked, models: Mapping, tokenizer, records, how) -> 
                 trained=[trained] * len(students),
             )
             looked = replace(looked, read=read, students=tuple(students))
-            looked = replace(looked, texts=f"the first {len(found)} texts of {what}")
+            looked = replace(looked, texts=f"the first {len(found)} texts of {texts.what}")
     with _noted(missing, "Answers are left out"):
-        samples, longest = _samples(models, tokenizer, records, (positions, limit))
-        words = f"The first that fit of {what}; answered greedily, in at most {longest} tokens."
-        looked = replace(
-            looked, samples=tuple(samples), speakers=tuple(models), questions=words if samples else ""
-        )
+        samples, longest = _samples(models, tokenizer, texts, positions)
+        words = f"The first of {texts.what}; answered greedily, in at most {longest} tokens."
+        looked = replace(looked, samples=samples, speakers=tuple(models), questions=words)
     return replace(looked, missing=tuple(missing))
 
 
@@ -124,7 +133,7 @@ class _Source:
         if self.fields.get("student_config"):
             job = SimpleNamespace(student_config=self.fields["student_config"])
             args = SimpleNamespace(seed=self.fields.get("seed", 42))
-            return _ready(inputs.load_student(job, None, args, tokenizer)[0])
+            return self._ready(inputs.load_student(job, None, args, tokenizer)[0])
         settings = {"dtype": self.fields.get("dtype") or "float32"}
         revision = self.fields.get("model_revision") or "main"
         return self._named("student", self.fields["model_name_or_path"], revision, settings)
@@ -161,13 +170,13 @@ class _Source:
         model = AutoModelForCausalLM.from_pretrained(
             path, trust_remote_code=self.trusted, **settings
         )
-        return _ready(model)
+        return self._ready(model)
 
-
-def _ready(model):
-    if getattr(model, "hf_device_map", None) is None:
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return model.eval()
+    def _ready(self, model):
+        if getattr(model, "hf_device_map", None) is None:
+            cuda = torch.cuda.is_available() and not self.fields.get("use_cpu")
+            model.to("cuda" if cuda else "cpu")
+        return model.eval()
 
 
 def _map(pairs):
@@ -190,37 +199,38 @@ def _records(fields, home):
     return load_records(paths), what + trained
 
 
-def _documents(records, tokenizer, positions, limit):
+def _documents(texts, tokenizer, positions):
     length, found = min(_LONGEST_TEXT, positions or _LONGEST_TEXT), []
-    for example in to_training_examples(records):
+    for example in to_training_examples(texts.records):
         document = target_document(*encode_example(example, tokenizer), length)
         if document is not None:
             found.append(document)
-        if len(found) == limit:
+        if len(found) == texts.num_read:
             break
     if not found:
-        raise ValueError(f"none of the first {len(records)} records has a target in {length} tokens")
+        num = len(texts.records)
+        raise ValueError(f"none of the first {num} records has a target in {length} tokens")
     return found
 
 
-def _samples(models, tokenizer, records, room):
+def _samples(models, tokenizer, texts, positions):
     """Questions that leave room for an answer, and the answers to them; and the longest allowed."""
-    positions, limit = room
-    asked = [q for record in records if (q := _question(record)) is not None]
+    asked = [q for record in texts.records if (q := _question(record)) is not None]
     ids = encode_prompts(tokenizer, [prompt for prompt, _, _ in asked])
     for longest in _ANSWERS:
         most = positions - longest if positions else max(map(len, ids), default=0)
-        fitting = [n for n, found in enumerate(ids) if 0 < len(found) <= most][:limit]
+        fitting = [n for n, found in enumerate(ids) if 0 < len(found) <= most]
         if fitting:
+            fitting = fitting[: texts.num_asked]
             break
     else:
-        return [], 0
+        return (), 0
     decoding = Decoding(max_new_tokens=longest, greedy=True)
     said = [
         TransformersBackend(model, tokenizer, decoding).generate([ids[n] for n in fitting], seed=0)
         for model in models.values()
     ]
-    samples = [
+    samples = tuple(
         Sample(
             _shortened(asked[n][1]),
             _shortened(asked[n][2]),
@@ -228,7 +238,7 @@ def _samples(models, tokenizer, records, room):
             tuple(not answers[at].finished for answers in said),
         )
         for at, n in enumerate(fitting)
-    ]
+    )
     return samples, longest
 
 

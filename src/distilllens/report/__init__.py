@@ -9,7 +9,9 @@ from distilllens.report.run_report import (
     Run,
     again_section,
     look_sections,
+    measured_section,
     run_sections,
+    training_section,
 )
 from distilllens.report.texts import Sample
 from distilllens.report.tokens import token_text
@@ -21,10 +23,12 @@ __all__ = [
     "again_section",
     "inspector_sections",
     "look_sections",
+    "measured_section",
     "plot_divergence_by_depth",
     "render_page",
     "require_plotting",
     "run_sections",
     "save_figures",
     "token_text",
+    "training_section",
 ]

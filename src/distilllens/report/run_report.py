@@ -9,6 +9,7 @@ from typing import Any
 from distilllens.lens.reading import Inspection
 from distilllens.report.by_depth import divergence_plot
 from distilllens.report.page import Section
+from distilllens.report.parts import Table
 from distilllens.report.texts import Answers, Facts, Listing, Sample
 from distilllens.report.training import first_and_last, training_plots
 
@@ -17,7 +18,7 @@ _DEPTH = (
     "Each depth of a student, read through its own final norm and head, against a depth of the "
     "teacher, over the whole vocabulary: the student as it started, and as it is now."
 )
-_AGAIN = "The same command finds a finished run and does nothing; name another output_dir."
+_AGAIN = "What made this, and with what."
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,25 @@ def run_sections(run: Run, looked: Looked) -> list[Section]:
             (Facts("The run", run.facts), *([glance] if glance.rows else [])),
         )
     ]
-    if plots := training_plots(run.rows):
-        sections.append(Section("Training", _TRAINING, plots))
-    return [*sections, *look_sections(looked, _DEPTH), again_section(run)]
+    sections += [training_section("Training", run.rows), *look_sections(looked, _DEPTH)]
+    return [*sections, again_section(run)]
+
+
+def measured_section(
+    text: str, columns: Sequence[str], rows: Sequence[tuple], missing: Sequence[str]
+) -> Section:
+    """A table of what was measured; ``missing`` as in ``Looked``."""
+    return Section("At a glance", " ".join([text, *missing]), (Table(tuple(columns), tuple(rows)),))
+
+
+def training_section(title: str, rows: Sequence[Mapping[str, Any]]) -> Section:
+    """The figures over the steps of a run.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    plots = training_plots(rows)
+    return Section(title, _TRAINING if plots else "Nothing was logged yet.", plots)
 
 
 def look_sections(looked: Looked, about: str) -> list[Section]:

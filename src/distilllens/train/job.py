@@ -319,8 +319,13 @@ def _record(given):
         "given": json.loads(
             json.dumps({k: v for k, v in given.items() if not k.startswith("hub_")}, default=str)
         ),
-        "versions": {"python": platform.python_version()} | {n: version(n) for n in LIBRARIES},
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that decide a run's result."""
+    return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
 
 
 def _command():

@@ -255,7 +255,7 @@ def _question(record):
     prompt, reference = example["prompt"], _said(example["completion"])
     if "instruction" in record:
         parts = (record["instruction"], record.get("input") or "")
-        return prompt, "\n\n".join(filter(None, parts)), reference
+        return prompt, "\n".join(filter(None, parts)), reference
     return prompt, _said(prompt), reference
 
 

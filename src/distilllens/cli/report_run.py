@@ -114,7 +114,7 @@ def _loss(fields):
         ("lens_weight", f"{value('lens_divergence')} through the lens"),
         ("cross_entropy_weight", "cross-entropy"),
     )
-    return " + ".join(f"{value(name):g} x {what}" for name, what in terms if value(name))
+    return " + ".join(f"{value(name):g} × {what}" for name, what in terms if value(name))
 
 
 def _data(fields):

@@ -169,6 +169,7 @@ def _lines(curves, ylabel, scale):
             curve.x, kept, label=curve.label, markevery=every, **style_of(curve.number)
         )
         mark(line, series=series_of(curve.number))
+    axes.xaxis.get_major_locator().set_params(integer=True)
     if scale == "log":
         axes.set_yscale("log")
         axes.minorticks_off()

@@ -184,7 +184,10 @@ def test_a_run_that_is_not_finished(copy, capsys):
 
 def gone(folder):
     shutil.rmtree(folder / "teacher")
-    return "Figure 1 and the teacher&#x27;s answers are left out: cannot load the teacher", "teacher"
+    return (
+        "Figure 1 and the teacher&#x27;s answers are left out: cannot load the teacher",
+        "teacher",
+    )
 
 
 def start_gone(folder):

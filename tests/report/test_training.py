@@ -88,4 +88,10 @@ def test_first_and_last():
     """Each term in its first and its last log, whichever logs those are."""
     rows = first_and_last(ROWS).rows
     assert rows[0] == ("total", 3.0, 5, 2.0, 10)
-    assert ("lens 2:8", 1.5, 5, 1.5, 5) in rows and ("evaluation: Rouge-L", 0.25, 5, 0.25, 5) in rows
+    assert ("lens 2:8", 1.5, 5, 1.5, 5) in rows and (
+        "evaluation: Rouge-L",
+        0.25,
+        5,
+        0.25,
+        5,
+    ) in rows

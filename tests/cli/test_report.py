@@ -16,7 +16,7 @@ PAGE = "out/report.html"
 
 
 def train(*flags):
-    """The exit status of the run that recipe.yaml describes, with its report unless flags differ."""
+    """The exit status of the run that recipe.yaml describes."""
     return main(["train", "--config", "recipe.yaml", *flags])
 
 
@@ -138,7 +138,7 @@ def test_figure_1_and_answers_are_the_models_own(copy):
     for who, model in models.items():
         text = prompt
         with torch.no_grad():
-            while text.shape[1] < prompt.shape[1] + 64 and text[0, -1] != 0 or text is prompt:
+            while text is prompt or (text.shape[1] < prompt.shape[1] + 64 and text[0, -1] != 0):
                 text = torch.cat([text, model(text).logits[:, -1:].argmax(-1)], 1)
         truth = tokenizer.decode(text[0, prompt.shape[1] :], skip_special_tokens=True)
         assert said[who].startswith(truth), who

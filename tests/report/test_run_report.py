@@ -70,7 +70,7 @@ def test_what_is_not_there_leaves_no_empty_place():
 
 @pytest.mark.skipif(browsers.CHROMIUM is None, reason="needs Chromium (Debian: apt install)")
 def test_the_page_in_a_browser(looked, tmp_path):
-    """No error and no request, as wide as the window, light and dark; CSV, scale and legend work."""
+    """No error, no request, as wide as the window, light and dark; CSV, scale, legend work."""
     path = tmp_path / "report.html"
     path.write_text(render_page("a run", "A lead.", run_sections(RUN, looked)), encoding="utf-8")
     browser = browsers.Browser(tmp_path / "profile")

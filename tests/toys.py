@@ -211,6 +211,7 @@ def recipe(folder, **changes):
         "max_length": 64,
         "report_to": "none",
         "use_cpu": True,
+        "report": False,
     }
     fields = {k: v for k, v in (fields | changes).items() if v is not None}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(fields))

@@ -128,6 +128,12 @@ def test_a_short_demo_leaves_models_figure_and_numbers(tmp_path, capsys, monkeyp
         AutoModelForCausalLM.from_pretrained(tmp_path / "demo" / name)
     assert (tmp_path / "demo" / "divergence_by_depth.png").read_bytes().startswith(b"\x89PNG")
     assert "DistillLens" in capsys.readouterr().out
+    page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
+    assert f"{teacher['cross_entropy']:.4g}" in page and "left out" not in page
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    curves = [row[0] for row in data["tables"]["divergence"]["rows"]]
+    assert list(dict.fromkeys(curves)) == ["student at start", "plain KD", "DistillLens"]
+    assert page.count("<h4>DistillLens</h4>") == page.count("<h4>reference</h4>") == 8
 
 
 @pytest.mark.slow
@@ -149,3 +155,5 @@ def test_without_matplotlib_the_table_is_still_printed(tmp_path, capsys, monkeyp
     assert "pip install 'distilllens[plot]'" in err
     assert "exact match" in out
     assert not list((tmp_path / "demo").glob("*.png"))
+    assert "report.html" in err and "report.html" not in out
+    assert not (tmp_path / "demo" / "report.html").exists()

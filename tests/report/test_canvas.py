@@ -100,3 +100,14 @@ def test_colours_can_be_told_from_the_paper(scheme):
         assert contrast(named["link"], named[ground]) >= 4.5
     for name in ("teacher", *canvas.STUDENTS):
         assert contrast(named[name], named["paper"]) >= 3, name
+
+
+def test_ticks_are_words():
+    """Places are rounded to two digits, the numbers beside the axes are not."""
+    figure = canvas.new_figure()
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 0.0005])
+    axes.set_yticks([0.0005, -0.125], ["0.0005", "−0.125"])
+    text = canvas.to_svg(figure, "a", "ticks")
+    assert ">0.0005<" in text and ">−0.125<" in text
+    assert not re.search(r'[" ]-?\d+\.\d{3,}', text)

@@ -26,7 +26,9 @@ def test_a_pair_is_averaged_over_the_tokens_that_were_drawn():
     sums.add(named_terms(terms(4.0, 2.0, 2, 1), ONE))
     expected = {"loss": 2.0, "cross_entropy": 8 / 6, "lens_loss": 2.0, "lens_loss/1:2": 2.0}
     assert sums.means(alone) == expected
+    assert sums.num_tokens == 6
     assert sums.means(alone) == {}
+    assert sums.num_tokens == 0
 
 
 def test_a_name_without_a_token_is_left_out():
@@ -39,3 +41,4 @@ def test_a_name_without_a_token_is_left_out():
     named = named_terms(terms(3.0, 1.5, 2, 1), TWO).values()
     other = torch.tensor([[float(value), count] for value, count in named]).T
     assert sums.means(lambda own: own + other)["lens_loss/2:3"] == 1.5
+    assert sums.num_tokens == 4  # of both

@@ -227,6 +227,28 @@ def test_resume_is_bit_equal(tmp_path, kind):
         }
 
 
+def test_the_speed_is_target_tokens_over_the_time_of_training(tmp_path, monkeypatch):
+    """Every token of an epoch over half a second a log; an evaluation's seconds do not count."""
+    from types import SimpleNamespace
+
+    from distilllens.train import trainer as module
+
+    clock = iter(range(1000))
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(clock) / 2))
+    settings = {"eval_strategy": "steps", "eval_steps": 2, "num_train_epochs": 1, "max_steps": -1}
+    settings["per_device_train_batch_size"] = 2
+    trainer = toys.trainer(tmp_path, eval_dataset=toys.dataset(), **settings)
+    counts = [sum(label != -100 for label in row[1:]) for row in trainer.train_dataset["labels"]]
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    seconds = [0.5] * 4
+    # The evaluation after the second step lies in the time before the third log.
+    (took,) = [r["eval_runtime"] for r in trainer.state.log_history if r.get("eval_runtime")][:1]
+    seconds[2] -= took
+    found = sum(row["target_tokens_per_second"] * s for row, s in zip(rows, seconds, strict=True))
+    assert found == pytest.approx(sum(counts))
+
+
 def record_draws(monkeypatch):
     """A list of (pairs drawn, seed, step) of every micro-batch of training."""
     from distilllens.train import trainer

@@ -11,6 +11,7 @@ COMMANDS = {
     "demo": "the whole story on a built-in teacher and data, offline, in about two minutes",
     "cache": "run a teacher once and keep its states for training without it",
     "train": "SFT, distillation or distillation through the logit lens: what the weights say",
+    "report": "the page that a run of train leaves, made again",
     "evaluate": "answers to benchmarks, their metrics, and scores with error bars",
     "compare": "results of evaluations side by side, and who is better beyond noise",
     "inspect": "a page on what teacher and students say at every depth, and how far they are apart",
@@ -22,6 +23,7 @@ examples:
   distilllens train --config recipe.yaml
   distilllens train --help
   distilllens cache --config recipe.yaml --teacher_cache caches/teacher
+  distilllens report runs/student
   distilllens evaluate --model runs/student --benchmark test.jsonl --output results
   distilllens inspect --teacher demo/teacher --student demo/kd --prompt TEXT --output page.html
   torchrun --nproc_per_node 2 -m distilllens train --config recipe.yaml

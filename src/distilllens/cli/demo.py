@@ -8,10 +8,13 @@ import os
 import sys
 from pathlib import Path
 
+from distilllens.cli.report import PAGE
+
 _DESCRIPTION = """\
 Distil a built-in teacher into two smaller students of one start: one by plain KD (output only), one
 by DistillLens (output and lens). Both see the same data, steps and learning rate. Prints what was
-measured on held-out questions and draws the divergence from the teacher by depth.
+measured on held-out questions, draws the divergence from the teacher by depth, and leaves
+report.html: the students beside teacher and start, by depth and in their answers.
 
 Offline, on the CPU, about two minutes on two cores. One seed is a demonstration, no benchmark.
 
@@ -21,6 +24,7 @@ examples:
 """
 TEACHER = Path(__file__).parent / "demo_teacher"
 MARKER = "demo.json"
+FIGURE = "divergence_by_depth.png"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +50,7 @@ def main(argv: list[str]) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train both students, print the table, write the figure, the models and ``demo.json``.
+    """Train both students, print the table, write page, figure, models and ``demo.json``.
 
     Raises:
         ValueError: steps < 1, a seed below 0, an output that is a file or holds other things.
@@ -59,11 +63,14 @@ def run(args: argparse.Namespace) -> int:
     print("loading torch, transformers and trl ...", file=sys.stderr, flush=True)
     from distilllens.cli.demo_run import run_demo
 
-    result = run_demo(TEACHER, args.output, steps=args.steps, seed=args.seed)
+    result, looked, log = run_demo(TEACHER, args.output, steps=args.steps, seed=args.seed)
     print(table(result))
-    figure = _draw(result, args.output)
+    drawn = _draw(result, args.output) and _write_page(args, result, looked, log)
     _write_marker(args.output, {**result, "finished": True})
-    print(f"\nwritten to {args.output}: teacher, kd and distilllens (models){figure}, {MARKER}")
+    files = f", {FIGURE}" if drawn else ""
+    print(f"\nwritten to {args.output}: teacher, kd and distilllens (models){files}, {MARKER}")
+    if drawn:
+        print(f"open {args.output / PAGE} to see the students beside their teacher")
     return 0
 
 
@@ -132,14 +139,24 @@ def _write_marker(output, result):
 
 
 def _draw(result, output):
+    """Write the figure; False, and a line that says why, where figures cannot be drawn."""
     from distilllens.report import plot_divergence_by_depth
 
-    name = "divergence_by_depth.png"
     depths = [tuple(map(int, pair.split(":"))) for pair in result["pairs"]]
     curves = {row["name"]: row["jsd"] for row in result["rows"] if row["seconds"] is not None}
     try:
-        plot_divergence_by_depth(output / name, depths, curves)
+        plot_divergence_by_depth(output / FIGURE, depths, curves)
     except ImportError as error:
-        print(f"no figure: {error}", file=sys.stderr)
-        return ""
-    return f", {name}"
+        print(f"no figure and no {PAGE}: {error}", file=sys.stderr)
+        return False
+    return True
+
+
+def _write_page(args, result, looked, log):
+    """Write the page; True."""
+    from distilllens.cli.demo_page import demo_page
+    from distilllens.files import write_atomically
+
+    command = f"distilllens demo --steps {args.steps} --seed {args.seed}"
+    write_atomically(args.output / PAGE, demo_page(result, looked, log, command))
+    return True

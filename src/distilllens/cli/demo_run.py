@@ -17,6 +17,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from distilllens.cli.report_models import Texts, look_at_models
 from distilllens.data import to_dataset, to_training_examples
 from distilllens.data.synthetic import synthetic_records
 from distilllens.divergence import divergence
@@ -24,19 +25,26 @@ from distilllens.evaluate.decoding import Decoding
 from distilllens.evaluate.generate import TransformersBackend
 from distilllens.layer_map import LayerMap
 from distilllens.lens import LogitLens, divergence_by_depth
+from distilllens.report import Looked
 from distilllens.train import DistillLensConfig, DistillLensTrainer
 
 BATCH_SIZE = 32
 LEARNING_RATE = 1e-3  # at twice this, rounding alone moves the result (LOG.md)
 NUM_HELD_OUT = 256
+NUM_READ, NUM_ASKED = 64, 8  # on the page
 # A student starts as a copy of these blocks of the teacher, counted from 1. From random weights a
 # student of this size would need ten times the demo's steps; published ones start pre-trained.
 STUDENT_BLOCKS = (1, 3, 5, 6)
 RUNS = (("plain KD", "kd", {"lens_weight": 0.0}), ("DistillLens", "distilllens", {}))
 
 
-def run_demo(teacher_dir: Path, output: Path, *, steps: int, seed: int) -> dict:
-    """Train both students, save all models under ``output``; returns what was measured."""
+def run_demo(
+    teacher_dir: Path, output: Path, *, steps: int, seed: int
+) -> tuple[dict, Looked, list[dict]]:
+    """Train both students, save all models under ``output``.
+
+    Returns what was measured, what a page shows of the models, and the log of DistillLens.
+    """
     transformers_logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(teacher_dir)
     teacher = AutoModelForCausalLM.from_pretrained(teacher_dir, dtype=torch.float32).eval()
@@ -49,6 +57,7 @@ def run_demo(teacher_dir: Path, output: Path, *, steps: int, seed: int) -> dict:
     pairs = LayerMap([*LayerMap.evenly("auto", *layers), layers])
     held_out = synthetic_records(NUM_HELD_OUT, split="held_out", seed=seed)
     records = synthetic_records(min(steps * BATCH_SIZE, 8000), seed=seed)
+    models = {"teacher": teacher, "student at start": start}
     rows = [
         measure("teacher", teacher, None, pairs, held_out, tokenizer),
         measure("student at start", start, teacher, pairs, held_out, tokenizer),
@@ -56,20 +65,24 @@ def run_demo(teacher_dir: Path, output: Path, *, steps: int, seed: int) -> dict:
     for name, folder, settings in RUNS:
         student = copy.deepcopy(start)
         began = time.perf_counter()
-        train(student, teacher, records, tokenizer, name, steps=steps, seed=seed, **settings)
+        log = train(student, teacher, records, tokenizer, name, steps=steps, seed=seed, **settings)
         seconds = time.perf_counter() - began
         rows.append(measure(name, student, teacher, pairs, held_out, tokenizer, seconds))
         student.save_pretrained(output / folder)
         tokenizer.save_pretrained(output / folder)
+        models[name] = student
     teacher.save_pretrained(output / "teacher")
     tokenizer.save_pretrained(output / "teacher")
-    return {
+    texts = Texts(held_out, "the held-out questions", NUM_READ, NUM_ASKED)
+    looked = look_at_models(models, tokenizer, texts, trained=pairs.pairs[:-1])
+    result = {
         "steps": steps,
         "seed": seed,
         "questions": NUM_HELD_OUT,
         "pairs": [f"{student}:{teacher}" for student, teacher in pairs],
         "rows": rows,
     }
+    return result, looked, log
 
 
 def make_llama(tokenizer, *, layers: int, width: int, heads: int) -> LlamaForCausalLM:
@@ -103,8 +116,11 @@ def thinned(model: LlamaForCausalLM, blocks: tuple[int, ...]) -> LlamaForCausalL
     return thin
 
 
-def train(student, teacher, records, tokenizer, name, *, steps, seed, **settings) -> None:
-    """Train ``student`` in place, with a progress bar; ``settings`` go to DistillLensConfig."""
+def train(student, teacher, records, tokenizer, name, *, steps, seed, **settings) -> list[dict]:
+    """Train ``student`` in place, with a progress bar; returns the log.
+
+    ``settings`` go to DistillLensConfig.
+    """
     print(f"{name}: {steps} steps", flush=True)
     settings = {
         "per_device_train_batch_size": BATCH_SIZE,
@@ -124,13 +140,15 @@ def train(student, teacher, records, tokenizer, name, *, steps, seed, **settings
             report_to="none",
             **settings,
         )
-        DistillLensTrainer(
+        trainer = DistillLensTrainer(
             student,
             teacher,
             args,
             train_dataset=to_dataset(records),
             processing_class=tokenizer,
-        ).train()
+        )
+        trainer.train()
+    return trainer.state.log_history
 
 
 @torch.no_grad()

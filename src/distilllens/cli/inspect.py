@@ -95,12 +95,17 @@ def _check(args):
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
     if args.output is None:
         raise ValueError("--output is missing: the page to write, such as page.html")
-    _check_output(args.output)
+    check_output(args.output)
     if args.figures is not None:
         _check_folder(args.figures)
 
 
-def _check_output(path):
+def check_output(path: Path):
+    """Refuse a page that could not be written, before any work.
+
+    Raises:
+        ValueError, OSError: a folder, or a file in a folder that is not there or not ours.
+    """
     if path.is_dir():
         raise ValueError(
             f"--output {path} is a folder; name a file in it, such as {path}/page.html"

@@ -120,19 +120,21 @@ def _documents(args, tokenizer, positions):
         encode_example(example, tokenizer)
         for example in to_training_examples(records[: args.limit])
     ]
-    documents = []
-    for ids, first in encoded:
-        ids = torch.tensor(ids[:length], dtype=torch.long)
-        # A position is read for the token behind it: the first of a text is nobody's prediction.
-        places = torch.arange(max(first, 1), max(first, 1, len(ids))) - 1
-        if len(places):
-            documents.append(Document(ids, places))
+    documents = [d for ids, first in encoded if (d := target_document(ids, first, length))]
     if not documents:
         raise ValueError(
             f"none of the {len(encoded)} records has a response within {length} tokens; "
             "raise --max_length, or shorten the prompts"
         )
     return documents, f"the first {len(encoded)} of {len(records)} records, {length} tokens at most"
+
+
+def target_document(ids: list[int], first: int, length: int) -> Document | None:
+    """An encoded example as a document, its targets within ``length`` to look at; None without."""
+    ids = torch.tensor(ids[:length], dtype=torch.long)
+    # A position is read for the token behind it: the first of a text is nobody's prediction.
+    places = torch.arange(max(first, 1), max(first, 1, len(ids))) - 1
+    return Document(ids, places) if len(places) else None
 
 
 def _prompt(text, tokenizer, positions):

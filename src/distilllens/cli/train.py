@@ -6,6 +6,7 @@ import os
 import sys
 
 from distilllens.cli.recipe import check_recipe, read_recipe
+from distilllens.cli.report import leave_report
 
 _DESCRIPTION = """\
 Train a student. The weights say what happens: with a teacher, knowledge distillation at the output
@@ -20,7 +21,8 @@ examples:
   torchrun --nproc_per_node 2 -m distilllens train --config recipe.yaml
 
 A recipe is YAML with the names of the flags below; a flag overrides it. The same command again goes
-on from the last whole checkpoint. The final model lies in output_dir itself.
+on from the last whole checkpoint. The final model lies in output_dir itself, and report.html, a
+page on how the run went; --no_report leaves it out.
 """
 
 
@@ -30,8 +32,14 @@ def main(argv: list[str]) -> int:
     if arguments is None:
         return 0
     from distilllens.train.job import run_job
+    from distilllens.train.run import is_finished
 
-    say(run_job(*arguments, scorer=_scorer(arguments[2])))
+    job, model, training, given = arguments
+    was_finished = is_finished(training.output_dir)
+    say(run_job(job, model, training, given, scorer=_scorer(training)))
+    # The processes have parted by now: the first alone stays for the page.
+    if job.report and not was_finished and os.environ.get("RANK", "0") == "0":
+        leave_report(training.output_dir, training.trust_remote_code)
     return 0
 
 

@@ -5,15 +5,33 @@ from distilllens.report.figures import plot_divergence_by_depth
 from distilllens.report.inspector import inspector_sections
 from distilllens.report.notebook import Shown, show
 from distilllens.report.page import render_page, save_figures
+from distilllens.report.run_report import (
+    Looked,
+    Run,
+    again_section,
+    look_sections,
+    measured_section,
+    run_sections,
+    training_section,
+)
+from distilllens.report.texts import Sample
 from distilllens.report.tokens import token_text
 
 __all__ = [
+    "Looked",
+    "Run",
+    "Sample",
     "Shown",
+    "again_section",
     "inspector_sections",
+    "look_sections",
+    "measured_section",
     "plot_divergence_by_depth",
     "render_page",
     "require_plotting",
+    "run_sections",
     "save_figures",
     "show",
     "token_text",
+    "training_section",
 ]

@@ -120,7 +120,8 @@ def to_svg(figure, name: str, description: str) -> str:
     # Sizes stay, families are the page's; how matplotlib writes them depends on its version.
     text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
     text = re.sub(r"font-family: [^;\"]*;? ?| transform=\"rotate\(-0 [^\"]*\"", "", text)
-    text = re.sub(r"-?\d+\.\d{3,}", _rounded, text)
+    # Places, not words: a tick's 0.0005 is no 0.
+    text = re.sub(r"(?<![>\d−])-?\d+\.\d{3,}", _rounded, text)
     text = re.sub(r"\s*\n\s*", "\n", text)
     box = re.search(r'viewBox="([^"]*)"', text)[1]
     opening = f'<svg class="plot" viewBox="{box}" role="img" aria-label="{escape(description)}">'

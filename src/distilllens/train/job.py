@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import platform
+import shlex
 import shutil
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from distilllens.fingerprints import fingerprint
 from distilllens.teacher.cache import status
 from distilllens.train import _trl, inputs, run
 from distilllens.train.config import HIGHER_IS_BETTER, DistillLensConfig
+from distilllens.train.model_card import LIBRARIES
 from distilllens.train.trainer import DistillLensTrainer
 
 logger = logging.getLogger(__name__)
@@ -61,6 +65,13 @@ class JobArguments:
     )
     tokenizer_name_or_path: str | None = field(
         default=None, metadata={"help": "The tokenizer, where the student's folder has none."}
+    )
+    report: bool = field(
+        default=True,
+        metadata={
+            "help": "Leave report.html in output_dir at the end: losses over time, divergence by "
+            "depth before and after, answers side by side."
+        },
     )
 
     def __post_init__(self):
@@ -130,7 +141,8 @@ def run_job(
         return f"{args.output_dir} holds the finished run of this recipe; nothing to do"
     checkpoint = _asked_for(args, checkpoint, config.to_dict())
 
-    begun = _Begun(lambda: run.write_run(args.output_dir, identity, command=_command()))
+    record = _record(given)
+    begun = _Begun(lambda: run.write_run(args.output_dir, identity, **record))
     with (
         _one_line("the run cannot start", lambda: begun.begun),
         run.unmade_on_failure(args.output_dir),
@@ -139,7 +151,7 @@ def run_job(
             student, model, args, tokenizer, records, callbacks=[begun], score_answers=scorer
         )
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    _save_final(trainer, identity)
+    _save_final(trainer, identity, record)
     _trl.end_training(trainer.accelerator)
     return f"the final model and its tokenizer are in {args.output_dir}"
 
@@ -259,7 +271,7 @@ def _asked_for(args, checkpoint, config):
     return checkpoint
 
 
-def _save_final(trainer, identity):
+def _save_final(trainer, identity, record):
     """Save beside, then move the files in, so that no half-written model is ever there."""
     output_dir = Path(trainer.args.output_dir)
     part = output_dir / "final.part"
@@ -275,7 +287,7 @@ def _save_final(trainer, identity):
     part.rmdir()
     trainer.save_state()
     trainer.create_model_card()
-    run.write_run(output_dir, identity, finished=True, command=_command())
+    run.write_run(output_dir, identity, finished=True, **record)
 
 
 def _paths(name, value):
@@ -297,5 +309,27 @@ def _mapping(name, text):
     return value
 
 
+def _record(given):
+    """What a report needs beside the identity: none of it decides what is learned."""
+    return {
+        "command": _command(),
+        "working_directory": os.getcwd(),
+        # hub_token among them is nobody's to read.
+        "given": json.loads(
+            json.dumps({k: v for k, v in given.items() if not k.startswith("hub_")}, default=str)
+        ),
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that decide a run's result."""
+    return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
+
+
 def _command():
-    return " ".join(["distilllens", *sys.argv[1:]])
+    num_processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    start = ["distilllens"]
+    if num_processes != "1":
+        start = ["torchrun", "--nproc_per_node", num_processes, "-m", "distilllens"]
+    return shlex.join([*start, *sys.argv[1:]])

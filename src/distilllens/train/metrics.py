@@ -36,6 +36,7 @@ class TermSums:
 
     def __init__(self):
         self._sums, self._counts = {}, {}
+        self.num_tokens = 0  # of all processes, behind the ``loss`` of the last means
 
     def add(self, named: dict[str, tuple[Tensor, int]]):
         """Add one batch."""
@@ -53,11 +54,13 @@ class TermSums:
         A name without a token is left out: nothing measured is not a zero.
         """
         if not self._sums:
+            self.num_tokens = 0
             return {}
         names = list(self._sums)
         sums = torch.stack([self._sums[name] for name in names])
         counts = sums.new_tensor([self._counts[name] for name in names])
         sums, counts = reduce(torch.stack([sums, counts])).tolist()
         self._sums, self._counts = {}, {}
+        self.num_tokens = int(dict(zip(names, counts, strict=True)).get("loss", 0))
         rows = zip(names, sums, counts, strict=True)
         return {name: total / count for name, total, count in rows if count > 0}

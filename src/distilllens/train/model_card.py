@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-_LIBRARIES = ("distilllens", "trl", "transformers", "torch")
+LIBRARIES = ("distilllens", "trl", "transformers", "torch")
 
 
 def model_card(
@@ -30,7 +30,7 @@ def model_card(
             "|---|---|",
             *(f"| {name} | {value} |" for name, value in rows),
             "",
-            "Versions: " + ", ".join(f"{name} {version(name)}" for name in _LIBRARIES) + ".",
+            "Versions: " + ", ".join(f"{name} {version(name)}" for name in LIBRARIES) + ".",
             "",
         ]
     )

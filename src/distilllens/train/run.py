@@ -20,6 +20,7 @@ _FREE = {
     "output_dir",
     "overwrite_output_dir",
     "project",
+    "report",
     "push_to_hub",
     "report_to",
     "resume_from_checkpoint",
@@ -95,11 +96,51 @@ def is_finished(output_dir: str | Path) -> bool:
 
 
 def write_run(output_dir: str | Path, identity: dict, finished: bool = False, **more):
-    """Note the recipe in the run's folder, making the folder."""
+    """Note the recipe in the run's folder, making the folder; ``more`` is for its report."""
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     record = {"recipe": identity, "finished": finished, **more}
     write_json(folder / RUN_FILE, record)
+
+
+def read_run(output_dir: str | Path) -> dict:
+    """What a run noted of itself: recipe, finished, command, and what its report needs.
+
+    Raises:
+        ValueError: no folder, or one of anything but a run.
+    """
+    folder = Path(output_dir)
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise ValueError(f"{folder} {what}; name the output_dir of a run of distilllens train")
+    note = _note(folder)
+    recipe = note.get("recipe")
+    if not isinstance(recipe, dict) or not isinstance(recipe.get("fields"), dict):
+        raise ValueError(
+            f"{folder} holds no run of distilllens train: it has no whole {RUN_FILE}; name the "
+            "output_dir of one"
+        )
+    return note
+
+
+def read_state(output_dir: str | Path) -> tuple[Path, dict]:
+    """Where the newest model of a run lies, and the trainer's state beside it.
+
+    Of a finished run both are the final ones; of any other those of its newest whole checkpoint.
+
+    Raises:
+        ValueError: no whole checkpoint yet, or a state that cannot be read.
+    """
+    folder = Path(output_dir)
+    where = folder if is_finished(folder) else last_whole(folder)
+    if where is None:
+        raise ValueError(f"{folder} holds a run without a whole checkpoint so far; wait for one")
+    file = where / "trainer_state.json"
+    state = _read_json(file)
+    rows = state.get("log_history")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{file} cannot be read: it is missing, half-written or of something else")
+    return where, state
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,7 +40,8 @@ class DistillLensTrainer(SFTTrainer):
     To its user an ``SFTTrainer``: same data (and instruction/input/output records), same arguments,
     same checkpoints. It logs ``loss`` (the weighted total) and, unweighted and in nats per valid
     token, ``output_loss``, ``lens_loss``, ``lens_loss/2:8`` ... and ``cross_entropy``; evaluation
-    measures every term whatever its weight.
+    measures every term whatever its weight. ``target_tokens_per_second`` counts the valid tokens of
+    all processes over the time since the last log, without that of evaluations.
 
     Args:
         model: the student, a model or its name.
@@ -102,6 +104,7 @@ class DistillLensTrainer(SFTTrainer):
         self.teacher = self._find_teacher(teacher_model)
         self.objective = args.objective(self._layer_map(self.teacher))
         self._terms = {"train": TermSums(), "eval": TermSums()}
+        self._since = time.perf_counter()  # when training went on after the last log
 
     def _send_telemetry(self):
         """Nothing is sent anywhere."""
@@ -248,7 +251,7 @@ class DistillLensTrainer(SFTTrainer):
 
     def train(self, *args, **kwargs):
         """Train, and count the logged terms from here."""
-        self._terms["train"] = TermSums()
+        self._terms["train"], self._since = TermSums(), time.perf_counter()
         return super().train(*args, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -341,9 +344,14 @@ class DistillLensTrainer(SFTTrainer):
         return {k: (torch.tensor(v, device=device), count) for k, (v, count) in found.items()}
 
     def log(self, logs, start_time=None):
-        """Put the means since the last log in place of the trainer's own loss."""
+        """Put the means since the last log in place of the trainer's own loss, and the speed."""
+        # An evaluation is logged at its end, with its seconds; they are no time of training.
+        self._since += sum(value for name, value in logs.items() if _is_evaluation_time(name))
         if self.model.training and "loss" in logs:
             logs |= self._terms["train"].means(self._sum_over_processes)
+            began, self._since = self._since, time.perf_counter()
+            num_tokens = self._terms["train"].num_tokens
+            logs["target_tokens_per_second"] = num_tokens / max(self._since - began, 1e-9)
         super().log(logs, start_time)
 
     def _sum_over_processes(self, sums):
@@ -389,6 +397,10 @@ def _each(dataset):
     if isinstance(dataset, dict):
         return [(f"evaluation ({name})", value) for name, value in dataset.items()]
     return [] if dataset is None else [("evaluation", dataset)]
+
+
+def _is_evaluation_time(name):
+    return name.startswith("eval_") and name.endswith("_runtime")
 
 
 def _formatted(dataset):

@@ -1,0 +1,196 @@
+"""Figures over the steps of a training run, from the rows that its trainer logged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distilllens.report.by_depth import legend
+from distilllens.report.canvas import frame, mark, new_figure, style_of
+from distilllens.report.page import Drawing, Plot
+from distilllens.report.parts import Choice, Table
+from distilllens.report.plots import Curve, series_of
+
+Rows = Sequence[Mapping[str, Any]]
+# Name in the log -> what it is; the order decides the styles.
+TERMS = {
+    "loss": "total",
+    "output_loss": "output divergence",
+    "lens_loss": "lens divergence",
+    "cross_entropy": "cross-entropy",
+}
+_SCORES = {"eval_rouge_l": "Rouge-L", "eval_exact_match": "exact match"}
+_SPEEDS = {
+    "target_tokens_per_second": "Target tokens of all processes over the time since the last log, "
+    "without that of evaluations.",
+    "train_tokens_per_second": "Input tokens of all processes over the time since the start, "
+    "evaluations included.",
+}
+_PAIR = "lens_loss/"
+_MARKERS = 12
+
+
+def training_plots(rows: Rows) -> tuple[Plot, ...]:
+    """Every figure that the log has numbers for: loss terms, pairs, evaluation, rate, speed.
+
+    Args:
+        rows: ``log_history`` of transformers' trainer state; values that are no numbers are left
+            out, and values that are not finite leave a gap.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    speed = next((name for name in _SPEEDS if _has(rows, name)), None)
+    found = [
+        _plot(
+            rows,
+            "terms",
+            "Loss terms",
+            TERMS,
+            "Means over the target tokens since the last log. The total is the weighted sum that "
+            "is minimised; the others stand unweighted.",
+            scaled=True,
+        ),
+        _plot(
+            rows,
+            "pairs",
+            "Lens divergence, by pair",
+            {f"{_PAIR}{pair}": pair for pair in pairs_of(rows)},
+            "One line for each pair of depths, student:teacher, that lens_layers names.",
+            scaled=True,
+        ),
+        _plot(
+            rows,
+            "evaluation",
+            "Evaluation",
+            {f"eval_{name}": label for name, label in TERMS.items()},
+            "The same terms on the evaluation data, every one measured whatever its weight.",
+            scaled=True,
+        ),
+        _plot(
+            rows,
+            "scores",
+            "Scores of answers",
+            _SCORES,
+            "Of answers to the evaluation data, generated during training; 1 is the best.",
+            ylabel="score",
+        ),
+        _plot(
+            rows,
+            "rate",
+            "Learning rate",
+            {"learning_rate": "learning rate"},
+            "What the schedule gave each logged step.",
+            ylabel="learning rate",
+        ),
+        _plot(
+            rows,
+            "speed",
+            "Throughput",
+            {speed: "tokens / s"} if speed else {},
+            _SPEEDS.get(speed, ""),
+            ylabel="tokens / s",
+        ),
+        _plot(
+            rows,
+            "gradient",
+            "Gradient norm",
+            {"grad_norm": "gradient norm"},
+            "Before clipping, of the last step before each log.",
+            ylabel="norm",
+        ),
+    ]
+    return tuple(plot for plot in found if plot is not None)
+
+
+def pairs_of(rows: Rows) -> list[str]:
+    """The pairs "2:8" of depths whose lens loss was logged, rising."""
+    names = {name.removeprefix(_PAIR) for row in rows for name in row if name.startswith(_PAIR)}
+    whole = [name for name in names if all(x.isdecimal() for x in name.split(":", 1))]
+    return sorted((n for n in whole if ":" in n), key=lambda n: [int(x) for x in n.split(":")])
+
+
+def first_and_last(rows: Rows) -> Table:
+    """A table of every loss term and pair in the first and the last log that has it."""
+    names = {**TERMS, **{f"{_PAIR}{pair}": f"lens {pair}" for pair in pairs_of(rows)}}
+    names |= {f"eval_{name}": f"evaluation: {label}" for name, label in TERMS.items()} | {
+        name: f"evaluation: {label}" for name, label in _SCORES.items()
+    }
+    found = []
+    for name, label in names.items():
+        steps, values = _series(rows, name)
+        if values:
+            found.append((label, values[0], steps[0], values[-1], steps[-1]))
+    columns = ("nats per token, or score", "first", "at step", "last", "at step")
+    return Table(columns, tuple(found))
+
+
+def _plot(rows, name, title, names, caption, *, ylabel="nats per token", scaled=False):
+    """A line for each name that was logged; None where none was."""
+    curves = []
+    for number, (key, label) in enumerate(names.items()):
+        steps, values = _series(rows, key)
+        if any(map(math.isfinite, values)):
+            curves.append(Curve(number, label, steps, values))
+    if not curves:
+        return None
+    scales = {"linear": "Linear", "log": "Logarithmic"}
+    offered = scaled and all(y > 0 for c in curves for y in c.y if math.isfinite(y))
+    drawings = [
+        Drawing(
+            _lines(curves, ylabel, scale),
+            f"{title} by step: {', '.join(curve.label for curve in curves)}",
+            f"scale={scale}" if offered else "",
+        )
+        for scale in (scales if offered else ["linear"])
+    ]
+    labels = {curve.number: curve.label for curve in curves}
+    points = [(c.label, *xy) for c in curves for xy in zip(c.x, c.y, strict=True)]
+    return Plot(
+        name,
+        title,
+        caption,
+        tuple(drawings),
+        Table(("what", "step", "value"), tuple(points)),
+        (Choice("scale", "Scale", scales),) if offered else (),
+        legend(labels) if len(curves) > 1 else (),
+    )
+
+
+def _lines(curves, ylabel, scale):
+    figure = new_figure()
+    axes = figure.subplots()
+    frame(axes, "step", ylabel)
+    for curve in curves:
+        kept = [y if math.isfinite(y) else math.nan for y in curve.y]
+        every = max(1, len(kept) // _MARKERS)
+        (line,) = axes.plot(
+            curve.x, kept, label=curve.label, markevery=every, **style_of(curve.number)
+        )
+        mark(line, series=series_of(curve.number))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    if scale == "log":
+        axes.set_yscale("log")
+        axes.minorticks_off()
+    elif min(y for c in curves for y in c.y if math.isfinite(y)) >= 0:
+        axes.set_ylim(bottom=0)
+    return figure
+
+
+def _series(rows, name):
+    """Steps and values of the rows that have a number of this name."""
+    found = [
+        (row["step"], float(row[name]))
+        for row in rows
+        if _is_number(row.get(name)) and _is_number(row.get("step"))
+    ]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def _has(rows, name):
+    return any(map(math.isfinite, _series(rows, name)[1]))
+
+
+def _is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -43,7 +43,8 @@ def look_at(
         trusted: whether code that comes with a model may run.
     """
     missing = []
-    home = Path(note["working_directory"]) if note.get("working_directory") else Path()
+    home = note.get("working_directory")
+    home = Path(home) if isinstance(home, str) else Path()
     source = _Source(where, note["recipe"].get("models") or {}, fields, home, trusted)
     source.said = missing
     models = {}

@@ -311,6 +311,49 @@ def test_only_the_first_process_makes_the_page(monkeypatch):
         assert command.main([]) == 0 and len(made) == count
 
 
+def test_the_command_is_what_a_shell_takes(workshop, monkeypatch):
+    """Quoted where it must be, with torchrun's part, and without the hub's token."""
+    from distilllens.train.job import _command
+
+    words = ["--config", "my recipe.yaml", "--hub_token", "hf_a", "--hub-token=hf_b", "--seed", "3"]
+    monkeypatch.setattr("sys.argv", ["/bin/distilllens", "train", *words])
+    quoted = "train --config 'my recipe.yaml' --hub_token '***' '--hub-token=***' --seed 3"
+    assert _command() == f"distilllens {quoted}"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert _command() == f"torchrun --nproc_per_node 2 -m distilllens {quoted}"
+
+
+def test_a_question_of_every_kind_of_record():
+    """What the model reads, what a person reads of it, and the reference; text asks nothing."""
+    from distilllens.cli.report_models import _question
+
+    def said(role, content):
+        return {"role": role, "content": content}
+
+    ask, reply = said("user", "why?"), said("assistant", "so")
+    alpaca = {"instruction": "Add.", "input": "1 2", "output": ["3", "three"]}
+    prompt, *shown = _question(alpaca)
+    assert prompt.endswith("1 2\n\n### Response:\n") and shown == ["Add.\n1 2", "3"]
+    assert _question({"prompt": "a", "completion": " b"}) == ("a", "a", " b")
+    assert _question({"messages": [ask, reply]}) == ([ask], "why?", "so")
+    assert _question({"prompt": [ask], "completion": [reply]}) == ([ask], "why?", "so")
+    assert _question({"messages": [ask]}) is None and _question({"messages": [reply]}) is None
+    assert _question({"text": "a"}) is None
+
+
+def test_a_diverged_student_has_a_page(copy):
+    """Weights that are no numbers: the log is shown, and a sentence says what could not be."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    file = copy / "out" / "model.safetensors"
+    weights = {name: torch.full_like(w, torch.nan) for name, w in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+    assert main(["report", "out"]) == 0
+    assert "terms" in tables(copy) and "left out: " in page(copy)
+    assert answers(page(copy)) == []
+
+
 def refused(capsys, argv, message):
     """Status 2, one line that says it."""
     assert main(["report", *argv]) == 2

@@ -67,6 +67,16 @@ def test_logarithms_only_where_they_exist():
     assert scales == ["linear", "log"]
 
 
+@pytest.mark.parametrize("last", [1e-4, 0.05, 0.9, 0.9999])
+def test_a_logarithmic_scale_has_ticks(last):
+    """Over several decades and within one: three at least in sight, each with its number."""
+    rows = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": last}]
+    axes = by_name(rows)["terms"].drawings[1].figure.axes[0]
+    low, high = axes.get_ylim()
+    ticks = [tick for tick in axes.get_yticks() if low <= tick <= high]
+    assert len(ticks) >= 3
+
+
 def test_the_speed_says_what_it_counts():
     """The run's own measure of target tokens; else that of transformers, which counts inputs."""
     ours = {"step": 1, "target_tokens_per_second": 5.0, "train_tokens_per_second": 7.0}

@@ -42,11 +42,10 @@ def look_at(
         pairs: "student:teacher" depths that training compared.
         trusted: whether code that comes with a model may run.
     """
-    missing = []
-    home = Path(note["working_directory"]) if note.get("working_directory") else Path()
+    home = note.get("working_directory")
+    home = Path(home) if isinstance(home, str) else Path()
     source = _Source(where, note["recipe"].get("models") or {}, fields, home, trusted)
-    source.said = missing
-    models = {}
+    missing, models = source.said, {}
     with _noted(missing, "Figure 1 and answers are left out"):
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trusted)
         records, what = _records(fields, home)
@@ -57,9 +56,9 @@ def look_at(
         models["start"] = source.start(tokenizer)
     with _noted(missing, "Figure 1 and the teacher's answers are left out"):
         models["teacher"] = source.teacher()
-    models = {name: models[name] for name in ("teacher", "start", "student") if name in models}
-    if models.get("teacher", 0) is None:  # plain fine-tuning has none, and misses none
-        del models["teacher"]
+    # Plain fine-tuning has no teacher, and misses none.
+    there = [name for name in ("teacher", "start", "student") if models.get(name) is not None]
+    models = {name: models[name] for name in there}
     texts = Texts(records[: _TRIES * limit], what, limit, limit)
     looked = look_at_models(models, tokenizer, texts, trained=_map(pairs))
     return replace(looked, missing=(*missing, *looked.missing))
@@ -101,7 +100,7 @@ def look_at_models(
             looked = replace(looked, texts=f"the first {len(found)} texts of {texts.what}")
     with _noted(missing, "Answers are left out"):
         samples, longest = _samples(models, tokenizer, texts, positions)
-        words = f"The first of {texts.what}; answered greedily, in at most {longest} tokens."
+        words = f"From {texts.what}; answered greedily, in at most {longest} tokens."
         looked = replace(looked, samples=samples, speakers=tuple(models), questions=words)
     return replace(looked, missing=tuple(missing))
 
@@ -122,7 +121,7 @@ class _Source:
     def __init__(self, where, fingerprints, fields, home, trusted):
         self.where, self.fingerprints, self.fields = where, fingerprints, fields
         self.home, self.trusted = home, trusted
-        self.said = []  # sentences for the reader
+        self.said = []  # sentences on what is missing or may be another
 
     def student(self):
         """The newest, from its folder."""

@@ -84,7 +84,7 @@ def _facts(note, fields, state):
         facts["epochs"] = f"{epochs:.3g}"
     runtimes = [row["train_runtime"] for row in state["log_history"] if "train_runtime" in row]
     if runtimes and isinstance(runtimes[-1], int | float):
-        facts["time"] = _duration(runtimes[-1])
+        facts["time since its last start"] = _duration(runtimes[-1])
     facts["processes"] = str(note["recipe"]["fields"].get("number of processes", 1))
     facts["finished"] = "yes" if note.get("finished") is True else "no"
     return facts

@@ -171,11 +171,21 @@ def _lines(curves, ylabel, scale):
         mark(line, series=series_of(curve.number))
     axes.xaxis.get_major_locator().set_params(integer=True)
     if scale == "log":
-        axes.set_yscale("log")
-        axes.minorticks_off()
+        _dress_logarithm(axes)
     elif min(y for c in curves for y in c.y if math.isfinite(y)) >= 0:
         axes.set_ylim(bottom=0)
     return figure
+
+
+def _dress_logarithm(axes):
+    """Make the y axis logarithmic, with ticks also where it spans less than a decade."""
+    from matplotlib.ticker import AutoLocator, LogLocator
+
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 8 * low else AutoLocator())
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+    axes.minorticks_off()
 
 
 def _series(rows, name):

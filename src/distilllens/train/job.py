@@ -328,8 +328,15 @@ def versions() -> dict[str, str]:
 
 
 def _command():
+    """How this run was started, as a shell takes it, but for the hub's token."""
     num_processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
     start = ["distilllens"]
     if num_processes != "1":
         start = ["torchrun", "--nproc_per_node", num_processes, "-m", "distilllens"]
-    return shlex.join([*start, *sys.argv[1:]])
+    words, secret = [], False
+    for word in sys.argv[1:]:
+        name, _, value = word.partition("=")
+        names_token = name.replace("-", "_") == "__hub_token"
+        words.append("***" if secret else f"{name}=***" if names_token and value else word)
+        secret = names_token and not value
+    return shlex.join([*start, *words])

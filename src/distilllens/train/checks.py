@@ -6,7 +6,53 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
+from distilllens.train.config import DistillLensConfig
+
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
+
+def check_arguments(model, teacher, args, compute_loss_func, compute_metrics):
+    """Refuse arguments of a trainer that leave nothing to learn, or ask for logits.
+
+    Raises:
+        ValueError: with the argument.
+    """
+    if not isinstance(args, DistillLensConfig):
+        raise ValueError(f"args must be a DistillLensConfig, got {type(args).__name__}")
+    if teacher is None and args.teacher_cache is None and args.cross_entropy_weight == 0:
+        raise ValueError(
+            "nothing to learn from: there is no teacher and cross_entropy_weight is 0; set "
+            "teacher_model_name_or_path or teacher_cache, or cross_entropy_weight: 1 for "
+            "plain SFT"
+        )
+    weights = (args.cross_entropy_weight, args.output_weight, args.lens_weight)
+    if not any(weights):
+        raise ValueError("cross_entropy_weight, output_weight and lens_weight are all 0")
+    if teacher is not None and teacher is model and not isinstance(model, str):
+        raise ValueError("student and teacher are the same object; pass a copy as the teacher")
+    for name, value in (
+        ("compute_loss_func", compute_loss_func),
+        ("compute_metrics", compute_metrics),
+    ):
+        if value is not None:
+            raise ValueError(
+                f"{name} is not supported: the loss is the objective of args, and no logits "
+                "are built; use a callback for metrics of your own"
+            )
+
+
+def check_answers(args, eval_dataset, score_answers):
+    """Refuse ``eval_generate`` without data to answer or a callable that scores.
+
+    Raises:
+        ValueError: with what it needs.
+    """
+    if args.eval_generate and (score_answers is None or eval_dataset is None):
+        raise ValueError(
+            "eval_generate needs an eval_dataset and score_answers: a callable "
+            "(model, tokenizer, (process, number of processes)) -> {metric: (sum, count)}; "
+            "distilllens train passes one that generates and takes Rouge-L"
+        )
 
 
 def load_teacher_tokenizer(path: str, **kwargs):

@@ -21,6 +21,8 @@ from distilllens.teacher import LiveTeacher, TeacherSource
 from distilllens.train import _trl, cache_writing, caching
 from distilllens.train.checkpoint import mark_whole
 from distilllens.train.checks import (
+    check_answers,
+    check_arguments,
     check_lengths,
     check_vocabulary,
     load_teacher_tokenizer,
@@ -80,8 +82,8 @@ class DistillLensTrainer(SFTTrainer):
     ):
         args = args if args is not None else DistillLensConfig(output_dir="distilllens-student")
         teacher_model = teacher_model or args.teacher_model_name_or_path
-        self._check_arguments(model, teacher_model, args, compute_loss_func, compute_metrics)
-        self._check_answers(args, eval_dataset, score_answers)
+        check_arguments(model, teacher_model, args, compute_loss_func, compute_metrics)
+        check_answers(args, eval_dataset, score_answers)
         self.score_answers = score_answers
         num_given = len(train_dataset) if isinstance(train_dataset, Dataset) else None
         super().__init__(
@@ -108,40 +110,6 @@ class DistillLensTrainer(SFTTrainer):
 
     def _send_telemetry(self):
         """Nothing is sent anywhere."""
-
-    @staticmethod
-    def _check_arguments(model, teacher, args, compute_loss_func, compute_metrics):
-        if not isinstance(args, DistillLensConfig):
-            raise ValueError(f"args must be a DistillLensConfig, got {type(args).__name__}")
-        if teacher is None and args.teacher_cache is None and args.cross_entropy_weight == 0:
-            raise ValueError(
-                "nothing to learn from: there is no teacher and cross_entropy_weight is 0; set "
-                "teacher_model_name_or_path or teacher_cache, or cross_entropy_weight: 1 for "
-                "plain SFT"
-            )
-        weights = (args.cross_entropy_weight, args.output_weight, args.lens_weight)
-        if not any(weights):
-            raise ValueError("cross_entropy_weight, output_weight and lens_weight are all 0")
-        if teacher is not None and teacher is model and not isinstance(model, str):
-            raise ValueError("student and teacher are the same object; pass a copy as the teacher")
-        for name, value in (
-            ("compute_loss_func", compute_loss_func),
-            ("compute_metrics", compute_metrics),
-        ):
-            if value is not None:
-                raise ValueError(
-                    f"{name} is not supported: the loss is the objective of args, and no logits "
-                    "are built; use a callback for metrics of your own"
-                )
-
-    @staticmethod
-    def _check_answers(args, eval_dataset, score_answers):
-        if args.eval_generate and (score_answers is None or eval_dataset is None):
-            raise ValueError(
-                "eval_generate needs an eval_dataset and score_answers: a callable "
-                "(model, tokenizer, (process, number of processes)) -> {metric: (sum, count)}; "
-                "distilllens train passes one that generates and takes Rouge-L"
-            )
 
     def _find_teacher(self, teacher) -> TeacherSource | None:
         """The teacher that runs, or the cache in its place, which it writes where that lacks."""

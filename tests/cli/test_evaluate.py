@@ -254,6 +254,42 @@ def test_the_mistake_of_one_process_is_said_by_the_first(bench):
     assert "Connection closed by peer" not in run.stderr
 
 
+def test_killed_while_a_metric_is_added(bench, monkeypatch, capsys):
+    """What has it and what has not yet reads as before; started again, all has it."""
+
+    class Similarity:  # its own tests have a real one
+        def __init__(self, model, device):
+            pass
+
+        def __call__(self, answers, references):
+            return [len(answer) / 100 for answer in answers]
+
+    monkeypatch.setattr("distilllens.evaluate.sbert.SentenceSimilarity", Similarity)
+    evaluate("--sbert", "mini", output="whole")
+    evaluate()
+    finish, left = Results.finish, [1]
+
+    def dying(self, unit, rows):
+        if left[0] == 0:
+            raise Killed
+        left[0] -= 1
+        finish(self, unit, rows)
+
+    with monkeypatch.context() as killing, pytest.raises(Killed):
+        killing.setattr(Results, "finish", dying)
+        evaluate("--sbert", "mini")
+    capsys.readouterr()
+    assert main(["compare", "results"]) == 0
+    assert "SBERT" not in capsys.readouterr().out
+    assert evaluate() == 0
+    assert evaluate("--sbert", "mini") == 0
+    found, expected = contents("results"), contents("whole")
+    assert found.keys() == expected.keys()
+    assert all(found[name] == expected[name] for name in found if name != "evaluation.json")
+    assert evaluate("--sbert", "another") == 2
+    assert "sbert was 'mini' and is now 'another'" in capsys.readouterr().err
+
+
 def test_compare_reads_folders_again(bench, capsys):
     """Two folders in one table, in Markdown or JSON, for one metric or all."""
     evaluate(output="one")

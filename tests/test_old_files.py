@@ -1,0 +1,133 @@
+"""Runs, checkpoints, caches and results that an earlier version wrote are read by this one.
+
+``old_files/0.1.0`` was written by version 0.1.0 (commit 5bc7b05): a finished run, one stopped at step
+3 of 4 with its checkpoint of step 2, two teacher caches, results finished and begun, judge replies.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import toys
+from safetensors.torch import load_file
+
+from distilllens.cli import main
+
+OLD = Path(__file__).parent / "old_files" / "0.1.0"
+EVALUATION = "evaluate --model finished --model student --benchmark train.jsonl --teacher teacher"
+EVALUATION += " --seeds 10,20 --max_new_tokens 6 --output"
+
+
+@pytest.fixture
+def old(tmp_path, monkeypatch):
+    """A copy of the old files, in which the commands run."""
+    shutil.copytree(OLD, tmp_path / "old")
+    monkeypatch.chdir(tmp_path / "old")
+    monkeypatch.delenv("DISTILLLENS_DEBUG", raising=False)
+    return tmp_path / "old"
+
+
+def files_of(folder):
+    """Path -> content of every file but the timings."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "timings.jsonl"
+    }
+
+
+def test_a_stopped_run_resumes(old, caplog):
+    """From its checkpoint of step 2, to the weights of the run that was not stopped."""
+    train = ["train", "--config", "recipe.yaml", "--output_dir", "stopped", "--report", "false"]
+    assert main(train) == 0
+    assert "stopped/checkpoint-2" in caplog.text
+    found, expected = (
+        load_file(old / run / "model.safetensors") for run in ("stopped", "finished")
+    )
+    assert toys.drift(expected, found) < 1e-5
+    state = json.loads((old / "stopped" / "trainer_state.json").read_text())
+    assert state["global_step"] == 4 and state["log_history"][0]["step"] == 1
+
+
+def test_a_finished_run_is_known(old, capsys):
+    """Its recipe is the same one: nothing is trained again, and its report can be made."""
+    before = files_of(old / "finished")
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+    assert "finished run of this recipe" in capsys.readouterr().err
+    assert files_of(old / "finished") == before
+    assert main(["train", "--config", "recipe.yaml", "--lens_weight", "0.5"]) == 2
+    assert "lens_weight was not set and is now 0.5" in capsys.readouterr().err
+
+
+def test_a_finished_run_has_a_report(old):
+    """Losses, divergence by depth and answers, from what the old run noted."""
+    pytest.importorskip("matplotlib")
+    note = old / "finished" / "run.json"
+    note.write_text(note.read_text().replace("/home/somebody", str(old)))
+    assert main(["report", "finished", "--limit", "2"]) == 0
+    page = (old / "finished" / "report.html").read_text()
+    assert all(
+        words in page for words in ("Loss terms", "Divergence from the teacher", "Question 2")
+    )
+
+
+@pytest.mark.parametrize("kind", ["auto", "int8"])
+def test_a_cache_takes_the_teachers_place(old, kind):
+    """Read without a teacher; of an exact one the student's weights are those of the old run."""
+    before = files_of(old / f"cache-{kind}")
+    recipe = (old / "recipe.yaml").read_text().replace("teacher_model_name_or_path: teacher\n", "")
+    (old / "recipe.yaml").write_text(recipe)
+    flags = [
+        "--teacher_cache",
+        f"cache-{kind}",
+        "--teacher_cache_dtype",
+        kind,
+        "--output_dir",
+        "out",
+    ]
+    flags += ["--report", "false"]
+    assert main(["train", "--config", "recipe.yaml", *flags]) == 0
+    found, expected = (load_file(old / run / "model.safetensors") for run in ("out", "finished"))
+    assert toys.drift(expected, found) < (1e-5 if kind == "auto" else 1e-2)
+    assert files_of(old / f"cache-{kind}") == before
+
+
+def test_a_whole_cache_is_not_written_again(old):
+    """The command that wrote it finds nothing to do."""
+    before = files_of(old / "cache-auto")
+    assert main(["cache", "--config", "recipe.yaml", "--teacher_cache", "cache-auto"]) == 0
+    assert files_of(old / "cache-auto") == before
+
+
+def test_results_are_compared(old, capsys):
+    """The tables are those that were written beside them."""
+    assert main(["compare", "results"]) == 0
+    assert (old / "results" / "scores.md").read_text().strip() == capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("folder", ["results", "results-begun"])
+def test_results_go_on(old, folder):
+    """A finished evaluation stays as it is, and one that was stopped ends at the same files."""
+    assert main([*EVALUATION.split(), folder]) == 0
+    expected = files_of(OLD / "results")
+    found = files_of(old / folder)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        if name.endswith(".jsonl") and "references" not in name:
+            assert found[name] == expected[name], name
+    scores = [json.loads(files["scores.json"])["scores"] for files in (found, expected)]
+    for metric, columns in scores[1].items():
+        for model, score in columns["train"].items():
+            assert scores[0][metric]["train"][model]["mean"] == pytest.approx(score["mean"]), metric
+
+
+def test_judge_replies_are_found(old):
+    """A judge with the old cache needs no server."""
+    pytest.importorskip("openai")
+    from distilllens.evaluate.judge import Judge
+    from distilllens.evaluate.verdicts import Case
+
+    judge = Judge("stub", base_url="http://localhost:8/v1", cache=old / "judge.jsonl")
+    verdicts = judge([Case("Why?", "the cat", "the dog"), Case("What?", "a hill", "a mat")])
+    assert [verdict.score for verdict in verdicts] == [5.5, 2.5]

@@ -92,15 +92,15 @@ def speeds(times: list[float], tokens: list[int]) -> dict:
 
 def ours(model, tokenizer, limit):
     """The backend, sampling as the paper does."""
-    from distilllens.evaluate.decoding import Decoding
-    from distilllens.evaluate.generate import TransformersBackend
+    from distilllens.generate.decoding import Decoding
+    from distilllens.generate.transformers_backend import TransformersBackend
 
     return TransformersBackend(model, tokenizer, Decoding(max_new_tokens=limit))
 
 
 def batches(prompts, size):
     """Of both batched engines: by length, longest first."""
-    from distilllens.evaluate.generate import plan_batches
+    from distilllens.generate.transformers_backend import plan_batches
 
     return plan_batches([len(ids) for ids in prompts], size)
 
@@ -113,7 +113,7 @@ def run_ours(backend, prompts, plan, seed) -> int:
 
 def run_plain(model, ends, prompts, plan, limit) -> int:
     """Tokens of all answers of ``model.generate``, each up to its end."""
-    from distilllens.evaluate.tokens import left_padded, up_to_end
+    from distilllens.generate.prompts import left_padded, up_to_end
 
     count = 0
     for rows in plan:
@@ -185,8 +185,8 @@ class Numbers:
 @torch.no_grad()
 def noise(model, case: dict) -> dict:
     """Seconds of choosing a batch of tokens with noise, and of the forward behind their logits."""
-    from distilllens.evaluate.decoding import Decoding, add_gumbel_, noise_keys
-    from distilllens.evaluate.generate import tempered
+    from distilllens.generate.decoding import Decoding, add_gumbel_, noise_keys
+    from distilllens.generate.transformers_backend import tempered
 
     size = case["batch"]
     ids = torch.ones(size, MEAN_ANSWER, dtype=torch.long)

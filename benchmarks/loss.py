@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks import cost_model
 from benchmarks.meter import PeakMemory, timed, too_large
 from benchmarks.rivals import ENGINES, WHOLE, missing, whole_tensors
+from distilllens import cost
 
 ABOUT = "value and gradients of the loss at GPT-2's shapes: floor, ours, rivals"
 SHAPE = {"vocab": 50257, "student_width": 768, "teacher_width": 1600}
@@ -48,9 +48,9 @@ def finished(case: dict, options) -> dict:
     case = {**(TOY if options.toy else SHAPE), **case}
     chunk = f" {case['chunk']}" if case.get("chunk") else ""
     case["name"] = f"{case['engine']}{chunk} {case['dtype']} N{case['tokens']}"
-    models = [cost_model.Model(0, case[f"{who}_width"], case["vocab"], 0) for who in _WHO]
+    models = [cost.Model(0, case[f"{who}_width"], case["vocab"], 0) for who in _WHO]
     projections = 3 if case["engine"] == "TRL" else 1
-    case["gflop"] = cost_model.divergence_flops(case["tokens"], *models, projections) / 1e9
+    case["gflop"] = cost.divergence_flops(case["tokens"], *models, projections) / 1e9
     return case
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import cost_model, dolly
+from benchmarks import dolly
 from benchmarks.meter import too_large
 from benchmarks.rivals import PublishedPipeline, trl_trainer, whole_tensors
+from distilllens import cost
 
 SHAPES = {  # student and teacher: blocks, width, attention heads
     "gpt2": {"student": (12, 768, 12), "teacher": (48, 1600, 25), "vocab": 50257, "batch": 1},
@@ -31,7 +32,7 @@ SAMPLED = ("DistillLens, 0.4 of the pairs", "DistillLens, a quarter of the token
 def models(case: dict):
     """The cost model's student and teacher, and the batch size."""
     shape = SHAPES[case["shape"]]
-    sides = (cost_model.gpt2(*shape[who][:2], shape["vocab"]) for who in ("student", "teacher"))
+    sides = (cost.gpt2(*shape[who][:2], shape["vocab"]) for who in ("student", "teacher"))
     return *sides, shape["batch"]
 
 
@@ -46,7 +47,7 @@ def flops(pipeline: str, student, teacher, rows, pairs: int) -> dict[str, int]:
     of_pairs = max(1, round(fractions.get("lens_pair_fraction", 1) * pairs)) / pairs
     share = of_pairs * fractions.get("lens_token_fraction", 1)
     pipeline = "DistillLens" if pipeline in SAMPLED else pipeline
-    return cost_model.step_flops(pipeline, student, teacher, rows, pairs, share=share)
+    return cost.step_flops(pipeline, student, teacher, rows, pairs, share=share)
 
 
 def refused(pipeline: str) -> str | None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import cost_model, loss, rows
+from benchmarks import loss, rows
 from benchmarks.meter import PeakMemory, timed
-from distilllens import Head, LayerMap
+from distilllens import Head, LayerMap, cost
 from distilllens.lens import LayerStates
 from distilllens.objective import Objective
 
@@ -29,8 +29,8 @@ def cases(options) -> list[dict]:
         pairs = case.get("pairs", 1)
         case |= {**shape, "repeats": 2}
         case["name"] = f"{case['over']}: {case['engine']} N{case['tokens']} P{pairs}"
-        models = (cost_model.Model(0, case[f"{w}_width"], case["vocab"], 0) for w in _WHO)
-        case["gflop"] = cost_model.divergence_flops(case["tokens"] * pairs, *models) / 1e9
+        models = (cost.Model(0, case[f"{w}_width"], case["vocab"], 0) for w in _WHO)
+        case["gflop"] = cost.divergence_flops(case["tokens"] * pairs, *models) / 1e9
     return found
 
 

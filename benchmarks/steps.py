@@ -11,7 +11,7 @@ import random
 import tempfile
 from pathlib import Path
 
-from benchmarks import cost_model, dolly
+from benchmarks import dolly
 from benchmarks.meter import PeakMemory
 from benchmarks.pipelines import (
     SAMPLED,
@@ -22,6 +22,7 @@ from benchmarks.pipelines import (
     num_pairs,
     token_rows,
 )
+from distilllens import cost
 
 ABOUT = "whole training steps at GPT-2's shapes and at small ones, their memory, answer lengths"
 MAIN = ("plain KD", "DistillLens", "DistillLens, cached teacher")
@@ -69,7 +70,7 @@ def seconds(case: dict, gflop_per_s: float) -> float:
             slower = 1.3 if pipeline == "published" or case["shape"] == "small" else 1
             total += steps * (slower * work / gflop_per_s + adam)
         if pipeline == MAIN[2]:  # the cache is written first
-            write = cost_model.forward_flops(teacher, [139] * batch) / 1e9
+            write = cost.forward_flops(teacher, [139] * batch) / 1e9
             total += case["steps"] * write / gflop_per_s
     return total
 

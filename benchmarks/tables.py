@@ -15,7 +15,8 @@ import statistics
 import sys
 from pathlib import Path
 
-from benchmarks import cost_model, rows
+from benchmarks import rows
+from distilllens import cost
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
@@ -240,8 +241,8 @@ def generation_table(folder: Path) -> str:
     lines = []
     for row in found:
         if row["engine"] == "noise":
-            cost = f"{1e3 * row['median_s']:.1f} ms by a forward of {1e3 * row['forward_s']:.1f} ms"
-            lines.append([row["shape"], "noise of a step", cost, ""])
+            took = f"{1e3 * row['median_s']:.1f} ms by a forward of {1e3 * row['forward_s']:.1f} ms"
+            lines.append([row["shape"], "noise of a step", took, ""])
             continue
         low, high = row["min_tokens_per_s"], row["max_tokens_per_s"]
         speed = f"{row['tokens_per_s']:.0f} ({low:.0f} to {high:.0f})"
@@ -252,9 +253,9 @@ def generation_table(folder: Path) -> str:
 
 def cost_table(folder: Path) -> str:
     """The cost model of one mean Dolly row, GPT-2's shapes, float32."""
-    student, teacher = cost_model.gpt2(12, 768), cost_model.gpt2(48, 1600)
+    student, teacher = cost.gpt2(12, 768), cost.gpt2(48, 1600)
     arguments = ("DistillLens", student, teacher, [MEAN_ROW], 5)
-    flops, bytes_ = cost_model.step_flops(*arguments), cost_model.step_bytes(*arguments)
+    flops, bytes_ = cost.step_flops(*arguments), cost.step_bytes(*arguments)
     total = sum(flops.values())
     lines = [
         [term, f"{n / 1e9:.1f}", f"{n / total:.0%}", f"{bytes_[term] / 1e9:.1f}"]
@@ -269,18 +270,18 @@ MEAN_ROW = (139, 68)  # tokens and targets of Dolly's rows that fit 512
 def roofline_table(folder: Path) -> str:
     """PREDICTION: milliseconds a step and device, 7B to 1.1B, 16 rows a device, H100."""
     lines, columns = [], {}
-    pair = (cost_model.TINYLLAMA, cost_model.LLAMA_7B)
+    pair = (cost.TINYLLAMA, cost.LLAMA_7B)
     for name, pipeline, passes in (
-        ("plain KD, live", "plain KD", cost_model.FUSED),
-        ("live, eager tiles", "DistillLens", cost_model.EAGER),
-        ("live, fused tiles", "DistillLens", cost_model.FUSED),
-        ("cached, eager tiles", "DistillLens, cached teacher", cost_model.EAGER),
-        ("cached, fused tiles", "DistillLens, cached teacher", cost_model.FUSED),
+        ("plain KD, live", "plain KD", cost.FUSED),
+        ("live, eager tiles", "DistillLens", cost.EAGER),
+        ("live, fused tiles", "DistillLens", cost.FUSED),
+        ("cached, eager tiles", "DistillLens, cached teacher", cost.EAGER),
+        ("cached, fused tiles", "DistillLens, cached teacher", cost.FUSED),
     ):
         rows_ = [MEAN_ROW] * 16
-        flops = cost_model.step_flops(pipeline, *pair, rows_, 5)
-        moved = cost_model.step_bytes(pipeline, *pair, rows_, 5, size=2, passes=passes)
-        columns[name] = cost_model.roofline_seconds(flops, moved, **cost_model.H100)
+        flops = cost.step_flops(pipeline, *pair, rows_, 5)
+        moved = cost.step_bytes(pipeline, *pair, rows_, 5, size=2, passes=passes)
+        columns[name] = cost.roofline_seconds(flops, moved, **cost.H100)
     for term in flops:
         lines.append([term, *(f"{seconds[term] * 1e3:.1f}" for seconds in columns.values())])
     totals = [sum(seconds.values()) for seconds in columns.values()]
@@ -294,12 +295,12 @@ def cache_size_table(folder: Path) -> str:
     """By the model: Dolly's 11.4k records of 74 response tokens, five pairs, two bytes a number."""
     tokens = 11370 * 74
     lines = [
-        [name, f"{cost_model.cache_bytes(teacher, 1, 5) / 1e3:.0f}", f"{gb:.0f}"]
+        [name, f"{cost.cache_bytes(teacher, 1, 5) / 1e3:.0f}", f"{gb:.0f}"]
         for name, teacher in (
-            ("GPT-2 1.5B", cost_model.gpt2(48, 1600)),
-            ("Llama 7B", cost_model.LLAMA_7B),
+            ("GPT-2 1.5B", cost.gpt2(48, 1600)),
+            ("Llama 7B", cost.LLAMA_7B),
         )
-        for gb in [cost_model.cache_bytes(teacher, tokens, 5) / 1e9]
+        for gb in [cost.cache_bytes(teacher, tokens, 5) / 1e9]
     ]
     return markdown("teacher | kB a response token | GB for Dolly", lines)
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from distilllens import LayerMap, LogitLens, divergence, linear_cross_entropy
 from distilllens.data import load_records, to_training_examples
 from distilllens.lens import divergence_by_depth, read_states
-from distilllens.objective import target_positions
+from distilllens.targets import Targets
 
 
 def main():
@@ -61,7 +61,7 @@ def measure(student, teacher, batches, layers, name):
     """Mean cross-entropy, and [KL at the output, JSD at each pair], over all response tokens."""
     sums, cross_entropy, count = torch.zeros(1 + len(layers), dtype=torch.float64), 0.0, 0
     for batch in tqdm(batches, desc=name, leave=False):
-        valid = target_positions(batch["labels"])
+        valid = Targets.of(batch["labels"]).mask
         final = read_states(student, (), input_ids=batch["input_ids"]).final[valid]
         loss, _ = linear_cross_entropy(final, student.head, batch["labels"][:, 1:][valid[:, :-1]])
         cross_entropy, count = cross_entropy + float(loss), count + len(final)

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-NAMES = ("chunks", "cost_model", "dolly", "loss", "meter", "rivals", "rows", "run", "scaling")
+NAMES = ("chunks", "dolly", "loss", "meter", "rivals", "rows", "run", "scaling")
 NAMES += ("pipelines", "steps", "tables", "generation")
 bench = {name: importlib.import_module(f"benchmarks.{name}") for name in NAMES}
 TOY = {**bench["loss"].TOY, "tokens": 24, "dtype": "float32", "repeats": 1}

@@ -7,7 +7,8 @@ import toys
 from tokenizers import pre_tokenizers
 from transformers import AutoConfig
 
-from distilllens.fingerprints import check_tokenizers, file_hashes
+from distilllens.fingerprints import file_hashes
+from distilllens.loading import check_tokenizers
 
 
 def test_tokenizers_are_compared_by_what_they_do():

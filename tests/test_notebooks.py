@@ -10,7 +10,7 @@ import toys
 
 pytest.importorskip("matplotlib")
 
-from distilllens.report import Shown
+from distilllens.workflows.notebook import Shown
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NOTEBOOKS = sorted(EXAMPLES.rglob("*.ipynb"))

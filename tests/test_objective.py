@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from distilllens import LayerMap, LogitLens, Objective
 from distilllens.lens import LayerStates, read_states
-from distilllens.objective import target_positions
 from distilllens.sampling import draw_pairs, draw_tokens
+from distilllens.targets import target_positions
 
 
 def naive(student_logits, teacher_logits, labels, by_depth, weights):

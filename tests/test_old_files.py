@@ -1,7 +1,8 @@
 """Runs, checkpoints, caches and results that an earlier version wrote are read by this one.
 
-``old_files/0.1.0`` was written by version 0.1.0 (commit 5bc7b05): a finished run, one stopped at step
-3 of 4 with its checkpoint of step 2, two teacher caches, results finished and begun, judge replies.
+``old_files/0.1.0`` was written by version 0.1.0 (commit 5bc7b05): a finished run, one stopped at
+step 3 of 4 with its checkpoint of step 2, two teacher caches, results finished and begun, judge
+replies.
 """
 
 import json
@@ -125,8 +126,8 @@ def test_results_go_on(old, folder):
 def test_judge_replies_are_found(old):
     """A judge with the old cache needs no server."""
     pytest.importorskip("openai")
-    from distilllens.evaluate.judge import Judge
-    from distilllens.evaluate.verdicts import Case
+    from distilllens.evaluate.judge.judge import Judge
+    from distilllens.evaluate.judge.verdicts import Case
 
     judge = Judge("stub", base_url="http://localhost:8/v1", cache=old / "judge.jsonl")
     verdicts = judge([Case("Why?", "the cat", "the dog"), Case("What?", "a hill", "a mat")])

@@ -138,7 +138,7 @@ ANSWERED = {
 
 def score_answers():
     """Rouge-L of short answers to seven questions."""
-    from distilllens.evaluate.dev import DevScorer
+    from distilllens.evaluate.answer_scorer import DevScorer
 
     return partial(DevScorer(max_new_tokens=6, batch_size=2), examples(7, seed=3))
 

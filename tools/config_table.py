@@ -13,7 +13,7 @@ BEGIN, END = "<!-- fields: begin -->", "<!-- fields: end -->"
 def table() -> str:
     """Every field that distilllens adds to TRL's, with its default and its help."""
     from distilllens.train.config import DistillLensConfig
-    from distilllens.train.job import JobArguments
+    from distilllens.workflows.train import JobArguments
 
     lines = ["| field | default | meaning |", "|---|---|---|"]
     for owner in (JobArguments, DistillLensConfig):

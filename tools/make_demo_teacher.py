@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, set_seed
 
-from distilllens.cli.demo_run import make_llama, measure, train
 from distilllens.data.synthetic import synthetic_records
 from distilllens.data.synthetic_tokenizer import synthetic_tokenizer
+from distilllens.workflows.demo import make_llama, measure, train
 
 
 def main():

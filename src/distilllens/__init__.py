@@ -1,7 +1,7 @@
 """DistillLens: distil a causal language model through the logit lens.
 
-The names below are the public API. The trainer and its configuration load on first use, so that
-importing the package loads neither trl nor datasets nor plotting.
+The names below are the public API. The trainer, its configuration and ``show`` load on first use,
+so that importing the package loads neither trl nor datasets nor plotting.
 """
 
 from distilllens.divergence import divergence
@@ -25,12 +25,19 @@ __all__ = [
     "divergence",
     "linear_cross_entropy",
     "linear_divergence",
+    "show",
 ]
 
 
 def __getattr__(name):
     if name in ("DistillLensConfig", "DistillLensTrainer"):
-        import distilllens.train
+        import distilllens.train as home
+    elif name == "show":
+        import distilllens.workflows.notebook as home
+    else:
+        raise AttributeError(f"module 'distilllens' has no attribute {name!r}")
+    return getattr(home, name)
 
-        return getattr(distilllens.train, name)
-    raise AttributeError(f"module 'distilllens' has no attribute {name!r}")
+
+def __dir__():
+    return sorted({*globals(), *__all__})

@@ -83,37 +83,3 @@ def tokenizer_fingerprint(tokenizer) -> str:
     vocabulary = sorted(tokenizer.get_vocab().items())
     split = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
     return hashlib.blake2b(repr((vocabulary, split)).encode(), digest_size=8).hexdigest()
-
-
-def check_tokenizers(student, teacher):
-    """Refuse two tokenizers that do not number the same tokens alike.
-
-    Padding of the vocabulary behind the last token is no difference.
-
-    Raises:
-        ValueError: with the first place where they differ.
-    """
-    student_tokens = {i: token for token, i in student.get_vocab().items()}
-    teacher_tokens = {i: token for token, i in teacher.get_vocab().items()}
-    for i in sorted(student_tokens.keys() | teacher_tokens.keys()):
-        ours, theirs = student_tokens.get(i), teacher_tokens.get(i)
-        if ours != theirs:
-            raise ValueError(
-                f"student and teacher have different tokenizers ({len(student_tokens)} and "
-                f"{len(teacher_tokens)} tokens): token {i} is {_say(ours)} for the student and "
-                f"{_say(theirs)} for the teacher; distil between models that share one"
-            )
-    ours = student(PROBE, add_special_tokens=False)["input_ids"]
-    theirs = teacher(PROBE, add_special_tokens=False)["input_ids"]
-    if ours != theirs:
-        at = next(
-            (k for k, pair in enumerate(zip(ours, theirs, strict=False)) if len({*pair}) > 1), -1
-        )
-        raise ValueError(
-            "student and teacher have different tokenizers: they share a vocabulary but split "
-            f"{PROBE!r} differently, first at token {at}"
-        )
-
-
-def _say(token):
-    return "missing" if token is None else repr(token)

@@ -101,6 +101,19 @@ class LayerMap:
             return cls.evenly(int(spec), student_layers, teacher_layers)
         return cls.parse(spec).check(student_layers, teacher_layers)
 
+    @classmethod
+    def resolve_or_none(
+        cls, spec: str, student_layers: int, teacher_layers: int
+    ) -> LayerMap | None:
+        """``resolve``, or None for "auto" where a model is too shallow to have an inner depth.
+
+        Raises:
+            ValueError: as ``resolve``.
+        """
+        if spec == "auto" and min(student_layers, teacher_layers) < 2:
+            return None
+        return cls.resolve(spec, student_layers, teacher_layers)
+
     def check(self, student_layers: int, teacher_layers: int) -> LayerMap:
         """This map, if every depth exists in both models.
 

@@ -1,8 +1,9 @@
-"""Cross-entropy + output divergence + lens divergence -> LossTerms."""
+"""The loss as one table of terms: cross-entropy + output divergence + lens divergence."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -14,31 +15,82 @@ from distilllens.layer_map import LayerMap
 from distilllens.lens import LayerStates
 from distilllens.linear_divergence import cross_entropy_term, divergence_term, linear_terms
 from distilllens.sampling import check_fraction
+from distilllens.targets import Targets
 
-IGNORED_LABEL = -100
+
+@dataclass(frozen=True)
+class LossTerm:
+    """One term of the loss, as everyone who names it knows it.
+
+    Attributes:
+        key: in ``LossTerms``.
+        log_name: in the trainer's log, behind ``eval_`` in an evaluation's.
+        label: in reports and cards.
+        short: in the progress bar.
+        weight_field: of ``Objective`` and ``DistillLensConfig``.
+        has_pairs: whether it is a mean over layer pairs, each of which is logged too.
+    """
+
+    key: str
+    log_name: str
+    label: str
+    short: str
+    weight_field: str
+    has_pairs: bool = False
+
+
+# A new term is one row here and one method of Objective. Their order is that of reports.
+TERMS = (
+    LossTerm("output", "output_loss", "output divergence", "output", "output_weight"),
+    LossTerm("lens", "lens_loss", "lens divergence", "lens", "lens_weight", has_pairs=True),
+    LossTerm("cross_entropy", "cross_entropy", "cross-entropy", "ce", "cross_entropy_weight"),
+)
+WEIGHT_FIELDS = tuple(term.weight_field for term in TERMS)
 
 
 @dataclass(frozen=True, eq=False)
 class LossTerms:
-    """What one batch contributes: sums over its valid tokens, in nats, to be divided once, above.
+    """What one batch contributes: sums over tokens, in nats, to be divided once, above.
 
     Attributes:
         total: scalar, the weighted sum with its gradient; connected to the graph even at N = 0.
-        cross_entropy: scalar, unweighted and detached like the terms that follow.
-        output: divergence at the output, or None when it was not measured.
-        lens: mean over the pairs, or None; of sampled tokens, the estimate for all N.
-        lens_by_pair: ``[P]`` in the order of the layer map, or None; over the measured tokens.
-        num_tokens: N, the valid tokens.
-        num_lens_tokens: those behind ``lens_by_pair``: N, or the drawn ones among them.
+        sums: key of a term that was measured -> its sum, unweighted and detached, and the number of
+            tokens behind it. The lens is the mean over the pairs; of sampled tokens, the estimate
+            for all N.
+        by_pair: key of a term with pairs -> the sums ``[P]`` in the order of the layer map, and the
+            number of tokens that each was measured on.
+        num_tokens: N, the targets of the batch.
     """
 
     total: Tensor
-    cross_entropy: Tensor
-    output: Tensor | None
-    lens: Tensor | None
-    lens_by_pair: Tensor | None
+    sums: Mapping[str, tuple[Tensor, int]]
+    by_pair: Mapping[str, tuple[Tensor, int]]
     num_tokens: int
-    num_lens_tokens: int = 0
+
+    @property
+    def cross_entropy(self) -> Tensor:
+        """The sum of the cross-entropy."""
+        return self.sums["cross_entropy"][0]
+
+    @property
+    def output(self) -> Tensor | None:
+        """The sum of the divergence at the output, or None when it was not measured."""
+        return self.sums.get("output", (None, 0))[0]
+
+    @property
+    def lens(self) -> Tensor | None:
+        """The sum of the lens divergence, or None when it was not measured."""
+        return self.sums.get("lens", (None, 0))[0]
+
+    @property
+    def lens_by_pair(self) -> Tensor | None:
+        """The sums ``[P]`` of the lens divergence by pair, or None."""
+        return self.by_pair.get("lens", (None, 0))[0]
+
+    @property
+    def num_lens_tokens(self) -> int:
+        """The tokens behind ``lens_by_pair``: N, or the drawn ones among them."""
+        return self.by_pair.get("lens", (None, 0))[1]
 
 
 @dataclass(frozen=True)
@@ -51,11 +103,11 @@ class Objective:
         output_kwargs, lens_kwargs: their parameters, as ``{"beta": 0.5}``.
         output_weight, lens_weight, cross_entropy_weight: finite, >= 0.
         temperature: divides both models' logits in both divergences (not in the cross-entropy).
-        lens_token_fraction: in (0, 1]; the share of valid tokens that the lens term measures.
+        lens_token_fraction: in (0, 1]; the share of target tokens that the lens term measures.
 
     Raises:
         ValueError: an unknown divergence or parameter, a weight below 0, a temperature <= 0, a
-            fraction that is no share.
+            fraction outside (0, 1].
 
     Source: arXiv 2602.13567; docs/paper.md lists the deviations.
     """
@@ -74,7 +126,7 @@ class Objective:
     def __post_init__(self):
         divergence(self.output_divergence, **self.output_kwargs)
         divergence(self.lens_divergence, **self.lens_kwargs)
-        for name in ("output_weight", "lens_weight", "cross_entropy_weight"):
+        for name in WEIGHT_FIELDS:
             weight = getattr(self, name)
             if not (math.isfinite(weight) and weight >= 0):
                 raise ValueError(f"{name} must be a finite number >= 0, got {weight}")
@@ -82,13 +134,25 @@ class Objective:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
         check_fraction("lens_token_fraction", self.lens_token_fraction)
 
+    def needs_lens(self, measure_all: bool = False) -> bool:
+        """Whether the states at the depths of the layer map are read.
+
+        Args:
+            measure_all: as in ``__call__``.
+        """
+        return self.layer_map is not None and (measure_all or self.lens_weight > 0)
+
+    def needs_teacher(self, measure_all: bool = False) -> bool:
+        """Whether the teacher is read at all; the cross-entropy alone has no use for it."""
+        return measure_all or self.output_weight > 0 or self.needs_lens()
+
     def __call__(
         self,
         student: LayerStates,
         student_head: Head,
         teacher: LayerStates | None,
         teacher_head: Head | None,
-        labels: Tensor,
+        labels: Tensor | Targets,
         *,
         measure_all: bool = False,
         lens_draws: Tensor | None = None,
@@ -99,56 +163,56 @@ class Objective:
         ``measure_all`` measures every token, too, whatever ``lens_token_fraction``.
 
         Args:
-            student, teacher: head-ready states, ``[B, T, D]`` at the map's depths and ``final``, or
-                ``[N, D]`` at the valid positions alone. Without a teacher (None) only the
+            student, teacher: head-ready states, ``[B, T, D]`` at the map's depths and ``final``;
+                ``[N, D]`` where ``LayerStates.gathered`` says so. Without a teacher (None) only the
                 cross-entropy is left.
-            labels: ``[B, T]``, -100 where the token is no target. Shifted here, and only here.
+            labels: the batch's ``Targets``, or the labels ``[B, T]`` to make them of: -100 where
+                the token is no target, not shifted.
             lens_draws: ``[B, T]`` in [0, 1), of ``sampling.draw_tokens``: below
-                ``lens_token_fraction`` a valid position is measured, and counts 1 / fraction.
-                Read, and needed, where that is below 1.
+                ``lens_token_fraction`` a position is measured, and counts 1 / fraction. Read, and
+                needed, where that is below 1.
 
         Raises:
             ValueError: a fraction below 1 without a draw for every position.
         """
-        valid = target_positions(labels)
-        targets = labels[:, 1:][valid[:, :-1]]
-        final = _rows(student.final, valid, valid)
-        terms = {"cross_entropy": self._cross_entropy(final, targets)}
+        targets = labels if isinstance(labels, Targets) else Targets.of(labels)
+        final = _rows(student, student.final, targets)
+        terms, fraction = {"cross_entropy": self._cross_entropy(final, targets.ids)}, 1.0
         if teacher is not None and (self.output_weight > 0 or measure_all):
-            sides = (final, _rows(teacher.final, valid, valid), teacher_head)
-            terms["output"] = self._output(*sides)
-        if teacher is not None and self.layer_map and (self.lens_weight > 0 or measure_all):
-            kept, fraction = (valid, 1.0) if measure_all else self._sampled(valid, lens_draws)
-            terms["lens"] = self._lens(student, teacher, teacher_head, valid, kept, fraction)
+            teacher_final = _rows(teacher, teacher.final, targets)
+            terms["output"] = self._output(final, teacher_final, teacher_head)
+        if teacher is not None and self.needs_lens(measure_all):
+            kept, fraction = (None, 1.0) if measure_all else self._sampled(targets, lens_draws)
+            terms["lens"] = self._lens(student, teacher, teacher_head, targets, kept, fraction)
         total, nats = self._evaluate(student_head, terms)
-        lens = lens_by_pair = None
-        num_lens_tokens = 0
-        if "lens" in nats:
-            by_pair = nats["lens"].view(len(self.layer_map), -1)
-            lens_by_pair, num_lens_tokens = by_pair.sum(1), by_pair.shape[1]
-            lens = lens_by_pair.mean() / fraction
-        return LossTerms(
-            # The empty sum keeps the graph connected when no term has a weight.
-            total=final[:0].sum() + total,
-            cross_entropy=nats["cross_entropy"].sum(),
-            output=nats["output"].sum() if "output" in nats else None,
-            lens=lens,
-            lens_by_pair=lens_by_pair,
-            num_tokens=targets.numel(),
-            num_lens_tokens=num_lens_tokens,
-        )
+        # The empty sum keeps the graph connected when no term has a weight.
+        return self._summed(final[:0].sum() + total, nats, len(targets), fraction)
+
+    def _summed(self, total, nats, num_tokens, fraction):
+        """Each term's nats by token as sums over the batch."""
+        sums, by_pair = {}, {}
+        for term in TERMS:
+            if term.key not in nats:
+                continue
+            if term.has_pairs:
+                pairs = nats[term.key].view(len(self.layer_map), -1)
+                by_pair[term.key] = (pairs.sum(1), pairs.shape[1])
+                sums[term.key] = (pairs.sum(1).mean() / fraction, num_tokens)
+            else:
+                sums[term.key] = (nats[term.key].sum(), num_tokens)
+        return LossTerms(total, sums, by_pair, num_tokens)
 
     def _evaluate(self, student_head, terms):
         """The weighted sum with its gradient, and each term's nats; weight 0 is measured alone."""
-        weights = {name: getattr(self, f"{name}_weight") for name in terms}
-        trained = [name for name in terms if weights[name] > 0]
+        weights = {term.key: getattr(self, term.weight_field) for term in TERMS}
+        trained = [key for key in terms if weights[key] > 0]
         total, nats = 0.0, {}
         if trained:
-            total, found = linear_terms(student_head, [terms[name] for name in trained])
+            total, found = linear_terms(student_head, [terms[key] for key in trained])
             nats = dict(zip(trained, found, strict=True))
         with torch.no_grad():
-            for name in [name for name in terms if name not in nats]:
-                nats[name] = linear_terms(student_head, [terms[name]])[1][0]
+            for key in [key for key in terms if key not in nats]:
+                nats[key] = linear_terms(student_head, [terms[key]])[1][0]
         return total, nats
 
     def _cross_entropy(self, final, targets):
@@ -161,26 +225,26 @@ class Objective:
         sides = (final, teacher_final, teacher_head, self.output_divergence)
         return divergence_term(*sides, weight=weight, **options)
 
-    def _sampled(self, valid, draws):
-        """The positions that the lens measures, and the share of the valid ones that they are.
+    def _sampled(self, targets, draws):
+        """The positions that the lens measures (None: all), and the share that they are.
 
         Each position is drawn by itself: a fixed number of them would depend on the micro-batch.
         """
         fraction = self.lens_token_fraction
         if fraction == 1:
-            return valid, 1.0
-        if draws is None or draws.shape != valid.shape:
+            return None, 1.0
+        if draws is None or draws.shape != targets.mask.shape:
             raise ValueError(
-                f"lens_token_fraction {fraction} needs lens_draws of shape {list(valid.shape)}, "
-                f"got {None if draws is None else list(draws.shape)}"
+                f"lens_token_fraction {fraction} needs lens_draws of shape "
+                f"{list(targets.mask.shape)}, got {None if draws is None else list(draws.shape)}"
             )
-        return valid & (draws < fraction), fraction
+        return targets.mask & (draws < fraction), fraction
 
-    def _lens(self, student, teacher, teacher_head, valid, kept, fraction):
+    def _lens(self, student, teacher, teacher_head, targets, kept, fraction):
         pairs = self.layer_map.pairs
         # All pairs' tokens are rows of one term, each with its share of the mean over the pairs.
-        student_rows = torch.cat([_rows(student[depth], valid, kept) for depth, _ in pairs])
-        teacher_rows = torch.cat([_rows(teacher[depth], valid, kept) for _, depth in pairs])
+        student_rows = torch.cat([_rows(student, student[s], targets, kept) for s, _ in pairs])
+        teacher_rows = torch.cat([_rows(teacher, teacher[t], targets, kept) for _, t in pairs])
         options = {"temperature": self.temperature, **self.lens_kwargs}
         weight = _share(student_rows, self.lens_weight / (len(pairs) * fraction))
         sides = (student_rows, teacher_rows, teacher_head, self.lens_divergence)
@@ -191,15 +255,8 @@ def _share(rows, weight):
     return rows.new_full((len(rows),), weight, dtype=torch.promote_types(rows.dtype, torch.float32))
 
 
-def _rows(states, valid, kept):
-    """The kept rows of ``[B, T, D]``, or of ``[N, D]`` gathered at the valid positions before."""
-    if states.ndim == 3:
-        return states[kept]
-    return states if kept is valid else states[kept[valid]]
-
-
-def target_positions(labels: Tensor) -> Tensor:
-    """``[B, T]`` bool: positions whose *next* token is a target. The last position never is."""
-    valid = torch.zeros_like(labels, dtype=torch.bool)
-    valid[:, :-1] = labels[:, 1:] != IGNORED_LABEL
-    return valid
+def _rows(states, state, targets, kept=None):
+    """The rows of one state of ``states`` at the targets, or at the ``kept`` ones among them."""
+    if not states.gathered:
+        return targets.rows(state, kept)
+    return state if kept is None else state[kept[targets.mask]]

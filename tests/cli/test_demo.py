@@ -64,10 +64,10 @@ def test_the_shipped_teacher_answers_and_is_small():
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from distilllens import LogitLens
-    from distilllens.cli.demo_run import exact_match
     from distilllens.data import to_training_examples
     from distilllens.data.synthetic import synthetic_records
     from distilllens.data.synthetic_tokenizer import synthetic_tokenizer
+    from distilllens.workflows.demo import exact_match
 
     assert (TEACHER / "model.safetensors").stat().st_size <= 4_000_000
     model = AutoModelForCausalLM.from_pretrained(TEACHER)
@@ -85,7 +85,7 @@ def test_a_thinned_model_keeps_the_blocks_it_names():
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from distilllens.cli.demo_run import thinned
+    from distilllens.workflows.demo import thinned
 
     size = {"vocab_size": 11, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
     model = LlamaForCausalLM(LlamaConfig(**size, num_hidden_layers=3, tie_word_embeddings=True))
@@ -105,7 +105,7 @@ def test_a_short_demo_leaves_models_figure_and_numbers(tmp_path, capsys, monkeyp
     """Three steps write everything, the rows hold what they should, and a second run may follow."""
     from transformers import AutoModelForCausalLM
 
-    from distilllens.cli import demo_run
+    from distilllens.workflows import demo as demo_run
 
     monkeypatch.setattr(demo_run, "NUM_HELD_OUT", 32)
 
@@ -146,7 +146,7 @@ def test_without_matplotlib_the_table_is_still_printed(tmp_path, capsys, monkeyp
             raise ImportError("No module named 'matplotlib'")
         return real(name, *args, **kwargs)
 
-    from distilllens.cli import demo_run
+    from distilllens.workflows import demo as demo_run
 
     monkeypatch.setattr(demo_run, "NUM_HELD_OUT", 32)
     monkeypatch.setattr(builtins, "__import__", without_matplotlib)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import toys
-from evaluate.judge_stub import MODEL, opinion, served
+from evaluate.judge.judge_stub import MODEL, opinion, served
 
 from distilllens.cli import main
 from distilllens.evaluate.results import Results

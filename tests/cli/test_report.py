@@ -240,7 +240,7 @@ def test_a_teacher_that_has_changed_is_named(copy):
 
 def test_fine_tuning_without_a_teacher(workshop):
     """Random weights of the same seed are the start; no teacher is missed."""
-    from distilllens.cli.report_models import _Source
+    from distilllens.workflows.run_models import _Source
 
     config = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 128}
     recipe(
@@ -296,38 +296,34 @@ def test_only_the_first_process_makes_the_page(monkeypatch):
     """The others have nothing left to do."""
     from types import SimpleNamespace
 
-    import distilllens.cli.train as command
+    from distilllens.workflows import train
 
     made = []
-    arguments = (
-        SimpleNamespace(report=True),
-        None,
-        SimpleNamespace(output_dir="nowhere", eval_generate=False, trust_remote_code=False),
-        {},
-    )
-    monkeypatch.setattr(command, "read_arguments", lambda *_: arguments)
-    monkeypatch.setattr("distilllens.train.job.run_job", lambda *_, **__: "done")
-    monkeypatch.setattr(command, "leave_report", lambda *call: made.append(call))
+    job = SimpleNamespace(report=True)
+    args = SimpleNamespace(output_dir="nowhere", trust_remote_code=False)
+    monkeypatch.setattr(train, "_run", lambda *_: "done")
+    monkeypatch.setattr(train, "_leave_report", lambda *call: made.append(call) or "a page")
     for rank, count in (("1", 0), ("0", 1)):
         monkeypatch.setenv("RANK", rank)
-        assert command.main([]) == 0 and len(made) == count
+        line = train.run_job(job, None, args, {})
+        assert line == ("done\na page" if count else "done") and len(made) == count
 
 
 def test_the_command_is_what_a_shell_takes(workshop, monkeypatch):
     """Quoted where it must be, with torchrun's part, and without the hub's token."""
-    from distilllens.train.job import _command
+    from distilllens.workflows.provenance import command_line
 
     words = ["--config", "my recipe.yaml", "--hub_token", "hf_a", "--hub-token=hf_b", "--seed", "3"]
     monkeypatch.setattr("sys.argv", ["/bin/distilllens", "train", *words])
     quoted = "train --config 'my recipe.yaml' --hub_token '***' '--hub-token=***' --seed 3"
-    assert _command() == f"distilllens {quoted}"
+    assert command_line() == f"distilllens {quoted}"
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert _command() == f"torchrun --nproc_per_node 2 -m distilllens {quoted}"
+    assert command_line() == f"torchrun --nproc_per_node 2 -m distilllens {quoted}"
 
 
 def test_a_question_of_every_kind_of_record():
     """What the model reads, what a person reads of it, and the reference; text asks nothing."""
-    from distilllens.cli.report_models import _question
+    from distilllens.workflows.run_models import _question
 
     def said(role, content):
         return {"role": role, "content": content}

@@ -7,8 +7,10 @@ import pytest
 
 from distilllens import files
 from distilllens.evaluate.calibration import Calibration
-from distilllens.evaluate.results import SETTINGS, Results, Unit, read_table, write_rows
+from distilllens.evaluate.results import SETTINGS, Results, Unit
 from distilllens.evaluate.scores import score
+from distilllens.evaluate.table import read_table
+from distilllens.jsonl import write_rows
 
 UNIT = Unit("test", "kd", 10)
 

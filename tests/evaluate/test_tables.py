@@ -8,8 +8,8 @@ import torch
 
 from distilllens.evaluate.board import board
 from distilllens.evaluate.calibration import Calibration
-from distilllens.evaluate.results import Table
 from distilllens.evaluate.scores import Samples
+from distilllens.evaluate.table import Table
 from distilllens.evaluate.tables import as_json, as_markdown
 
 # Sure of 0.95 ten times, right eight times.

@@ -8,6 +8,7 @@ import torch
 import toys
 
 from distilllens import LogitLens, files
+from distilllens.targets import Targets
 from distilllens.teacher import CachedTeacher, LiveTeacher, cache, store
 
 TOLERANCE = 1e-6  # padding changes the shapes of products; float32 rounding is 1e-7 here
@@ -17,6 +18,13 @@ def trained(folder, **kwargs):
     trainer = toys.trainer(folder / "out", **kwargs)
     trainer.train()
     return toys.weights(trainer.model), trainer.state.log_history
+
+
+def filled(folder, **kwargs):
+    """A trainer whose teacher cache holds all of its documents."""
+    trainer = toys.trainer(folder, **kwargs)
+    trainer.fill_teacher_cache()
+    return trainer
 
 
 def bf16_teacher():
@@ -92,8 +100,8 @@ def test_evaluation_reads_the_cache(tmp_path):
     data, folder = toys.dataset(5, seed=3), str(tmp_path / "cache")
     live = toys.trainer(tmp_path / "a", eval_dataset=data).evaluate()
     settings = {"teacher_cache": folder, "eval_dataset": data}
-    written = toys.trainer(tmp_path / "b", **settings).evaluate()
-    read = toys.trainer(tmp_path / "c", teacher=None, **settings).evaluate()
+    written = filled(tmp_path / "b", **settings).evaluate()
+    read = filled(tmp_path / "c", teacher=None, **settings).evaluate()
     terms = [key for key in live if "loss" in key or "entropy" in key]
     assert len(terms) == 6
     for key in terms:
@@ -104,15 +112,15 @@ def test_evaluation_reads_the_cache(tmp_path):
 def test_new_documents_are_added_by_a_teacher_and_missed_without(tmp_path):
     """A complete cache grows where a teacher is named; without one the difference is said."""
     folder = str(tmp_path / "cache")
-    trainer = toys.trainer(tmp_path / "out", teacher_cache=folder)
+    trainer = filled(tmp_path / "out", teacher_cache=folder)
     before = trainer.teacher.num_documents
     more = {"data": toys.dataset(12), "teacher_cache": folder}
     with pytest.raises(ValueError, match=r"lacks 4 documents of this run, .* other data"):
-        toys.trainer(tmp_path / "out", teacher=None, **more)
-    assert toys.trainer(tmp_path / "out", **more).teacher.num_documents == before + 4
-    toys.trainer(tmp_path / "out", teacher=None, **more)
+        filled(tmp_path / "out", teacher=None, **more)
+    assert filled(tmp_path / "out", **more).teacher.num_documents == before + 4
+    filled(tmp_path / "out", teacher=None, **more)
     with pytest.raises(ValueError, match="max_length was 64 and is now 4"):
-        toys.trainer(tmp_path / "out", teacher=None, teacher_cache=folder, max_length=4)
+        filled(tmp_path / "out", teacher=None, teacher_cache=folder, max_length=4)
 
 
 def test_the_teacher_runs_once_for_each_document(tmp_path, monkeypatch):
@@ -120,19 +128,19 @@ def test_the_teacher_runs_once_for_each_document(tmp_path, monkeypatch):
     calls = []
     read = LiveTeacher.read
 
-    def counted(self, *args, labels, **kwargs):
-        calls.append(len(labels))
-        return read(self, *args, labels=labels, **kwargs)
+    def counted(self, *args, targets, **kwargs):
+        calls.append(len(targets.mask))
+        return read(self, *args, targets=targets, **kwargs)
 
     monkeypatch.setattr(LiveTeacher, "read", counted)
     data = toys.dataset(8)
     data = data.select([*range(8), 0, 1])
     folder = str(tmp_path / "cache")
-    written = toys.trainer(tmp_path / "out", data=data, teacher_cache=folder)
+    written = filled(tmp_path / "out", data=data, teacher_cache=folder)
     assert sum(calls) == 1 + 8  # one row to learn width and dtype, then each document
     assert written.teacher.num_documents == 8
     calls.clear()
-    again = toys.trainer(tmp_path / "out", data=data, teacher_cache=folder)
+    again = filled(tmp_path / "out", data=data, teacher_cache=folder)
     again.train()
     assert calls == []
 
@@ -150,7 +158,7 @@ def test_a_killed_writer_goes_on(tmp_path, monkeypatch, torn):
     monkeypatch.setattr(cache, "SHARD_BYTES", 500)
     settle = files.settle
     reference = str(tmp_path / "whole")
-    toys.trainer(tmp_path / "out", teacher_cache=reference)
+    filled(tmp_path / "out", teacher_cache=reference)
     names = [path.name for path in (tmp_path / "whole").iterdir() if path.name != store.LOCK]
     assert len(names) > 5
     for at in range(len(names)):
@@ -167,11 +175,11 @@ def test_a_killed_writer_goes_on(tmp_path, monkeypatch, torn):
         with monkeypatch.context() as killing, pytest.raises(Killed):
             killing.setattr(store, "settle", dying)  # of tensors
             killing.setattr(files, "settle", dying)  # of JSON
-            toys.trainer(tmp_path / "out", teacher_cache=str(folder))
+            filled(tmp_path / "out", teacher_cache=str(folder))
         assert not (folder / store.MARK).exists()
         with pytest.raises(ValueError, match=r"does not exist|holds no teacher|is not complete"):
-            toys.trainer(tmp_path / "out", teacher=None, teacher_cache=str(folder))
-        toys.trainer(tmp_path / "out", teacher_cache=str(folder))
+            filled(tmp_path / "out", teacher=None, teacher_cache=str(folder))
+        filled(tmp_path / "out", teacher_cache=str(folder))
         assert not list(folder.glob("*.part"))
         whole = CachedTeacher(reference)
         again = CachedTeacher(folder)
@@ -216,22 +224,22 @@ def test_a_wrong_cache_says_which_entry_differs(tmp_path, name, with_teacher):
             pytest.skip("without a teacher there is none that could differ")
         changes["teacher"] = None
     folder = tmp_path / "cache"
-    toys.trainer(tmp_path / "out", teacher_cache=str(folder))
+    filled(tmp_path / "out", teacher_cache=str(folder))
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(ValueError, match=message):
-        toys.trainer(tmp_path / "out", teacher_cache=str(folder), **changes)
+        filled(tmp_path / "out", teacher_cache=str(folder), **changes)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_another_tokenizer_is_another_cache(tmp_path, monkeypatch):
     """The same ids for other words."""
     folder = str(tmp_path / "cache")
-    toys.trainer(tmp_path / "out", teacher_cache=folder)
+    filled(tmp_path / "out", teacher_cache=folder)
     words = toys.WORDS
     swapped = toys.tokenizer([*words[1:], words[0]])
     monkeypatch.setattr(toys, "tokenizer", lambda: swapped)
     with pytest.raises(ValueError, match="tokenizer was"):
-        toys.trainer(tmp_path / "out", teacher=None, teacher_cache=folder)
+        filled(tmp_path / "out", teacher=None, teacher_cache=folder)
 
 
 def saved(folder, model):
@@ -243,16 +251,16 @@ def saved(folder, model):
 def test_a_cache_of_a_model_object_is_not_taken_for_a_named_teacher(tmp_path):
     """They cannot be compared without loading; the object, or no teacher at all, is."""
     folder, name = str(tmp_path / "cache"), saved(tmp_path / "t", toys.llama(4, 24, seed=1))
-    toys.trainer(tmp_path / "out", teacher_cache=folder)
+    filled(tmp_path / "out", teacher_cache=folder)
     with pytest.raises(ValueError, match="written by a model object, which cannot be compared"):
         named(tmp_path, name, folder)
-    toys.trainer(tmp_path / "out", teacher=None, teacher_cache=folder)
+    filled(tmp_path / "out", teacher=None, teacher_cache=folder)
 
 
 def named(tmp_path, name, folder, **kwargs):
     """A trainer whose teacher is a name."""
     args = {"teacher_model_name_or_path": name, "teacher_cache": folder}
-    return toys.trainer(tmp_path / "out", teacher=None, **args, **kwargs)
+    return filled(tmp_path / "out", teacher=None, **args, **kwargs)
 
 
 def test_a_teacher_that_changed_in_place_is_noticed(tmp_path):
@@ -278,17 +286,17 @@ def test_a_teacher_that_changed_in_place_is_noticed(tmp_path):
 def test_an_object_that_differs_in_a_setting_is_another_teacher(tmp_path):
     """Equal weights do not make equal states."""
     folder, teacher = str(tmp_path / "cache"), toys.llama(4, 24, seed=1)
-    toys.trainer(tmp_path / "out", teacher_cache=folder)
+    filled(tmp_path / "out", teacher_cache=folder)
     teacher.config.rms_norm_eps = 1e-3
     with pytest.raises(ValueError, match="teacher was"):
-        toys.trainer(tmp_path / "out", teacher=teacher, teacher_cache=folder)
+        filled(tmp_path / "out", teacher=teacher, teacher_cache=folder)
 
 
 def test_an_object_that_adds_to_a_named_cache_keeps_its_name(tmp_path):
     """Documents added by an equal model leave the cache comparable with the name."""
     folder, name = str(tmp_path / "cache"), saved(tmp_path / "t", toys.llama(4, 24, seed=1))
     named(tmp_path, name, folder)
-    toys.trainer(tmp_path / "out", data=toys.dataset(12), teacher_cache=folder)
+    filled(tmp_path / "out", data=toys.dataset(12), teacher_cache=folder)
     assert named(tmp_path, name, folder).teacher.manifest.teacher_name == name
 
 
@@ -304,31 +312,31 @@ def test_a_token_never_reaches_the_manifest(tmp_path):
 def test_fewer_pairs_may_add_documents(tmp_path):
     """A cache of two pairs serves one of them, and grows at all its depths."""
     folder = str(tmp_path / "cache")
-    toys.trainer(tmp_path / "out", teacher_cache=folder)
+    filled(tmp_path / "out", teacher_cache=folder)
     fewer = {"lens_layers": "1:1", "data": toys.dataset(12), "teacher_cache": folder}
-    assert toys.trainer(tmp_path / "out", **fewer).teacher.manifest.depths == [1, 3]
-    assert toys.trainer(tmp_path / "out", **fewer, lens_weight=0.0).teacher.num_documents == 12
+    assert filled(tmp_path / "out", **fewer).teacher.manifest.depths == [1, 3]
+    assert filled(tmp_path / "out", **fewer, lens_weight=0.0).teacher.num_documents == 12
     last = fewer | {"lens_layers": "1:3,2:4", "data": toys.dataset(14)}  # 4 is the final state
-    assert toys.trainer(tmp_path / "out", **last).teacher.manifest.depths == [1, 3]
+    assert filled(tmp_path / "out", **last).teacher.manifest.depths == [1, 3]
 
 
 def test_two_writers_do_not_meet(tmp_path):
     """A second run is told to wait; the lock of one that has gone is no hindrance."""
     folder = tmp_path / "cache"
     with store.locked(folder), pytest.raises(ValueError, match="being written by another run"):
-        toys.trainer(tmp_path / "out", teacher_cache=str(folder))
-    toys.trainer(tmp_path / "out", teacher_cache=str(folder))
+        filled(tmp_path / "out", teacher_cache=str(folder))
+    filled(tmp_path / "out", teacher_cache=str(folder))
 
 
 def test_an_unreadable_shard_is_written_again(tmp_path):
     """The command that the refusal names mends the cache."""
     folder = tmp_path / "cache"
-    written = toys.trainer(tmp_path / "out", teacher_cache=str(folder)).teacher
+    written = filled(tmp_path / "out", teacher_cache=str(folder)).teacher
     shard = next(folder.glob("shard-*"))
     shard.write_bytes(shard.read_bytes()[:-8])
     with pytest.raises(ValueError, match="is not complete"):
-        toys.trainer(tmp_path / "out", teacher=None, teacher_cache=str(folder))
-    again = toys.trainer(tmp_path / "out", teacher_cache=str(folder)).teacher
+        filled(tmp_path / "out", teacher=None, teacher_cache=str(folder))
+    again = filled(tmp_path / "out", teacher_cache=str(folder)).teacher
     assert (again.num_documents, again.num_rows) == (written.num_documents, written.num_rows)
 
 
@@ -353,30 +361,31 @@ def test_a_folder_that_is_no_cache_is_left_alone(tmp_path, content):
         if content == "other files":
             (folder / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"is a file|holds no teacher cache"):
-        toys.trainer(tmp_path / "out", teacher=None, teacher_cache=str(folder))
+        filled(tmp_path / "out", teacher=None, teacher_cache=str(folder))
     if content == "nothing":
-        toys.trainer(tmp_path / "out", teacher_cache=str(folder))
+        filled(tmp_path / "out", teacher_cache=str(folder))
         return
     with pytest.raises(ValueError, match=r"is a file|thesis.txt is there"):
-        toys.trainer(tmp_path / "out", teacher_cache=str(folder))
+        filled(tmp_path / "out", teacher_cache=str(folder))
 
 
 def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
     """The need and what is free."""
-    from distilllens.train import cache_writing
+    from distilllens.train import cache_fill
 
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(cache_writing.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(cache_fill.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(OSError, match=r"cache needs 0.0\d+ MB; its disk has 0.001 MB free"):
-        toys.trainer(tmp_path / "out", teacher_cache=str(tmp_path / "cache"))
+        filled(tmp_path / "out", teacher_cache=str(tmp_path / "cache"))
     assert not (tmp_path / "cache").exists()
 
 
 def test_a_batch_of_nothing_reads_nothing(tmp_path):
     """No valid position: zero rows of the right width and dtype."""
-    trainer = toys.trainer(tmp_path / "out", teacher_cache=str(tmp_path / "cache"))
+    trainer = filled(tmp_path / "out", teacher_cache=str(tmp_path / "cache"))
     labels = torch.full((2, 3), -100)
-    states, head = trainer.teacher.read([1, 3], normalize=True, labels=labels, input_ids=labels)
+    targets = Targets.of(labels)
+    states, head = trainer.teacher.read([1, 3], normalize=True, targets=targets, input_ids=labels)
     assert [tuple(states[d].shape) for d in (1, 3)] == [(0, 24), (0, 24)]
     assert states.final.dtype == head.weight.dtype
 
@@ -388,7 +397,8 @@ def test_a_teacher_gathers_its_valid_positions():
     lens = LogitLens(toys.llama(4, 24, seed=1).eval())
     ids = torch.randint(2, 20, (2, 6))
     labels = ids.masked_fill(torch.arange(6) < 3, -100)
-    states, head = LiveTeacher(lens).read([2], normalize=True, labels=labels, input_ids=ids)
+    targets = Targets.of(labels)
+    states, head = LiveTeacher(lens).read([2], normalize=True, targets=targets, input_ids=ids)
     whole = read_states(lens, [2], input_ids=ids)
     for ours, theirs in ((states[2], whole[2]), (states.final, whole.final)):
         assert torch.equal(ours, theirs[:, 2:5].reshape(-1, 24))

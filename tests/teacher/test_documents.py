@@ -3,10 +3,15 @@
 import torch
 import toys
 
-from distilllens.objective import target_positions
-from distilllens.teacher.documents import cut
+from distilllens.targets import Targets, target_positions
+from distilllens.teacher import documents
 
 ROWS = [([5, 6, 7, 8], [-100, -100, 7, 8]), ([5, 6], [-100, 6]), ([9, 5, 6], [-100, 5, -100])]
+
+
+def cut(labels, **inputs):
+    """The documents of a batch with labels."""
+    return documents.cut(targets=Targets.of(labels), **inputs)
 
 
 def padded(rows, width, side="right"):

@@ -12,7 +12,8 @@ ONE, TWO = LayerMap([(1, 2)]), LayerMap([(2, 3)])
 def terms(lens, by_pair, tokens, lens_tokens):
     """The terms of a batch whose total is 6 and whose cross-entropy is 4."""
     lens, by_pair = torch.tensor(lens), torch.tensor([by_pair])
-    return LossTerms(torch.tensor(6.0), torch.tensor(4.0), None, lens, by_pair, tokens, lens_tokens)
+    sums = {"cross_entropy": (torch.tensor(4.0), tokens), "lens": (lens, tokens)}
+    return LossTerms(torch.tensor(6.0), sums, {"lens": (by_pair, lens_tokens)}, tokens)
 
 
 def alone(sums):

@@ -7,6 +7,8 @@ import os
 import sys
 from importlib import import_module
 
+from distilllens.errors import one_line
+
 COMMANDS = {
     "demo": "the whole story on a built-in teacher and data, offline, in about two minutes",
     "cache": "run a teacher once and keep its states for training without it",
@@ -60,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         # Bad input is the same on all processes; a disk or a file may fail on one.
         if rank == "0" or not isinstance(error, ValueError):
             where = "" if rank == "0" else f" (process {rank})"
-            print(f"distilllens: error{where}: {_one_line(error)}", file=sys.stderr)
+            print(f"distilllens: error{where}: {one_line(error)}", file=sys.stderr)
         return 2
 
 
@@ -83,7 +85,3 @@ def _version():
     import distilllens
 
     return f"distilllens {distilllens.__version__}"
-
-
-def _one_line(error):
-    return " ".join(str(error).split()) or type(error).__name__

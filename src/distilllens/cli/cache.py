@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
         arguments = read_arguments(argv, "cache", _DESCRIPTION, output_dir=unused)
         if arguments is None:
             return 0
-        from distilllens.train.job import write_cache
+        from distilllens.workflows.cache import write_cache
 
         say(write_cache(*arguments[:3]))
     return 0

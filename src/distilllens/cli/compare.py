@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
 
     from distilllens.evaluate.board import board
-    from distilllens.evaluate.results import read_table
+    from distilllens.evaluate.table import read_table
     from distilllens.evaluate.tables import as_json, as_markdown
 
     found = board([read_table(folder) for folder in args.folders])

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     # The demo never leaves the machine, and its tables need no progress bars of their own.
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     print("loading torch, transformers and trl ...", file=sys.stderr, flush=True)
-    from distilllens.cli.demo_run import run_demo
+    from distilllens.workflows.demo import run_demo
 
     result, looked, log = run_demo(TEACHER, args.output, steps=args.steps, seed=args.seed)
     print(table(result))
@@ -154,8 +154,8 @@ def _draw(result, output):
 
 def _write_page(args, result, looked, log):
     """Write the page; True."""
-    from distilllens.cli.demo_page import demo_page
     from distilllens.files import write_atomically
+    from distilllens.workflows.demo_page import demo_page
 
     command = f"distilllens demo --steps {args.steps} --seed {args.seed}"
     write_atomically(args.output / PAGE, demo_page(result, looked, log, command))

@@ -32,8 +32,8 @@ with --teacher, --sbert or --judge added it adds that metric.
 def main(argv: list[str]) -> int:
     """Run the command; raises ValueError for bad input before anything is written."""
     args = _parser().parse_args(argv)
-    from distilllens.evaluate.decoding import Decoding
-    from distilllens.evaluate.run import Plan, evaluate
+    from distilllens.generate.decoding import Decoding
+    from distilllens.workflows.evaluate import Plan, evaluate
 
     plan = Plan(
         models=tuple(args.model),
@@ -65,7 +65,7 @@ def _judge(args):
             if getattr(args, name) is not None:
                 raise ValueError(f"--{name} goes with --judge MODEL")
         return None
-    from distilllens.evaluate.judge import Judge
+    from distilllens.evaluate.judge.judge import Judge
     from distilllens.evaluate.results import JUDGE_CACHE
 
     return Judge(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from distilllens.cli import OneLineParser
+from distilllens.workflows.outputs import check_folder, check_page
 
 _DESCRIPTION = """\
 Look at how predictions evolve: read a teacher and its students at every depth through the logit
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
 
     require_plotting()
     print("loading torch and transformers ...", file=sys.stderr, flush=True)
-    from distilllens.cli.inspect_run import run
+    from distilllens.workflows.inspect import run
 
     print(run(args), file=sys.stderr)
     return 0
@@ -95,30 +95,6 @@ def _check(args):
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
     if args.output is None:
         raise ValueError("--output is missing: the page to write, such as page.html")
-    check_output(args.output)
+    check_page(args.output)
     if args.figures is not None:
-        _check_folder(args.figures)
-
-
-def check_output(path: Path):
-    """Refuse a page that could not be written, before any work.
-
-    Raises:
-        ValueError, OSError: a folder, or a file in a folder that is not there or not ours.
-    """
-    if path.is_dir():
-        raise ValueError(
-            f"--output {path} is a folder; name a file in it, such as {path}/page.html"
-        )
-    if not path.parent.is_dir():
-        raise ValueError(f"--output {path}: there is no folder {path.parent}; make it first")
-    if not os.access(path.parent, os.W_OK):
-        raise OSError(f"--output {path}: the folder {path.parent} cannot be written")
-
-
-def _check_folder(path):
-    above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not above.is_dir():
-        raise ValueError(f"--figures {path}: {above} is a file; name a folder")
-    if not os.access(above, os.W_OK):
-        raise OSError(f"--figures {path}: the folder {above} cannot be written")
+        check_folder("--figures", args.figures)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from distilllens.cli import OneLineParser
-from distilllens.cli.inspect import check_output
+from distilllens.workflows.outputs import check_page
 
 PAGE = "report.html"
 _TEXTS = 4
@@ -49,28 +49,9 @@ def main(argv: list[str]) -> int:
     if args.limit < 1:
         raise ValueError(f"--limit must be at least 1, got {args.limit}")
     if args.output is not None:
-        check_output(args.output)
-    print(_make(args.run, args.output, args.limit, args.trust_remote_code), file=sys.stderr)
+        check_page(args.output)
+    from distilllens.workflows.report import write_report
+
+    options = {"limit": args.limit, "trust_remote_code": args.trust_remote_code}
+    print(write_report(args.run, args.output, **options), file=sys.stderr)
     return 0
-
-
-def leave_report(output_dir: str, trust_remote_code: bool) -> None:
-    """The page of a run that has just ended; without one, a line that says why, and no error."""
-    import gc
-
-    gc.collect()  # the trainer and its models
-    try:
-        print(_make(Path(output_dir), None, _TEXTS, trust_remote_code), file=sys.stderr)
-    except Exception as error:  # the run is whole, whatever a page, a disk or a library says
-        reason = " ".join(str(error).split()) or type(error).__name__
-        print(f"distilllens: warning: no report of {output_dir}: {reason}", file=sys.stderr)
-
-
-def _make(folder, output, limit, trust_remote_code):
-    from distilllens.report import require_plotting
-
-    require_plotting()
-    from distilllens.cli.report_run import write_report
-
-    output = output or folder / PAGE
-    return write_report(folder, output, limit=limit, trust_remote_code=trust_remote_code)

@@ -6,7 +6,6 @@ import os
 import sys
 
 from distilllens.cli.recipe import check_recipe, read_recipe
-from distilllens.cli.report import leave_report
 
 _DESCRIPTION = """\
 Train a student. The weights say what happens: with a teacher, knowledge distillation at the output
@@ -31,25 +30,10 @@ def main(argv: list[str]) -> int:
     arguments = read_arguments(argv, "train", _DESCRIPTION)
     if arguments is None:
         return 0
-    from distilllens.train.job import run_job
-    from distilllens.train.run import is_finished
+    from distilllens.workflows.train import run_job
 
-    job, model, training, given = arguments
-    was_finished = is_finished(training.output_dir)
-    say(run_job(job, model, training, given, scorer=_scorer(training)))
-    # The processes have parted by now: the first alone stays for the page.
-    if job.report and not was_finished and os.environ.get("RANK", "0") == "0":
-        leave_report(training.output_dir, training.trust_remote_code)
+    say(run_job(*arguments))
     return 0
-
-
-def _scorer(training):
-    """What scores answers during training: it is made here, since train never sees evaluate."""
-    if not training.eval_generate:
-        return None
-    from distilllens.evaluate.dev import DevScorer
-
-    return DevScorer(**(training.eval_generate_kwargs or {}))
 
 
 def read_arguments(

@@ -9,7 +9,7 @@ from trl import ModelConfig, TrlParser
 
 from distilllens.cli import OneLineParser
 from distilllens.train.config import DistillLensConfig
-from distilllens.train.job import JobArguments
+from distilllens.workflows.train_inputs import JobArguments
 
 
 class _Parser(TrlParser):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from distilllens.errors import first_line
+
 
 def encode_example(example: dict, tokenizer) -> tuple[list[int], int]:
     """``(ids, first)``: a training example's tokens, and the place of the first that is a target.
@@ -43,8 +45,9 @@ def encode_messages(messages: list[dict], tokenizer, example: dict, **settings) 
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, **settings)
     except Exception as error:  # no template, or whatever a template raises of its own
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"the tokenizer cannot write these messages: {reason}") from error
+        raise ValueError(
+            f"the tokenizer cannot write these messages: {first_line(error)}"
+        ) from error
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 

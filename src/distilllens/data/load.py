@@ -10,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 
 from distilllens.data.records import check_record, kind_of
+from distilllens.errors import first_line
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".txt", ".txt.gz")
 STORY_SEPARATOR = "<|endoftext|>"
@@ -59,9 +60,8 @@ def load_hub(dataset_name: str, split: str = "train", config: str | None = None)
     try:
         rows = datasets.load_dataset(dataset_name, config, split=split)
     except Exception as error:  # datasets, huggingface_hub and requests each raise their own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"cannot load the data set {dataset_name!r}, split {split!r}: {reason}"
+            f"cannot load the data set {dataset_name!r}, split {split!r}: {first_line(error)}"
         ) from error
     # A table has every column in every row: what a row does not have is None there.
     records = [{k: v for k, v in row.items() if v is not None} for row in rows]

@@ -8,11 +8,12 @@ from dataclasses import asdict
 
 from tqdm.auto import tqdm
 
-from distilllens.evaluate.forced import forced_rows
-from distilllens.evaluate.generate import TransformersBackend, plan_batches
-from distilllens.evaluate.results import Unit, write_rows
-from distilllens.evaluate.tokens import encode_prompts
+from distilllens.evaluate.reference_likelihood import forced_rows
+from distilllens.evaluate.results import Unit
 from distilllens.files import write_json
+from distilllens.generate.prompts import encode_prompts
+from distilllens.generate.transformers_backend import TransformersBackend, plan_batches
+from distilllens.jsonl import write_rows
 
 
 class Answering:
@@ -72,7 +73,7 @@ class Answering:
         ]
 
     def _vllm(self, candidate):
-        from distilllens.evaluate.vllm import VllmBackend
+        from distilllens.generate.vllm_backend import VllmBackend
 
         return VllmBackend(
             candidate.name, candidate.tokenizer, self.plan.decoding, dtype=self.plan.dtype

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from distilllens.data import data_files, format_instruction, load_records
 from distilllens.data.records import kind_of, references
+from distilllens.errors import first_line
 from distilllens.files import sha256
+from distilllens.loading import unique_names
 
 # MiniLLM's files on the hub. Of S-NI and UnNI the paper takes the bucket of references of 11 tokens
 # and more.
@@ -90,36 +92,6 @@ def examples_of(records: Sequence[dict], name: str, chat: bool = False) -> tuple
     )
 
 
-def unique_names(paths: Sequence[str]) -> list[str]:
-    """Short names for paths: their last parts, as many as tell them apart, joined by ``_``.
-
-    Raises:
-        ValueError: one path twice, or two that no such names tell apart.
-    """
-    parts = [_parts(path) for path in paths]
-    for number, path in enumerate(parts):
-        if path in parts[:number]:
-            raise ValueError(f"{paths[number]} is named twice")
-    names = []
-    for path in parts:
-        depth = 1
-        while sum(other[-depth:] == path[-depth:] for other in parts) > 1:
-            depth += 1
-        names.append("_".join(path[-depth:]))
-    for number, name in enumerate(names):
-        if name in names[:number]:
-            other = paths[names.index(name)]
-            raise ValueError(f"{other} and {paths[number]} would both be called {name}; rename one")
-    return names
-
-
-def _parts(path):
-    resolved = Path(path).resolve() if Path(path).exists() else Path(path)
-    parts = [part for part in resolved.parts if part.strip("/\\")] or ["model"]
-    suffix = "".join(s for s in Path(parts[-1]).suffixes if s in (".jsonl", ".json", ".gz", ".txt"))
-    return [*parts[:-1], parts[-1].removesuffix(suffix)]
-
-
 def _is_name(source):
     return source in NAMED and not Path(source).exists()
 
@@ -146,9 +118,8 @@ def _from_hub(name):
             repository, repo_type="dataset", allow_patterns=[wanted, f"*/{wanted}"]
         )
     except Exception as error:  # huggingface_hub and the libraries below it each raise their own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"benchmark {name} cannot be had from the hub ({repository}): {reason}; "
+            f"benchmark {name} cannot be had from the hub ({repository}): {first_line(error)}; "
             "name a local file instead"
         ) from error
     files = sorted(Path(folder).rglob("valid.jsonl"))

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distilllens.evaluate.benchmarks import RESERVED, unique_names
-from distilllens.evaluate.results import Table
+from distilllens.evaluate.benchmarks import RESERVED
 from distilllens.evaluate.scores import (
     METRICS,
     Comparison,
@@ -19,6 +18,8 @@ from distilllens.evaluate.scores import (
     compare,
     score,
 )
+from distilllens.evaluate.table import Table
+from distilllens.loading import unique_names
 
 AVERAGE = RESERVED
 _TOLD = ("decoding", "seeds", "chat", "limit", "max_prompt_length", "dtype", "backend")

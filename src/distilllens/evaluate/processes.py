@@ -10,6 +10,8 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
+from distilllens.errors import first_line
+
 # The main process scores, and may ask a judge, while the others wait.
 _PATIENCE = timedelta(days=7)
 
@@ -71,6 +73,5 @@ def _device(name):
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.empty(1, device=device)
     except Exception as error:  # RuntimeError, AssertionError: torch has one for each build
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {name} cannot be used: {reason}") from error
+        raise ValueError(f"--device {name} cannot be used: {first_line(error)}") from error
     return device

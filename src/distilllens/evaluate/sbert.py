@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from distilllens.errors import first_line
+
 
 class SentenceSimilarity:
     """Cosine similarity between the sentence embeddings of an answer and its best reference.
@@ -42,10 +44,9 @@ class SentenceSimilarity:
                 local_files_only=is_folder,
             )
         except Exception as error:  # the hub's, transformers' and torch's, each their own
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(
-                f"cannot load the sentence model {str(model)!r}: {reason}; name a folder or a hub "
-                "id of sentence-transformers"
+                f"cannot load the sentence model {str(model)!r}: {first_line(error)}; "
+                "name a folder or a hub id of sentence-transformers"
             ) from error
         self._kept: dict[str, np.ndarray] = {}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 
 from distilllens.evaluate.exact import exact_match
+from distilllens.evaluate.judge.verdicts import Case
 from distilllens.evaluate.results import Unit
 from distilllens.evaluate.rouge import rouge_l
-from distilllens.evaluate.verdicts import Case
 
 
 class Scoring:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from distilllens.evaluate.board import Board, board
-from distilllens.evaluate.results import Results, read_table
+from distilllens.evaluate.results import Results
 from distilllens.evaluate.scores import CONFIDENCE, METRICS
+from distilllens.evaluate.table import read_table
 from distilllens.files import write_atomically, write_json
 
 

@@ -21,15 +21,16 @@ class LayerStates:
     """The states of one model on one batch, by depth.
 
     Args:
-        states: depth -> ``[B, T, D]`` (0 = embeddings, L = after the last block); ``[N, D]`` where
-            somebody has gathered the positions that count.
+        states: depth -> ``[B, T, D]`` (0 = embeddings, L = after the last block).
         normed: whether the final norm has been applied, so that the head may read them.
-        final: the head-ready last state ``[B, T, D]``; None where nobody computed it.
+        final: the head-ready last state ``[B, T, D]``; None where it was not computed.
+        gathered: every state is ``[N, D]`` instead: the rows at the batch's ``Targets``.
     """
 
     states: dict[int, Tensor]
     normed: bool
     final: Tensor | None = None
+    gathered: bool = False
 
     def __getitem__(self, depth: int) -> Tensor:
         return self.states[depth]

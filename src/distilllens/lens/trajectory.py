@@ -10,8 +10,7 @@ from torch import Tensor
 
 from distilllens.lens.capture import capture
 from distilllens.lens.logit_lens import LogitLens
-
-_IGNORED = -100  # the label that asks for no prediction
+from distilllens.targets import Targets
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,10 +154,10 @@ def _shape(inputs):
 
 def _valid(labels, inputs):
     """Positions ``[B, T]`` that predict a label, the last never among them."""
-    valid = torch.zeros(_shape(inputs), dtype=torch.bool)
     if labels is not None:
-        valid[:, :-1] = labels[:, 1:].cpu() != _IGNORED
-    elif inputs.get("attention_mask") is not None:
+        return Targets.of(labels.cpu()).mask
+    valid = torch.zeros(_shape(inputs), dtype=torch.bool)
+    if inputs.get("attention_mask") is not None:
         mask = inputs["attention_mask"].cpu() != 0
         valid[:, :-1] = mask[:, 1:] & mask[:, :-1]
     else:

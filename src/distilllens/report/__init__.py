@@ -3,7 +3,6 @@
 from distilllens.report.canvas import require_plotting
 from distilllens.report.figures import plot_divergence_by_depth
 from distilllens.report.inspector import inspector_sections
-from distilllens.report.notebook import Shown, show
 from distilllens.report.page import render_page, save_figures
 from distilllens.report.run_report import (
     Looked,
@@ -21,7 +20,6 @@ __all__ = [
     "Looked",
     "Run",
     "Sample",
-    "Shown",
     "again_section",
     "inspector_sections",
     "look_sections",
@@ -31,7 +29,14 @@ __all__ = [
     "require_plotting",
     "run_sections",
     "save_figures",
-    "show",
     "token_text",
     "training_section",
 ]
+
+
+def __getattr__(name):
+    if name == "show":  # its home is distilllens.show: it reads models, and this room does not
+        import distilllens
+
+        return distilllens.show
+    raise AttributeError(f"module 'distilllens.report' has no attribute {name!r}")

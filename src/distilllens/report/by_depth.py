@@ -9,7 +9,7 @@ from torch import Tensor
 from distilllens.lens.comparison import MEASURES
 from distilllens.lens.reading import Inspection, Reading
 from distilllens.lens.summary import band, settled_share
-from distilllens.report import plots
+from distilllens.report import drawings
 from distilllens.report.canvas import style_of
 from distilllens.report.page import Drawing, Plot
 from distilllens.report.parts import Choice, Entry, Table
@@ -24,7 +24,7 @@ def divergence_plot(inspection: Inspection, names: Sequence[str]) -> Plot:
     Args:
         names: of the students.
     """
-    drawings, rows = [], []
+    variants, rows = [], []
     for at, measure in enumerate(MEASURES):
         curves = []
         for number, (name, found) in enumerate(zip(names, inspection.comparisons, strict=True), 1):
@@ -34,18 +34,18 @@ def divergence_plot(inspection: Inspection, names: Sequence[str]) -> Plot:
                 (name, s, t, "yes" if s in trained else "no", measure, *numbers)
                 for (s, t), numbers in zip(found.pairs, _numbers(curves[-1]), strict=True)
             ]
-        figure = plots.lines(curves, ylabel=f"{plots.NAMES[measure]}, nats per token")
-        about = f"{plots.NAMES[measure]} between teacher and student by relative depth"
-        drawings.append(Drawing(figure, about, f"measure={measure}"))
+        figure = drawings.lines(curves, ylabel=f"{drawings.NAMES[measure]}, nats per token")
+        about = f"{drawings.NAMES[measure]} between teacher and student by relative depth"
+        variants.append(Drawing(figure, about, f"measure={measure}"))
     columns = ("student", "student_depth", "teacher_depth", "trained", "measure", *_QUARTILES)
     return Plot(
         "divergence",
         "Divergence from the teacher, by depth",
         f"Lower is nearer; JSD is at most ln 2 = 0.693. {_BANDS} Rings mark the depths that "
         "lens_layers pairs.",
-        tuple(drawings),
+        tuple(variants),
         Table(columns, tuple(rows)),
-        (Choice("measure", "Measure", {name: plots.NAMES[name] for name in MEASURES}),),
+        (Choice("measure", "Measure", {name: drawings.NAMES[name] for name in MEASURES}),),
         legend(dict(enumerate(names, 1))),
     )
 
@@ -77,7 +77,7 @@ def shape_plots(readings: Sequence[Reading], names: Sequence[str]) -> tuple[Plot
             "output. The earlier a line rises, the less its last blocks change.",
             "share of tokens",
             [
-                plots.Curve(n, name, relative(len(reading.tokens)), settled_share(reading))
+                drawings.Curve(n, name, relative(len(reading.tokens)), settled_share(reading))
                 for n, (name, reading) in models
             ],
         ),
@@ -86,7 +86,7 @@ def shape_plots(readings: Sequence[Reading], names: Sequence[str]) -> tuple[Plot
 
 def legend(models: Mapping[int, str]) -> tuple[Entry, ...]:
     """A legend's entries for models by number."""
-    return tuple(Entry(plots.series_of(n), name, style_of(n)) for n, name in models.items())
+    return tuple(Entry(drawings.series_of(n), name, style_of(n)) for n, name in models.items())
 
 
 def relative(depths: int) -> list[float]:
@@ -106,7 +106,7 @@ def _plot(name, title, caption, ylabel, curves):
         name,
         title,
         caption,
-        (Drawing(plots.lines(curves, ylabel=ylabel, most=most), f"{title}: a line each model"),),
+        (Drawing(drawings.lines(curves, ylabel=ylabel, most=most), f"{title}: a line each model"),),
         Table(("model", "depth", *(_QUARTILES if banded else ("share",))), tuple(rows)),
         legend=legend({curve.number: curve.label for curve in curves}),
     )
@@ -115,7 +115,9 @@ def _plot(name, title, caption, ylabel, curves):
 def _curve(number, label, values: Tensor, ringed=()):
     found = band(values)
     x = relative(len(values))
-    return plots.Curve(number, label, x, found.mean, found.lower, found.upper, ringed, found.median)
+    return drawings.Curve(
+        number, label, x, found.mean, found.lower, found.upper, ringed, found.median
+    )
 
 
 def _numbers(curve):

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 from distilllens.lens.reading import Inspection
 from distilllens.report.by_depth import divergence_plot, shape_plots
+from distilllens.report.confidence import confidence_plot, penalty_plot, reliability_plot
 from distilllens.report.lens_table import lens_table
 from distilllens.report.page import Section, Widget
 from distilllens.report.parts import Table
-from distilllens.report.sides import confidence_plot, penalty_plot, reliability_plot
 
 _APART = (
     "Each depth of a student, read through its own final norm and head, against a depth of the "

@@ -6,20 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from distilllens import objective
 from distilllens.report.by_depth import legend
 from distilllens.report.canvas import frame, mark, new_figure, style_of
+from distilllens.report.drawings import Curve, series_of
 from distilllens.report.page import Drawing, Plot
 from distilllens.report.parts import Choice, Table
-from distilllens.report.plots import Curve, series_of
 
 Rows = Sequence[Mapping[str, Any]]
 # Name in the log -> what it is; the order decides the styles.
-TERMS = {
-    "loss": "total",
-    "output_loss": "output divergence",
-    "lens_loss": "lens divergence",
-    "cross_entropy": "cross-entropy",
-}
+TERMS = {"loss": "total", **{term.log_name: term.label for term in objective.TERMS}}
 _SCORES = {"eval_rouge_l": "Rouge-L", "eval_exact_match": "exact match"}
 _SPEEDS = {
     "target_tokens_per_second": "Target tokens of all processes over the time since the last log, "
@@ -41,67 +37,65 @@ def training_plots(rows: Rows) -> tuple[Plot, ...]:
     Raises:
         ImportError: matplotlib is missing.
     """
+    pairs = {f"{_PAIR}{pair}": pair for pair in pairs_of(rows)}
     speed = next((name for name in _SPEEDS if _has(rows, name)), None)
     found = [
-        _plot(
-            rows,
+        *(_plot(rows, *loss, scaled=True) for loss in _loss_plots(pairs)),
+        _plot(rows, *_SCORE_PLOT, ylabel="score (%)"),
+        _plot(rows, *_RATE_PLOT, ylabel="learning rate"),
+        _plot(rows, *_speed_plot(speed), ylabel="tokens / s"),
+        _plot(rows, *_NORM_PLOT, ylabel="norm"),
+    ]
+    return tuple(plot for plot in found if plot is not None)
+
+
+def _loss_plots(pairs):
+    """Name, title, ``{name in the log: label}`` and caption of the figures in nats."""
+    return (
+        (
             "terms",
             "Loss terms",
             TERMS,
             "Means over the target tokens since the last log. The total is the weighted sum that "
             "is minimised; the others stand unweighted.",
-            scaled=True,
         ),
-        _plot(
-            rows,
+        (
             "pairs",
             "Lens divergence, by pair",
-            {f"{_PAIR}{pair}": pair for pair in pairs_of(rows)},
+            pairs,
             "One line for each pair of depths, student:teacher, that lens_layers names.",
-            scaled=True,
         ),
-        _plot(
-            rows,
+        (
             "evaluation",
             "Evaluation",
             {f"eval_{name}": label for name, label in TERMS.items()},
             "The same terms on the evaluation data, every one measured whatever its weight.",
-            scaled=True,
         ),
-        _plot(
-            rows,
-            "scores",
-            "Scores of answers",
-            _SCORES,
-            "Of answers to the evaluation data, generated during training; 1 is the best.",
-            ylabel="score",
-        ),
-        _plot(
-            rows,
-            "rate",
-            "Learning rate",
-            {"learning_rate": "learning rate"},
-            "What the schedule gave each logged step.",
-            ylabel="learning rate",
-        ),
-        _plot(
-            rows,
-            "speed",
-            "Throughput",
-            {speed: "tokens / s"} if speed else {},
-            _SPEEDS.get(speed, ""),
-            ylabel="tokens / s",
-        ),
-        _plot(
-            rows,
-            "gradient",
-            "Gradient norm",
-            {"grad_norm": "gradient norm"},
-            "Before clipping, of the last step before each log.",
-            ylabel="norm",
-        ),
-    ]
-    return tuple(plot for plot in found if plot is not None)
+    )
+
+
+_SCORE_PLOT = (
+    "scores",
+    "Scores of answers",
+    _SCORES,
+    "Scores of answers to the evaluation data, generated during training, in percent: 100 is best.",
+)
+_RATE_PLOT = (
+    "rate",
+    "Learning rate",
+    {"learning_rate": "learning rate"},
+    "What the schedule gave each logged step.",
+)
+_NORM_PLOT = (
+    "gradient",
+    "Gradient norm",
+    {"grad_norm": "gradient norm"},
+    "Before clipping, of the last step before each log.",
+)
+
+
+def _speed_plot(name):
+    return ("speed", "Throughput", {name: "tokens / s"} if name else {}, _SPEEDS.get(name, ""))
 
 
 def pairs_of(rows: Rows) -> list[str]:

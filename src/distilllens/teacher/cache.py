@@ -69,7 +69,7 @@ class CachedTeacher:
             )
 
     @torch.no_grad()
-    def read(self, depths, *, normalize, labels, **inputs) -> tuple[LayerStates, Head]:
+    def read(self, depths, *, normalize, targets, **inputs) -> tuple[LayerStates, Head]:
         """States ``[N, Dt]`` at ``depths`` and at the end, and the head that reads them.
 
         Raises:
@@ -77,7 +77,7 @@ class CachedTeacher:
         """
         depths = tuple(depths)
         self.check_depths(depths, normalize)
-        rows = [self._rows(document) for document in cut(labels=labels, **inputs)]
+        rows = [self._rows(document) for document in cut(targets=targets, **inputs)]
         if rows:
             states = torch.cat(rows).to(self.device, non_blocking=True).unbind(1)
         else:
@@ -89,6 +89,7 @@ class CachedTeacher:
                 {depth: states[slots[depth]].contiguous() for depth in depths},
                 normed=normalize,
                 final=states[-1].contiguous(),
+                gathered=True,
             ),
             self._head,
         )

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from distilllens.objective import target_positions
+from distilllens.targets import Targets
 
 KEY_BYTES = 16
 
@@ -31,7 +31,7 @@ class Document:
 
 def cut(
     input_ids: Tensor,
-    labels: Tensor,
+    targets: Targets,
     *,
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
@@ -40,15 +40,16 @@ def cut(
     """The documents of a batch that have a target, in the order of their valid positions.
 
     A document begins with its row and wherever positions begin again at 0; padding belongs to none.
-    So ``hidden[target_positions(labels)]`` is the concatenation of the documents' rows, in order.
+    So ``targets.rows(hidden)`` is the concatenation of the documents' rows, in order.
 
     Args:
-        input_ids, labels: ``[B, T]``.
+        input_ids: ``[B, T]``.
+        targets: of the batch.
         attention_mask: ``[B, T]``, 0 on padding.
         position_ids: ``[B, T]``, beginning again at 0 with each packed document.
         inputs: whatever else a model takes; not looked at.
     """
-    valid = target_positions(labels).cpu()
+    valid = targets.mask.cpu()
     ids = input_ids.to(torch.int32).cpu()
     real = None if attention_mask is None else attention_mask.bool().cpu()
     begins = None if position_ids is None else (position_ids == 0).expand(ids.shape).cpu()

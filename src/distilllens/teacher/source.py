@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distilllens.head import Head
 from distilllens.lens import LayerStates, LogitLens, read_states
-from distilllens.objective import target_positions
+from distilllens.targets import Targets
 
 
 class TeacherSource(Protocol):
@@ -19,7 +19,7 @@ class TeacherSource(Protocol):
     num_layers: int
 
     def read(
-        self, depths: Iterable[int], *, normalize: bool, labels: Tensor, **inputs: Tensor
+        self, depths: Iterable[int], *, normalize: bool, targets: Targets, **inputs: Tensor
     ) -> tuple[LayerStates, Head]:
         """States ``[N, Dt]`` at ``depths`` and at the end, and the head that reads them.
 
@@ -56,18 +56,19 @@ class LiveTeacher:
         self._gather = gather
 
     @torch.no_grad()
-    def read(self, depths, *, normalize, labels, **inputs):
+    def read(self, depths, *, normalize, targets, **inputs):
         """States ``[N, Dt]`` at ``depths`` and at the end, and the head that reads them."""
         depths = tuple(depths)
-        valid = target_positions(labels)
         if self.lens.model.training:
             self.lens.model.eval()
 
         def method(**inputs):
             states = read_states(self.lens, depths, normalize=normalize, **inputs)
             # A tuple: wrappers walk what a forward returns, and know tensors in tuples.
-            return (states.final[valid], *(states[depth][valid] for depth in depths))
+            found = (states.final, *(states[depth] for depth in depths))
+            return tuple(targets.rows(state) for state in found)
 
         final, *states = self._run(method, **inputs)
-        states = LayerStates(dict(zip(depths, states, strict=True)), normed=normalize, final=final)
+        by_depth = dict(zip(depths, states, strict=True))
+        states = LayerStates(by_depth, normed=normalize, final=final, gathered=True)
         return states, self._gather(self.lens)

@@ -5,16 +5,20 @@ Written against trl 1.16 and transformers 5.23; an upgrade is checked here first
 
 from __future__ import annotations
 
+import copy
 import time
 
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import rotate_checkpoints
+from trl import SFTTrainer
 from trl.models import prepare_deepspeed
 from trl.models.utils import prepare_fsdp
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
-from distilllens.head import Head
+from distilllens.objective import TERMS
+from distilllens.targets import without_targets
 
 __all__ = [
     "LossProgress",
@@ -23,12 +27,13 @@ __all__ = [
     "drop_fused_head",
     "end_training",
     "forget_evaluation",
-    "gather_head",
-    "gathered_head",
     "mask_repeated_rows",
+    "maybe_gather_lm_head_ctx",
+    "prepare_deepspeed",
+    "prepare_fsdp",
+    "prepare_without_student",
     "replace_progress_bar",
     "rotate_checkpoints",
-    "shard_teacher",
 ]
 
 
@@ -45,21 +50,6 @@ def drop_fused_head(model):
     base_model_of(model).__dict__.pop("forward", None)
 
 
-def gather_head(model):
-    """A context in which the head's weight is whole under DeepSpeed ZeRO-3; else an empty one."""
-    head = base_model_of(model).get_output_embeddings()
-    return maybe_gather_lm_head_ctx(head.weight, getattr(head, "bias", None))
-
-
-def gathered_head(lens) -> Head:
-    """The head of a frozen model whose weights may lie sharded between its forwards (FSDP2)."""
-    head = lens.head
-    if not hasattr(head.weight, "full_tensor"):
-        return head
-    bias = None if head.bias is None else head.bias.full_tensor()
-    return Head(head.weight.full_tensor(), bias, head.scale, head.softcap)
-
-
 def count_tokens_of_targets(trainer):
     """Have transformers count ``labels[..., 1:]`` for every student.
 
@@ -70,14 +60,27 @@ def count_tokens_of_targets(trainer):
     trainer._loss_shifts_labels = True
 
 
-def shard_teacher(teacher, accelerator):
-    """The frozen teacher, sharded like the student under DeepSpeed or FSDP.
+class _Preparer(SFTTrainer):
+    def _send_telemetry(self):
+        """Nothing is sent anywhere."""
 
-    ``accelerator.prepare_model(..., evaluation_mode=True)`` does not shard under FSDP2.
+
+def prepare_without_student(args, tokenizer, train_dataset, eval_dataset=None) -> SFTTrainer:
+    """A plain SFTTrainer around a model of one narrow block, for its data sets and its collator.
+
+    SFTTrainer prepares data in its constructor and asks for a model there, of which it only changes
+    the special tokens; what it prepares is what the trainer of the real student would prepare.
     """
-    if accelerator.state.deepspeed_plugin is not None:
-        return prepare_deepspeed(teacher, accelerator)
-    return prepare_fsdp(teacher, accelerator)
+    args = copy.copy(args)  # SFTTrainer writes into it
+    args.model_init_kwargs = None
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=2, n_layer=1, n_head=1, n_positions=8)
+    return _Preparer(
+        GPT2LMHeadModel(config),
+        args=args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
+    )
 
 
 class LossProgress(ProgressCallback):
@@ -85,9 +88,7 @@ class LossProgress(ProgressCallback):
 
     _SHORT = (
         ("loss", "loss"),
-        ("output_loss", "output"),
-        ("lens_loss", "lens"),
-        ("cross_entropy", "ce"),
+        *((term.log_name, term.short) for term in TERMS),
         ("eval_loss", "eval"),
     )
 
@@ -110,7 +111,7 @@ def replace_progress_bar(trainer):
 
 
 def mask_repeated_rows(inputs, accelerator, packed: bool):
-    """Unlabel the rows that fill up the last evaluation batch of several processes.
+    """Mask the labels of padding rows in the last evaluation batch of several processes.
 
     accelerate repeats samples from the start so that every process has a full batch, and offers to
     cut them off again only in what it gathers. Rows stay; their labels go. Packed rows hold an
@@ -129,7 +130,7 @@ def mask_repeated_rows(inputs, accelerator, packed: bool):
     else:
         return
     own = state.remainder - accelerator.process_index * count
-    inputs["labels"] = labels.masked_fill(rows >= own, -100)
+    inputs["labels"] = without_targets(labels, rows >= own)
 
 
 def forget_evaluation(model, accelerator):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import logging
 
-from transformers import AutoTokenizer
+from datasets import Dataset, IterableDataset
 
+from distilllens.loading import check_lengths, check_vocabulary
+from distilllens.objective import WEIGHT_FIELDS
+from distilllens.targets import has_target
+from distilllens.train.collation import Collation
 from distilllens.train.config import DistillLensConfig
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+logger = logging.getLogger(__name__)
 
 
 def check_arguments(model, teacher, args, compute_loss_func, compute_metrics):
@@ -25,9 +29,8 @@ def check_arguments(model, teacher, args, compute_loss_func, compute_metrics):
             "teacher_model_name_or_path or teacher_cache, or cross_entropy_weight: 1 for "
             "plain SFT"
         )
-    weights = (args.cross_entropy_weight, args.output_weight, args.lens_weight)
-    if not any(weights):
-        raise ValueError("cross_entropy_weight, output_weight and lens_weight are all 0")
+    if not any(getattr(args, name) for name in WEIGHT_FIELDS):
+        raise ValueError(f"{', '.join(WEIGHT_FIELDS)} are all 0")
     if teacher is not None and teacher is model and not isinstance(model, str):
         raise ValueError("student and teacher are the same object; pass a copy as the teacher")
     for name, value in (
@@ -55,27 +58,11 @@ def check_answers(args, eval_dataset, score_answers):
         )
 
 
-def load_teacher_tokenizer(path: str, **kwargs):
-    """The teacher's tokenizer, or None where its folder has none.
-
-    Raises:
-        ValueError: a tokenizer that is there and cannot be read.
-    """
-    folder = Path(path)
-    if folder.is_dir() and not any((folder / name).exists() for name in _TOKENIZER_FILES):
-        return None
-    try:
-        return AutoTokenizer.from_pretrained(path, **kwargs)
-    except Exception as error:  # whatever a broken file makes of itself
-        reason = str(error).split("\n")[0]
-        raise ValueError(f"cannot load the teacher's tokenizer from {path!r}: {reason}") from error
-
-
 def survey(dataset, kind: str) -> tuple[int, int]:
     """``(longest, largest)``: the longest document in tokens and the largest token id.
 
     Raises:
-        ValueError: no row has a target, a label that is not -100 behind its first position.
+        ValueError: no row has a target.
     """
     longest, largest = 0, 0
     rows = dataset.with_format(None)
@@ -85,8 +72,7 @@ def survey(dataset, kind: str) -> tuple[int, int]:
         longest = max((max(lengths) for lengths in rows["seq_lengths"]), default=0)
     if "labels" not in dataset.column_names:
         return longest, largest
-    num_targets = sum(any(label != -100 for label in labels[1:]) for labels in rows["labels"])
-    if num_targets == 0:
+    if not any(map(has_target, rows["labels"])):
         raise ValueError(
             f"none of the {len(dataset)} {kind} examples has a response token; "
             "raise max_length, shorten the prompts, or check their labels"
@@ -94,39 +80,45 @@ def survey(dataset, kind: str) -> tuple[int, int]:
     return longest, largest
 
 
-def check_lengths(who: str, config, max_length: int | None, default: int | None, longest: int):
-    """Refuse sequences that are longer than a model's positions.
-
-    ``max_length`` beyond the positions is refused when it was asked for or when the data need it;
-    the default of a length is no wish.
+def check_data(who: str, model, collation: Collation):
+    """Refuse data that a model cannot read.
 
     Raises:
-        ValueError: with the length and the number of positions.
+        ValueError: sequences beyond its positions, tokens beyond its vocabulary, no target at all.
     """
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(positions, int) or positions <= 0:
-        return
-    if max_length is not None and max_length > positions and max_length != default:
-        raise ValueError(
-            f"max_length {max_length} is beyond the {who}'s {positions} positions; "
-            f"set max_length to {positions} or less"
-        )
-    if longest > positions:
-        raise ValueError(
-            f"the data hold a sequence of {longest} tokens, beyond the {who}'s {positions} "
-            f"positions; set max_length to {positions} or less"
-        )
+    max_length = collation.args.max_length
+    default = DistillLensConfig.__dataclass_fields__["max_length"].default
+    for kind, dataset in collation.datasets():
+        longest, largest = max_length or 0, 0
+        if isinstance(dataset, Dataset) and "input_ids" in dataset.column_names:
+            longest, largest = survey(dataset, kind)
+        elif not isinstance(dataset, IterableDataset):
+            continue  # prepared by the user's own collator
+        check_lengths(who, model.config, max_length, default, longest)
+        check_vocabulary(who, model, largest)
 
 
-def check_vocabulary(who: str, model, largest: int):
-    """Refuse token ids that a model has no embedding for.
+def check_counts(num_given: int | None, collation: Collation):
+    """Say how many training examples have no target within ``max_length``; refuse if all have none.
+
+    Args:
+        num_given: how many there were before they were prepared; None where nobody counted.
 
     Raises:
-        ValueError: with the id and the number of rows.
+        ValueError: no example is left.
     """
-    rows = model.get_input_embeddings().weight.shape[0]
-    if largest >= rows:
+    dataset, args = collation.train_dataset, collation.args
+    num_left = len(dataset) if isinstance(dataset, Dataset) else None
+    if num_left == 0:
         raise ValueError(
-            f"the data hold token {largest}, but the {who} has only {rows} embeddings: "
-            "its tokenizer is another one"
+            f"none of the {num_given} training examples has a response token within "
+            f"max_length {args.max_length}; raise max_length or shorten the prompts"
+        )
+    if num_left is not None and not args.packing and num_left < num_given:
+        logger.warning(
+            "%d of %d training examples have no response token within max_length %s; "
+            "they are left out",
+            num_given - num_left,
+            num_given,
+            args.max_length,
         )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from distilllens.layer_map import LayerMap
-from distilllens.objective import LossTerms
+from distilllens.objective import TERMS, LossTerms
 
 
 def named_terms(terms: LossTerms, layer_map: LayerMap | None) -> dict[str, tuple[Tensor, int]]:
@@ -15,15 +15,12 @@ def named_terms(terms: LossTerms, layer_map: LayerMap | None) -> dict[str, tuple
     Terms that were not measured have no name. ``lens_loss`` stands for all tokens, as the total
     does; a pair's own mean is over those that it was measured on.
     """
-    sums = {"loss": terms.total.detach(), "cross_entropy": terms.cross_entropy}
-    if terms.output is not None:
-        sums["output_loss"] = terms.output
-    if terms.lens is not None:
-        sums["lens_loss"] = terms.lens
-    named = {name: (value, terms.num_tokens) for name, value in sums.items()}
-    if terms.lens is not None:
-        for (s, t), value in zip(layer_map, terms.lens_by_pair, strict=True):
-            named[f"lens_loss/{s}:{t}"] = (value, terms.num_lens_tokens)
+    named = {"loss": (terms.total.detach(), terms.num_tokens)}
+    named |= {term.log_name: terms.sums[term.key] for term in TERMS if term.key in terms.sums}
+    for term in TERMS:
+        values, count = terms.by_pair.get(term.key, ((), 0))
+        for (s, t), value in zip(layer_map or (), values, strict=term.key in terms.by_pair):
+            named[f"{term.log_name}/{s}:{t}"] = (value, count)
     return named
 
 

@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-import logging
+import copy
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from datasets import Dataset, IterableDataset
-from transformers import AutoModelForCausalLM
+from datasets import Dataset
 from trl import SFTTrainer
 
 from distilllens.data import format_instruction
-from distilllens.fingerprints import check_tokenizers, tensor_fingerprint
-from distilllens.layer_map import LayerMap
 from distilllens.lens import LogitLens, read_states
 from distilllens.sampling import draw_pairs, draw_tokens
-from distilllens.teacher import LiveTeacher, TeacherSource
-from distilllens.train import _trl, cache_writing, caching
+from distilllens.targets import Targets
+from distilllens.train import _trl
+from distilllens.train.cache_fill import fill_cache
+from distilllens.train.cache_needs import name_of
 from distilllens.train.checkpoint import mark_whole
-from distilllens.train.checks import (
-    check_answers,
-    check_arguments,
-    check_lengths,
-    check_vocabulary,
-    load_teacher_tokenizer,
-    survey,
-)
+from distilllens.train.checks import check_answers, check_arguments, check_counts, check_data
+from distilllens.train.collation import Collation
 from distilllens.train.config import DistillLensConfig
 from distilllens.train.metrics import TermSums, named_terms
 from distilllens.train.model_card import model_card
 from distilllens.train.redirect import run_inside_forward
-
-logger = logging.getLogger(__name__)
+from distilllens.train.sharding import check_parallelism, gather_head
+from distilllens.train.teachers import (
+    cached_depths,
+    check_cached_depths,
+    find_teacher,
+    layer_map_of,
+)
 
 
 class DistillLensTrainer(SFTTrainer):
@@ -81,14 +79,14 @@ class DistillLensTrainer(SFTTrainer):
         **kwargs,
     ):
         args = args if args is not None else DistillLensConfig(output_dir="distilllens-student")
-        teacher_model = teacher_model or args.teacher_model_name_or_path
+        teacher_model = teacher_model or getattr(args, "teacher_model_name_or_path", None)
         check_arguments(model, teacher_model, args, compute_loss_func, compute_metrics)
         check_answers(args, eval_dataset, score_answers)
         self.score_answers = score_answers
         num_given = len(train_dataset) if isinstance(train_dataset, Dataset) else None
         super().__init__(
             model=model,
-            args=args,
+            args=copy.copy(args),  # SFTTrainer, and saving below, write into it
             train_dataset=_formatted(train_dataset),
             eval_dataset=_formatted(eval_dataset),
             processing_class=processing_class,
@@ -98,129 +96,43 @@ class DistillLensTrainer(SFTTrainer):
         _trl.drop_fused_head(self.model)
         _trl.replace_progress_bar(self)
         _trl.count_tokens_of_targets(self)
-        self._check_parallelism()
-        self._check_counts(num_given)
+        check_parallelism(self.accelerator, self.args)
+        collation = Collation.of(self)
+        check_counts(num_given, collation)
         self.student_lens = LogitLens(self.model)
         self.student_lens.check_trainable()
-        self._check_data("student", self.student_lens)
-        self.teacher = self._find_teacher(teacher_model)
-        self.objective = args.objective(self._layer_map(self.teacher))
+        check_data("student", self.student_lens.model, collation)
+        layers = self.student_lens.num_layers
+        self.teacher, self._cache_needs = find_teacher(collation, teacher_model, layers)
+        self.objective = args.objective(layer_map_of(args, layers, self.teacher))
         self._terms = {"train": TermSums(), "eval": TermSums()}
         self._since = time.perf_counter()  # when training went on after the last log
 
     def _send_telemetry(self):
         """Nothing is sent anywhere."""
 
-    def _find_teacher(self, teacher) -> TeacherSource | None:
-        """The teacher that runs, or the cache in its place, which it writes where that lacks."""
-        folder = self.args.teacher_cache
-        if folder is None:
-            return None if teacher is None else self._make_live_teacher(teacher)
-        needs = caching.needs_of(self, teacher)
-        cached = caching.open_cache(folder, needs, self.accelerator.device)
-        # The main process decides, whatever others may already see of a disk that they share.
-        if caching.of_main_process(cached is None):
-            live = self._make_live_teacher(teacher)
-            cached = cache_writing.write_cache(self, live, self._cached_depths(live), needs)
-        elif cached is None:
-            raise ValueError(f"teacher_cache {folder} must be a folder that all processes see")
-        cached.check_depths(self._cached_depths(cached), self.args.lens_norm)
-        return cached
-
-    def _cached_depths(self, teacher):
-        layer_map = self._layer_map(teacher)
-        # Evaluation measures the lens whatever its weight.
-        wanted = self.args.lens_weight > 0 or self.eval_dataset is not None
-        return layer_map.teacher_depths if layer_map and wanted else ()
-
-    def _make_live_teacher(self, teacher):
-        if isinstance(teacher, str):
-            teacher = self._load_teacher(teacher)
-        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        if not sharded and getattr(teacher, "hf_device_map", None) is None:
-            teacher.to(self.accelerator.device)
-        # Before sharding: both proofs run the plain model.
-        lens = LogitLens(teacher)
-        lens.check_trainable()
-        self._check_data("teacher", lens)
-        fingerprint = tensor_fingerprint(teacher) if self.args.teacher_cache else None
-        wrapper = _trl.shard_teacher(teacher, self.accelerator) if sharded else teacher
-
-        def run(method, **inputs):
-            return run_inside_forward(wrapper, teacher, method, **inputs)
-
-        return LiveTeacher(lens, run=run, gather=_trl.gathered_head, fingerprint=fingerprint)
-
-    def _load_teacher(self, name):
-        kwargs = {
-            "dtype": "auto",
-            "trust_remote_code": self.args.trust_remote_code,
-            **(self.args.teacher_model_init_kwargs or {}),
-        }
-        hub = {key: kwargs[key] for key in ("revision", "trust_remote_code") if key in kwargs}
-        tokenizer = load_teacher_tokenizer(name, **hub)
-        if tokenizer is not None:
-            check_tokenizers(self.processing_class, tokenizer)
-        return AutoModelForCausalLM.from_pretrained(name, **kwargs)
-
-    def _layer_map(self, teacher):
-        if teacher is None:
-            return None
-        layers = (self.student_lens.num_layers, teacher.num_layers)
-        if self.args.lens_weight > 0 or self.args.lens_layers != "auto":
-            return LayerMap.resolve(self.args.lens_layers, *layers)
-        try:
-            return LayerMap.evenly("auto", *layers)
-        except ValueError:
-            return None  # plain KD between models too shallow for a lens
-
-    def _check_parallelism(self):
-        config = self.accelerator.parallelism_config
-        for kind in ("tp", "cp", "sp"):
-            if config is not None and getattr(config, f"{kind}_enabled", False):
-                raise ValueError(
-                    f"{kind}_size > 1 is not supported: a shard of a sequence or a head has no "
-                    "prediction of its own; use data parallelism or FSDP2"
-                )
-
-        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        if self.args.eval_generate and sharded:
-            raise ValueError(
-                "eval_generate needs the whole student in every process; under FSDP or DeepSpeed "
-                "choose by metric_for_best_model: loss, and run distilllens evaluate afterwards"
-            )
-
-    def _check_counts(self, num_given):
-        num_left = len(self.train_dataset) if isinstance(self.train_dataset, Dataset) else None
-        if num_left == 0:
-            raise ValueError(
-                f"none of the {num_given} training examples has a response token within "
-                f"max_length {self.args.max_length}; raise max_length or shorten the prompts"
-            )
-        if num_left is not None and not self.args.packing and num_left < num_given:
-            logger.warning(
-                "%d of %d training examples have no response token within max_length %s; "
-                "they are left out",
-                num_given - num_left,
-                num_given,
-                self.args.max_length,
-            )
-
-    def _check_data(self, who, lens):
-        default = DistillLensConfig.__dataclass_fields__["max_length"].default
-        for kind, dataset in (("training", self.train_dataset), *_each(self.eval_dataset)):
-            longest, largest = self.args.max_length or 0, 0
-            if isinstance(dataset, Dataset) and "input_ids" in dataset.column_names:
-                longest, largest = survey(dataset, kind)
-            elif not isinstance(dataset, IterableDataset):
-                continue  # prepared by the user's own collator
-            check_lengths(who, lens.model.config, self.args.max_length, default, longest)
-            check_vocabulary(who, lens.model, largest)
-
     def train(self, *args, **kwargs):
-        """Train, and count the logged terms from here."""
+        """Fill the teacher cache with what it lacks, then train."""
+        self.fill_teacher_cache()
         self._terms["train"], self._since = TermSums(), time.perf_counter()
         return super().train(*args, **kwargs)
+
+    def fill_teacher_cache(self):
+        """Run the teacher over the documents that ``args.teacher_cache`` lacks; train() does too.
+
+        Until then the teacher itself runs, in ``evaluate()`` for instance.
+
+        Raises:
+            ValueError: the folder holds a cache of another kind.
+            OSError: the disk is too small, or fails.
+        """
+        if self._cache_needs is None:
+            return
+        collation, layers = Collation.of(self), self.student_lens.num_layers
+        depths = cached_depths(collation, self.teacher, layers)
+        cached = fill_cache(collation, self.teacher, depths, self._cache_needs)
+        check_cached_depths(collation, cached, layers)
+        self.teacher, self._cache_needs = cached, None
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The weighted total of a micro-batch over the valid tokens of the whole optimizer step."""
@@ -239,31 +151,27 @@ class DistillLensTrainer(SFTTrainer):
         return loss
 
     def _batch_terms(self, labels, **inputs):
-        objective, normalize = self.objective, self.args.lens_norm
-        draws = None
-        if self.model.training and objective.layer_map and objective.lens_weight > 0:
+        objective, everything, draws = self.objective, not self.model.training, None
+        if self.model.training and objective.needs_lens():
             objective, draws = self._drawn(objective, inputs)
-        layer_map, training = objective.layer_map, self.model.training
-        # Evaluation measures every term; training reads what its weights ask for.
-        needed = layer_map and (objective.lens_weight > 0 or not training)
-        listen = needed or objective.output_weight > 0 or not training
-        depths = layer_map.student_depths if needed else ()
+        targets, layer_map = Targets.of(labels), objective.layer_map
+        needs_lens = objective.needs_lens(everything)
+        depths = layer_map.student_depths if needs_lens else ()
+        read = {"normalize": self.args.lens_norm, **inputs}
         teacher = teacher_head = None
         with self.accelerator.autocast():
-            student = read_states(self.student_lens, depths, normalize=normalize, **inputs)
-            if self.teacher is not None and listen:
-                depths = layer_map.teacher_depths if needed else ()
-                teacher, teacher_head = self.teacher.read(
-                    depths, normalize=normalize, labels=labels, **inputs
-                )
-            with _trl.gather_head(self.model):
+            student = read_states(self.student_lens, depths, **read)
+            if self.teacher is not None and objective.needs_teacher(everything):
+                depths = layer_map.teacher_depths if needs_lens else ()
+                teacher, teacher_head = self.teacher.read(depths, targets=targets, **read)
+            with gather_head(self.model):
                 terms = objective(
                     student,
                     self.student_lens.head,
                     teacher,
                     teacher_head,
-                    labels,
-                    measure_all=not training,
+                    targets,
+                    measure_all=everything,
                     lens_draws=draws,
                 )
         return terms.total, named_terms(terms, layer_map), terms.num_tokens
@@ -349,7 +257,7 @@ class DistillLensTrainer(SFTTrainer):
             return
         teacher = self.args.teacher_model_name_or_path
         if teacher is None and self.teacher is not None:
-            teacher = caching.name_of(self.teacher)
+            teacher = name_of(self.teacher)
         card = model_card(
             model_name or Path(self.args.output_dir).name,
             self.student_lens.model.config.name_or_path or "a model object",
@@ -359,12 +267,6 @@ class DistillLensTrainer(SFTTrainer):
         )
         Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
         (Path(self.args.output_dir) / "README.md").write_text(card, encoding="utf-8")
-
-
-def _each(dataset):
-    if isinstance(dataset, dict):
-        return [(f"evaluation ({name})", value) for name, value in dataset.items()]
-    return [] if dataset is None else [("evaluation", dataset)]
 
 
 def _is_evaluation_time(name):

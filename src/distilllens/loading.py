@@ -1,0 +1,237 @@
+"""One answer to "load this configuration, tokenizer or model, or say in one line why not"."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from distilllens.errors import first_line
+from distilllens.fingerprints import PROBE
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+_DATA_SUFFIXES = (".jsonl", ".json", ".gz", ".txt")
+
+
+def load_config(role: str, name: str, *, trust_remote_code: bool = False, **settings):
+    """The configuration of the model ``name``, a folder or a hub id.
+
+    Args:
+        role: what messages call it: "student", "teacher" or "model".
+        settings: of ``from_pretrained``, such as ``revision``.
+
+    Raises:
+        ValueError: it cannot be loaded, or the folder holds an adapter.
+    """
+    if (Path(name) / "adapter_config.json").is_file():
+        raise ValueError(
+            f"cannot load the {role} {name!r}: the folder holds an adapter; merge it into its base "
+            "model (merge_and_unload) and name the merged model"
+        )
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **settings)
+    except Exception as error:  # a broken or missing file raises whatever it likes
+        where = (
+            "the folder has no readable config.json"
+            if Path(name).is_dir()
+            else "there is no such folder here, and the hub did not have it"
+        )
+        raise ValueError(
+            f"cannot load the {role} {name!r}: {where}: {first_line(error)}"
+        ) from error
+
+
+def load_tokenizer(role: str, name: str, *, advice: str = "", **settings):
+    """The tokenizer of the model ``name``.
+
+    Args:
+        role: what messages call the model.
+        advice: what the user can do instead; added to the message.
+        settings: of ``from_pretrained``, such as ``revision`` and ``trust_remote_code``.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(name, **settings)
+    except Exception as error:  # a broken or missing file raises whatever it likes
+        text = f"cannot load the tokenizer of the {role} {str(name)!r}: {first_line(error)}"
+        raise ValueError(f"{text}; {advice}" if advice else text) from error
+
+
+def find_tokenizer(role: str, name: str, **settings):
+    """The tokenizer of the model ``name``, or None where its folder has none.
+
+    Raises:
+        ValueError: there is a tokenizer and it cannot be loaded.
+    """
+    folder = Path(name)
+    if folder.is_dir() and not any((folder / file).exists() for file in _TOKENIZER_FILES):
+        return None
+    return load_tokenizer(role, name, **settings)
+
+
+def load_model(role: str, name: str, **settings):
+    """The causal LM ``name``, with every weight found in its files.
+
+    Args:
+        role: what messages call it.
+        settings: of ``from_pretrained``, such as ``dtype`` and ``revision``.
+
+    Raises:
+        ValueError: it cannot be loaded, or a weight is missing from its files.
+    """
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            name, output_loading_info=True, **settings
+        )
+    except Exception as error:  # broken or missing weights raise whatever they like
+        raise ValueError(f"cannot load the {role} {str(name)!r}: {first_line(error)}") from error
+    # transformers would initialise them at random, with no more than a warning.
+    if missing := [*sorted(found["missing_keys"]), *sorted(map(str, found["mismatched_keys"]))]:
+        raise ValueError(
+            f"the weights of {name} lack {missing[0]}, or have it in another shape "
+            f"({len(missing)} in all)"
+        )
+    return model
+
+
+def base_model_name(folder: Path) -> str | None:
+    """The base model of the PEFT adapter in a folder; None for any other folder.
+
+    Raises:
+        ValueError: an adapter_config.json that cannot be read.
+    """
+    try:
+        text = (folder / "adapter_config.json").read_text(encoding="utf-8")
+        return json.loads(text)["base_model_name_or_path"]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"model {folder}: adapter_config.json cannot be read") from error
+
+
+def positions_of(config) -> int | None:
+    """The longest sequence that a model's configuration allows, in tokens, or None."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
+
+
+def least_positions(configs: Iterable) -> int | None:
+    """The longest sequence that all of the configurations allow, or None for no limit."""
+    return min((n for config in configs if (n := positions_of(config))), default=None)
+
+
+def shortest_names(paths: Sequence[str], separator: str = "/") -> list[str]:
+    """Names for paths: their last parts, as many as tell each from the others.
+
+    Paths that no number of parts tells apart keep equal names. Suffixes of data files are dropped.
+    """
+    parts = [_parts(path) for path in paths]
+    names = []
+    for path in parts:
+        length = 1
+        while length < len(path) and sum(other[-length:] == path[-length:] for other in parts) > 1:
+            length += 1
+        names.append(separator.join(path[-length:]))
+    return names
+
+
+def unique_names(paths: Sequence[str]) -> list[str]:
+    """``shortest_names`` joined by ``_``, for files and folders that are called so.
+
+    Raises:
+        ValueError: one path twice, or two paths that would get one name.
+    """
+    real = [str(Path(path).resolve()) if Path(path).exists() else path for path in paths]
+    parts, names = [_parts(path) for path in real], shortest_names(real, "_")
+    for number, path in enumerate(parts):
+        if path in parts[:number]:
+            raise ValueError(f"{paths[number]} is named twice")
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            other = paths[names.index(name)]
+            raise ValueError(f"{other} and {paths[number]} would both be called {name}; rename one")
+    return names
+
+
+def _parts(path):
+    parts = [part for part in Path(os.path.normpath(path)).parts if part.strip("/\\")]
+    *above, last = parts or ["model"]
+    suffix = "".join(s for s in Path(last).suffixes if s in _DATA_SUFFIXES)
+    return [*above, last.removesuffix(suffix)]
+
+
+def check_tokenizers(student, teacher):
+    """Refuse two tokenizers that do not number the same tokens alike.
+
+    Padding of the vocabulary after the last token is no difference.
+
+    Raises:
+        ValueError: with the first difference.
+    """
+    student_tokens = {i: token for token, i in student.get_vocab().items()}
+    teacher_tokens = {i: token for token, i in teacher.get_vocab().items()}
+    for i in sorted(student_tokens.keys() | teacher_tokens.keys()):
+        ours, theirs = student_tokens.get(i), teacher_tokens.get(i)
+        if ours != theirs:
+            raise ValueError(
+                f"student and teacher have different tokenizers ({len(student_tokens)} and "
+                f"{len(teacher_tokens)} tokens): token {i} is {_shown(ours)} for the student and "
+                f"{_shown(theirs)} for the teacher; distil between models that share one"
+            )
+    ours = student(PROBE, add_special_tokens=False)["input_ids"]
+    theirs = teacher(PROBE, add_special_tokens=False)["input_ids"]
+    if ours != theirs:
+        at = next(
+            (k for k, pair in enumerate(zip(ours, theirs, strict=False)) if len({*pair}) > 1), -1
+        )
+        raise ValueError(
+            "student and teacher have different tokenizers: they share a vocabulary but split "
+            f"{PROBE!r} differently, first at token {at}"
+        )
+
+
+def check_lengths(who: str, config, max_length: int | None, default: int | None, longest: int):
+    """Refuse sequences longer than a model's positions.
+
+    A ``max_length`` beyond the positions is refused when it was set, or when the data need it; the
+    field's default is not held against a model.
+
+    Raises:
+        ValueError: with the length and the number of positions.
+    """
+    positions = positions_of(config)
+    if positions is None:
+        return
+    if max_length is not None and max_length > positions and max_length != default:
+        raise ValueError(
+            f"max_length {max_length} is beyond the {who}'s {positions} positions; "
+            f"set max_length to {positions} or less"
+        )
+    if longest > positions:
+        raise ValueError(
+            f"the data hold a sequence of {longest} tokens, beyond the {who}'s {positions} "
+            f"positions; set max_length to {positions} or less"
+        )
+
+
+def check_vocabulary(who: str, model, largest: int):
+    """Refuse token ids that a model has no embedding for.
+
+    Raises:
+        ValueError: with the id and the number of embeddings.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    if largest >= rows:
+        raise ValueError(
+            f"the data hold token {largest}, but the {who} has only {rows} embeddings: "
+            "its tokenizer is another one"
+        )
+
+
+def _shown(token):
+    return "missing" if token is None else repr(token)

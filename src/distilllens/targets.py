@@ -1,0 +1,65 @@
+"""Which positions of a batch predict a target, and which token each must predict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# The label of a token that is no target, as in transformers and torch's cross-entropy.
+IGNORED = -100
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """The N positions of a batch whose next token is a target, in the order of the batch.
+
+    Made once a batch, from its labels; teacher and objective read it. The shift by one between a
+    position and the token that it predicts is made here and nowhere else.
+
+    Args:
+        mask: ``[B, T]`` bool, True where the next token is a target; never at the last position.
+        ids: ``[N]``, the tokens to predict.
+    """
+
+    mask: Tensor
+    ids: Tensor
+
+    @classmethod
+    def of(cls, labels: Tensor) -> Targets:
+        """The targets of labels ``[B, T]``, not shifted: -100 where a token is no target."""
+        mask = target_positions(labels)
+        return cls(mask, labels[:, 1:][mask[:, :-1]])
+
+    def __len__(self) -> int:
+        return self.ids.numel()
+
+    def to(self, device) -> Targets:
+        """The same on another device."""
+        return Targets(self.mask.to(device), self.ids.to(device))
+
+    def rows(self, states: Tensor, kept: Tensor | None = None) -> Tensor:
+        """The states ``[N, D]`` of ``[B, T, D]`` at these positions, or at the ``kept`` ones.
+
+        Args:
+            kept: ``[B, T]`` bool, some of the positions of ``mask``.
+        """
+        return states[self.mask if kept is None else kept]
+
+
+def target_positions(labels: Tensor) -> Tensor:
+    """``[B, T]`` bool: positions whose *next* token is a target. The last position never is."""
+    mask = torch.zeros_like(labels, dtype=torch.bool)
+    mask[:, :-1] = labels[:, 1:] != IGNORED
+    return mask
+
+
+def has_target(labels) -> bool:
+    """Whether a row of labels, a list of ids, has a target: the first position never is one."""
+    return any(label != IGNORED for label in labels[1:])
+
+
+def without_targets(labels: Tensor, where: Tensor) -> Tensor:
+    """Labels in which the tokens ``where`` a mask is True are no targets."""
+    return labels.masked_fill(where, IGNORED)

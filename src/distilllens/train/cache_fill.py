@@ -1,0 +1,193 @@
+"""Filling a teacher cache: the teacher runs once over every document that the cache lacks."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+from contextlib import nullcontext
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from distilllens.linear_divergence import linear_divergence
+from distilllens.teacher import CachedTeacher, CacheWriter, LiveTeacher, cache
+from distilllens.teacher.documents import cut
+from distilllens.teacher.store import Manifest, dequantize, locked, quantize
+from distilllens.train.cache_needs import Needs
+from distilllens.train.collation import Collation
+
+logger = logging.getLogger(__name__)
+_PROBE_ROWS = 256
+
+
+def fill_cache(collation: Collation, live: LiveTeacher, depths, needs: Needs) -> CachedTeacher:
+    """Run the teacher over every document that the cache lacks, and open the cache.
+
+    Each process takes every n-th batch and writes shards of its own; killed, it goes on from the
+    last whole shard.
+
+    Raises:
+        ValueError: the folder holds a cache of another kind.
+        OSError: the disk is too small, or fails.
+    """
+    folder = Path(collation.args.teacher_cache)
+    _write(collation, live, depths, needs, folder)
+    collation.accelerator.wait_for_everyone()
+    found = CachedTeacher(folder, collation.accelerator.device)
+    if needs.missing(found):
+        raise ValueError(
+            f"teacher_cache {folder} lacks documents that another process has written: it must be "
+            "a folder that all processes see"
+        )
+    return found
+
+
+def _write(collation, live, depths, needs, folder):
+    args, accelerator = collation.args, collation.accelerator
+    main = collation.is_main
+    # The normed state at the last depth is the final one, which is stored anyway.
+    depths = [d for d in depths if not (needs.normed and d == live.num_layers)]
+    before = cache.depths_of(folder)
+    # A cache of more pairs stays one when documents are added to it.
+    depths = before if set(depths) <= set(before) else depths
+    stored = cache.stored_keys(folder)
+    batches = _batches(needs, stored, args.per_device_train_batch_size)
+    num_rows = sum(document.num_targets for document in needs.missing(stored))
+
+    def inputs_of(batch):
+        return collation.to_device(collation.batch([row[:2] for row in batch]))
+
+    def read(inputs):
+        with accelerator.autocast():
+            return live.read(depths, normalize=needs.normed, **inputs)
+
+    # The shortest row tells width and dtype before anything is written.
+    shortest = min((row for row in needs.rows if row[2]), key=_num_tokens)
+    states, head = read(inputs_of([shortest]))
+    writer = CacheWriter(folder, _manifest(live, depths, needs, states, head), num_rows)
+    _check_space(folder, writer.manifest, num_rows, head, tell=main)
+    accelerator.wait_for_everyone()  # nobody writes before everybody has looked
+    with locked(folder) if main else nullcontext():
+        if main:
+            writer.begin(head)
+        accelerator.wait_for_everyone()
+        notes, turns = {}, math.ceil(len(batches) / accelerator.num_processes)
+        bar = {"desc": "teacher cache", "unit": " tokens", "disable": collation.is_quiet}
+        with tqdm(total=num_rows, **bar) as bar:
+            for turn in range(turns):
+                first = turn * accelerator.num_processes
+                mine = first + accelerator.process_index
+                # A sharded teacher runs on all at once: a process that has no batch left helps.
+                inputs = inputs_of(batches[min(mine, len(batches) - 1)])
+                states, _ = read(inputs)
+                if needs.stored == "int8" and main and not notes:
+                    notes = {"int8_error": _int8_error(states, head)}
+                if mine < len(batches):
+                    _store(writer, states, inputs, stored)
+                group = batches[first : first + accelerator.num_processes]
+                bar.update(min(sum(map(_num_targets, group)), num_rows - bar.n))
+        writer.flush()
+        accelerator.wait_for_everyone()
+        if main:
+            writer.finish(**notes)
+    for depth, error in notes.get("int8_error", {}).items():
+        logger.warning("int8 states at depth %s: KL %.2e nats per token", depth, error)
+
+
+def _num_tokens(row):
+    return sum(document.num_tokens for document in row[2])
+
+
+def _num_targets(batch):
+    return sum(document.num_targets for _, _, documents in batch for document in documents)
+
+
+def _batches(needs, stored, size):
+    """Batches with a document that is not stored, long rows first: what they need shows early.
+
+    Rows are put together before what is stored is left out, so a writer that goes on runs the
+    teacher at the shapes, and stores the bits, of one that was never stopped.
+    """
+    batches, seen = [], set()
+    datasets = {id(dataset): dataset for dataset, _, _ in needs.rows}
+    for dataset in datasets.values():
+        rows = [row for row in needs.rows if row[0] is dataset]
+        rows.sort(key=lambda row: (-_num_tokens(row), row[1]))
+        rows = [row for row in rows if _is_new(row, seen)]
+        batches += [rows[at : at + size] for at in range(0, len(rows), size)]
+    return [b for b in batches if any(d.key not in stored for row in b for d in row[2])]
+
+
+def _is_new(row, seen):
+    """Whether a row has a document that none before it had."""
+    keys = {document.key for document in row[2]}
+    new = not keys <= seen
+    seen |= keys
+    return new
+
+
+def _store(writer, states, inputs, stored):
+    start = 0
+    for document in cut(**inputs):
+        stop = start + document.num_targets
+        if document.key not in stored:
+            stored.add(document.key)
+            writer.add(document, states, slice(start, stop))
+        start = stop
+
+
+def _manifest(live, depths, needs, states, head):
+    return Manifest(
+        teacher=live.fingerprint,
+        tokenizer=needs.tokenizer,
+        num_layers=live.num_layers,
+        depths=depths,
+        normed=needs.normed,
+        dtype=str(states.final.dtype).removeprefix("torch."),
+        stored=needs.stored,
+        width=states.final.shape[-1],
+        precision=needs.precision,
+        head={"scale": head.scale, "softcap": head.softcap},
+        teacher_name=needs.teacher_name,
+        teacher_files=needs.teacher_files,
+        data=needs.data,
+        library=version("distilllens"),
+    )
+
+
+def _check_space(folder, manifest, num_rows, head, tell):
+    tensors = [head.weight, *([] if head.bias is None else [head.bias])]
+    size = num_rows * manifest.row_bytes + sum(t.numel() * t.element_size() for t in tensors)
+    there = Path(folder).absolute()
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    if size > free:
+        raise OSError(f"teacher_cache {folder} needs {_say(size)}; its disk has {_say(free)} free")
+    if tell:
+        dtype = "int8" if manifest.stored == "int8" else manifest.dtype
+        logger.warning(
+            "teacher cache %s: %d positions x %d states of %d numbers in %s, %s (%s free)",
+            *(folder, num_rows, manifest.num_states, manifest.width, dtype, _say(size), _say(free)),
+        )
+
+
+def _say(size):
+    unit, name = (1e9, "GB") if size >= 1e9 else (1e6, "MB")
+    return f"{size / unit:.3g} {name}"
+
+
+@torch.no_grad()
+def _int8_error(states, head):
+    """KL(exact, int8) in nats per token, by depth, over the first rows."""
+    errors = {}
+    for depth, rows in {**states.states, "output": states.final}.items():
+        rows = rows[:_PROBE_ROWS]
+        if len(rows):
+            rounded = dequantize(*quantize(rows), rows.dtype)
+            _, nats = linear_divergence(rounded, head, rows, head, divergence="forward_kl")
+            errors[str(depth)] = float(nats.mean())
+    return errors

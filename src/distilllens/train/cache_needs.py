@@ -1,0 +1,183 @@
+"""A run and its teacher cache: what the run needs, and whether a cache fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from distilllens.fingerprints import fingerprint, tensor_fingerprint, tokenizer_fingerprint
+from distilllens.loading import load_config
+from distilllens.teacher import CachedTeacher, TeacherSource, cache
+from distilllens.teacher.documents import Document, cut
+from distilllens.train.collation import Collation
+
+# Settings that documents are cut with: told when documents are missing.
+_DATA_SETTINGS = (
+    "max_length",
+    "completion_only_loss",
+    "assistant_only_loss",
+    "eos_token",
+    "packing_strategy",
+)
+# Arguments of from_pretrained: what finds a model (no token is ever written), what changes states.
+_HUB = ("cache_dir", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
+_MATTER = (
+    "attn_implementation",
+    "dtype",
+    "quantization_config",
+    "revision",
+    "subfolder",
+    "variant",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Needs:
+    """What a run asks of a cache.
+
+    Attributes:
+        rows: ``(dataset, index, its documents)`` for each row of training and evaluation data.
+        normed, stored, tokenizer, precision, data: as in the manifest.
+        teacher: a fingerprint of its tensors, of a model; None for a name.
+        teacher_files: what its name tells; None for a model or no teacher.
+        teacher_name: for people.
+    """
+
+    rows: list[tuple[Dataset, int, list[Document]]]
+    normed: bool
+    stored: str
+    tokenizer: str
+    precision: str
+    data: dict
+    teacher: str | None
+    teacher_files: dict | None
+    teacher_name: str | None
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether a teacher is at hand that could write what lacks."""
+        return self.teacher_name is not None
+
+    def missing(self, stored) -> list[Document]:
+        """Each document once whose key is not in ``stored``."""
+        found = {d.key: d for _, _, documents in self.rows for d in documents}
+        return [document for key, document in found.items() if key not in stored]
+
+
+def needs_of(collation: Collation, teacher) -> Needs:
+    """What a run's data and settings ask of a cache; ``teacher`` is a name, a model or None.
+
+    Raises:
+        ValueError: data that cannot be gone through beforehand.
+    """
+    args, named = collation.args, isinstance(teacher, str)
+    return Needs(
+        rows=[row for dataset in _datasets(collation) for row in _rows(dataset, collation)],
+        normed=args.lens_norm,
+        stored=args.teacher_cache_dtype,
+        tokenizer=tokenizer_fingerprint(collation.tokenizer),
+        precision=str(collation.accelerator.mixed_precision),
+        data={name: getattr(args, name, None) for name in _DATA_SETTINGS},
+        teacher=None if named or teacher is None else tensor_fingerprint(teacher),
+        teacher_files=_files_of(teacher, args) if named else None,
+        teacher_name=teacher if named or teacher is None else _name_of(teacher),
+    )
+
+
+def open_cache(folder: str, needs: Needs, device) -> CachedTeacher | None:
+    """The cache in a folder if it is complete, fits, and holds every document.
+
+    Where it does not and the run has a teacher that could write what lacks: None.
+
+    Raises:
+        ValueError: the entry of the manifest that differs; without a teacher, what lacks.
+    """
+    if needs.has_teacher:
+        cache.check_writable(folder)
+        if not cache.exists(folder):
+            return None
+    manifest, mark = cache.status(folder)
+    _check_manifest(folder, manifest, needs)
+    if mark is None and needs.has_teacher:
+        return None
+    found = CachedTeacher(folder, device)
+    missing = needs.missing(found)
+    if not missing:
+        return found
+    if needs.has_teacher:
+        return None
+    raise ValueError(
+        f"teacher_cache {folder} lacks {len(missing)} documents of this run, the first of them "
+        f"{missing[0].num_tokens} tokens long: {_data_difference(manifest, needs)}; write them "
+        "with distilllens cache, or set teacher_model_name_or_path"
+    )
+
+
+def of_main_process(value):
+    """The main process's value, on all."""
+    values = [value]
+    broadcast_object_list(values)
+    return values[0]
+
+
+def name_of(teacher: TeacherSource) -> str:
+    """What to call a teacher in print."""
+    if isinstance(teacher, CachedTeacher):
+        return teacher.manifest.teacher_name
+    return _name_of(teacher.lens.model)
+
+
+def _datasets(collation):
+    for _, dataset in collation.datasets():
+        if dataset is not None and not isinstance(dataset, Dataset):
+            raise ValueError(
+                "teacher_cache needs data that can be gone through beforehand, and a "
+                f"{type(dataset).__name__} cannot; load it whole, or let the teacher run"
+            )
+        if dataset is not None:
+            yield dataset
+
+
+def _rows(dataset, collation):
+    bar = {"desc": "documents", "delay": 2, "leave": False, "disable": collation.is_quiet}
+    for index in tqdm(range(len(dataset)), **bar):
+        yield dataset, index, cut(**collation.batch([(dataset, index)]))
+
+
+def _check_manifest(folder, manifest, needs):
+    for name in ("tokenizer", "precision", "stored", "teacher", "teacher_files"):
+        was, now = getattr(manifest, name), getattr(needs, name)
+        if was is not None and now is not None and was != now:
+            raise ValueError(
+                f"teacher_cache {folder}: {name} was {was!r} and is now {now!r}; name another "
+                "folder, or go back to what it was written with"
+            )
+    if needs.teacher_files is not None and manifest.teacher_files is None:
+        raise ValueError(
+            f"teacher_cache {folder} was written by a model object, which cannot be compared with "
+            f"{needs.teacher_name!r}; pass the object, or name no teacher to trust the cache"
+        )
+
+
+def _data_difference(manifest, needs):
+    for name, now in needs.data.items():
+        was = manifest.data.get(name)
+        if was != now:
+            return f"perhaps because {name} was {was!r} and is now {now!r}"
+    return "other data, another prompt template, or evaluation data that were not there"
+
+
+def _files_of(name, args):
+    given = dict(args.teacher_model_init_kwargs or {})
+    hub = {key: given[key] for key in _HUB if key in given}
+    hub = {"trust_remote_code": args.trust_remote_code, **hub}
+    config = load_config("teacher", name, **hub)
+    matter = {key: str(given[key]) for key in _MATTER if key in given}
+    return {**fingerprint(name, config), **matter}
+
+
+def _name_of(model):
+    return getattr(model.config, "name_or_path", "") or "a model object"

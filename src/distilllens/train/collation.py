@@ -1,0 +1,82 @@
+"""A run's data as its trainer reads it: prepared data sets, and the collator that batches them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+
+from distilllens.targets import Targets
+from distilllens.train._trl import prepare_without_student
+from distilllens.train.config import DistillLensConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Collation:
+    """Everything that decides which batches a run sees, without the student.
+
+    Attributes:
+        train_dataset, eval_dataset: tokenised, truncated and packed; ``eval_dataset`` may be a
+            dictionary of data sets, or None.
+        collator: rows -> a batch of tensors, ``labels`` among them.
+    """
+
+    args: DistillLensConfig
+    accelerator: Accelerator
+    tokenizer: object
+    train_dataset: object
+    eval_dataset: object
+    collator: object
+
+    @classmethod
+    def of(cls, trainer) -> Collation:
+        """That of a trainer."""
+        return cls(
+            trainer.args,
+            trainer.accelerator,
+            trainer.processing_class,
+            trainer.train_dataset,
+            trainer.eval_dataset,
+            trainer.data_collator,
+        )
+
+    @classmethod
+    def prepared(cls, args, tokenizer, train_dataset, eval_dataset=None) -> Collation:
+        """That of a run of ``args``, for which no student is loaded and no trainer of ours made."""
+        return cls.of(prepare_without_student(args, tokenizer, train_dataset, eval_dataset))
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the first of all."""
+        return self.accelerator.is_main_process
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether this process shows no progress."""
+        return self.args.disable_tqdm or not self.is_main
+
+    def datasets(self) -> list[tuple[str, object]]:
+        """``(kind, data set)`` of training and of each evaluation, as messages call them."""
+        evaluation = self.eval_dataset
+        if not isinstance(evaluation, dict):
+            evaluation = {} if evaluation is None else {"": evaluation}
+        names = {name: f"evaluation ({name})" if name else "evaluation" for name in evaluation}
+        return [
+            ("training", self.train_dataset),
+            *((names[name], dataset) for name, dataset in evaluation.items()),
+        ]
+
+    def batch(self, rows: list[tuple[Dataset, int]]) -> dict[str, torch.Tensor]:
+        """The batch that the collator makes of rows, on the CPU, with ``targets`` for labels."""
+        inputs = dict(self.collator([dataset[index] for dataset, index in rows]))
+        return {"targets": Targets.of(inputs.pop("labels")), **inputs}
+
+    def to_device(self, batch: dict) -> dict:
+        """A batch on the accelerator's device."""
+        device = self.accelerator.device
+        return {
+            name: value.to(device) if isinstance(value, torch.Tensor | Targets) else value
+            for name, value in batch.items()
+        }

@@ -1,0 +1,62 @@
+"""What is known of FSDP and DeepSpeed: whole heads, sharded teachers, what is refused."""
+
+from __future__ import annotations
+
+from distilllens.head import Head
+from distilllens.train._trl import (
+    base_model_of,
+    maybe_gather_lm_head_ctx,
+    prepare_deepspeed,
+    prepare_fsdp,
+)
+
+
+def is_sharded(accelerator) -> bool:
+    """Whether models are split over processes, by FSDP or DeepSpeed."""
+    plugins = (getattr(accelerator.state, f"{name}_plugin", None) for name in ("deepspeed", "fsdp"))
+    return any(plugin is not None for plugin in plugins)
+
+
+def shard_teacher(teacher, accelerator):
+    """The frozen teacher, sharded like the student under DeepSpeed or FSDP.
+
+    ``accelerator.prepare_model(..., evaluation_mode=True)`` does not shard under FSDP2.
+    """
+    if accelerator.state.deepspeed_plugin is not None:
+        return prepare_deepspeed(teacher, accelerator)
+    return prepare_fsdp(teacher, accelerator)
+
+
+def gather_head(model):
+    """A context in which the head's weight is whole under DeepSpeed ZeRO-3; else an empty one."""
+    head = base_model_of(model).get_output_embeddings()
+    return maybe_gather_lm_head_ctx(head.weight, getattr(head, "bias", None))
+
+
+def gathered_head(lens) -> Head:
+    """The head of a frozen model whose weights may be sharded between its forwards (FSDP2)."""
+    head = lens.head
+    if not hasattr(head.weight, "full_tensor"):
+        return head
+    bias = None if head.bias is None else head.bias.full_tensor()
+    return Head(head.weight.full_tensor(), bias, head.scale, head.softcap)
+
+
+def check_parallelism(accelerator, args):
+    """Refuse ways of sharding that split what the loss needs whole.
+
+    Raises:
+        ValueError: tensor, context or sequence parallelism; ``eval_generate`` of a sharded student.
+    """
+    config = accelerator.parallelism_config
+    for kind in ("tp", "cp", "sp"):
+        if config is not None and getattr(config, f"{kind}_enabled", False):
+            raise ValueError(
+                f"{kind}_size > 1 is not supported: a shard of a sequence or a head has no "
+                "prediction of its own; use data parallelism or FSDP2"
+            )
+    if args.eval_generate and is_sharded(accelerator):
+        raise ValueError(
+            "eval_generate needs the whole student in every process; under FSDP or DeepSpeed "
+            "choose by metric_for_best_model: loss, and run distilllens evaluate afterwards"
+        )

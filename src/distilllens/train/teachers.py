@@ -1,0 +1,108 @@
+"""Where a run's teacher comes from: a model that runs, or a cache of its states."""
+
+from __future__ import annotations
+
+from distilllens.fingerprints import tensor_fingerprint
+from distilllens.layer_map import LayerMap
+from distilllens.lens import LogitLens
+from distilllens.loading import check_tokenizers, find_tokenizer, load_model
+from distilllens.teacher import CachedTeacher, LiveTeacher, TeacherSource
+from distilllens.train.cache_needs import Needs, needs_of, of_main_process, open_cache
+from distilllens.train.checks import check_data
+from distilllens.train.collation import Collation
+from distilllens.train.redirect import run_inside_forward
+from distilllens.train.sharding import gathered_head, is_sharded, shard_teacher
+
+
+def find_teacher(
+    collation: Collation, teacher, student_layers: int
+) -> tuple[TeacherSource | None, Needs | None]:
+    """The teacher of a run, and what its cache must still be filled with (None: nothing).
+
+    Args:
+        teacher: a model, its name, or None.
+        student_layers: the number of the student's blocks, which decides the depths.
+
+    Raises:
+        ValueError: a teacher that training cannot read, or a cache that does not fit the run.
+    """
+    folder = collation.args.teacher_cache
+    if folder is None:
+        return (None if teacher is None else load_teacher(collation, teacher)), None
+    needs = needs_of(collation, teacher)
+    cached = open_cache(folder, needs, collation.accelerator.device)
+    # The main process decides, whatever others may already see of a disk that they share.
+    if of_main_process(cached is None):
+        return load_teacher(collation, teacher), needs
+    if cached is None:
+        raise ValueError(f"teacher_cache {folder} must be a folder that all processes see")
+    check_cached_depths(collation, cached, student_layers)
+    return cached, None
+
+
+def load_teacher(collation: Collation, teacher) -> LiveTeacher:
+    """A model, or the model of a name, as a teacher that runs.
+
+    Raises:
+        ValueError: another tokenizer, a model that training cannot read, data beyond its positions.
+    """
+    args, accelerator = collation.args, collation.accelerator
+    if isinstance(teacher, str):
+        teacher = _load(teacher, args, collation.tokenizer)
+    sharded = is_sharded(accelerator)
+    if not sharded and getattr(teacher, "hf_device_map", None) is None:
+        teacher.to(accelerator.device)
+    # Before sharding: both proofs run the plain model.
+    lens = LogitLens(teacher)
+    lens.check_trainable()
+    check_data("teacher", lens.model, collation)
+    fingerprint = tensor_fingerprint(teacher) if args.teacher_cache else None
+    wrapper = shard_teacher(teacher, accelerator) if sharded else teacher
+
+    def run(method, **inputs):
+        return run_inside_forward(wrapper, teacher, method, **inputs)
+
+    return LiveTeacher(lens, run=run, gather=gathered_head, fingerprint=fingerprint)
+
+
+def layer_map_of(args, student_layers: int, teacher: TeacherSource | None) -> LayerMap | None:
+    """The pairs of a run; None without a teacher, or for plain KD between shallow models.
+
+    Raises:
+        ValueError: ``lens_layers`` that do not fit the two models.
+    """
+    if teacher is None:
+        return None
+    resolve = LayerMap.resolve if args.lens_weight > 0 else LayerMap.resolve_or_none
+    return resolve(args.lens_layers, student_layers, teacher.num_layers)
+
+
+def cached_depths(collation: Collation, teacher: TeacherSource, student_layers: int) -> tuple:
+    """The teacher's depths that a run reads from its cache, beside the last."""
+    layer_map = layer_map_of(collation.args, student_layers, teacher)
+    # Evaluation measures the lens whatever its weight.
+    wanted = collation.args.lens_weight > 0 or collation.eval_dataset is not None
+    return layer_map.teacher_depths if layer_map and wanted else ()
+
+
+def check_cached_depths(collation: Collation, cached: CachedTeacher, student_layers: int):
+    """Refuse a cache without the depths that a run reads.
+
+    Raises:
+        ValueError: with the depths that are missing.
+    """
+    depths = cached_depths(collation, cached, student_layers)
+    cached.check_depths(depths, collation.args.lens_norm)
+
+
+def _load(name, args, student_tokenizer):
+    kwargs = {
+        "dtype": "auto",
+        "trust_remote_code": args.trust_remote_code,
+        **(args.teacher_model_init_kwargs or {}),
+    }
+    hub = {key: kwargs[key] for key in ("revision", "trust_remote_code") if key in kwargs}
+    tokenizer = find_tokenizer("teacher", name, **hub)
+    if tokenizer is not None:
+        check_tokenizers(student_tokenizer, tokenizer)
+    return load_model("teacher", name, **kwargs)

@@ -1,0 +1,60 @@
+"""``distilllens cache``: run a teacher once over a recipe's data and keep its states."""
+
+from __future__ import annotations
+
+import copy
+
+from distilllens.data import to_dataset
+from distilllens.train import _trl
+from distilllens.train.cache_fill import fill_cache
+from distilllens.train.checks import check_counts
+from distilllens.train.collation import Collation
+from distilllens.train.config import DistillLensConfig
+from distilllens.train.teachers import cached_depths, check_cached_depths, find_teacher
+from distilllens.workflows import train_inputs
+from distilllens.workflows.identity import teacher_identity
+from distilllens.workflows.train import one_line_errors
+from distilllens.workflows.train_inputs import JobArguments
+
+
+def write_cache(job: JobArguments, model, args: DistillLensConfig) -> str:
+    """Write the teacher cache that a run of these arguments reads; returns a line on it.
+
+    Of the student only tokenizer and configuration are read.
+
+    Args:
+        model: a ``trl.ModelConfig``: the student.
+
+    Raises:
+        ValueError: as ``workflows.train.run_job``; no ``teacher_cache`` or teacher is named.
+    """
+    for name in ("teacher_cache", "teacher_model_name_or_path"):
+        if not getattr(args, name):
+            raise ValueError(f"distilllens cache needs {name}")
+    train_inputs.check_student(job, model)
+    tokenizer = train_inputs.load_student_tokenizer(job, model, args)
+    records = train_inputs.load_all(job, tokenizer)
+    config = train_inputs.load_student_config(job, model, args, tokenizer)
+    teacher_identity(args)
+    with one_line_errors("the cache cannot be written"):
+        cached = _filled(args, tokenizer, records, config.get_text_config().num_hidden_layers)
+    return (
+        f"the teacher cache {args.teacher_cache} holds {cached.num_documents} documents, "
+        f"{cached.num_rows} positions at {cached.manifest.num_states} depths"
+    )
+
+
+def _filled(args, tokenizer, records, student_layers):
+    args = copy.copy(args)
+    args.eval_generate = False  # nothing is answered
+    examples = {role: to_dataset(rows) for role, rows in records.items()}
+    collation = Collation.prepared(args, tokenizer, examples["train"], examples.get("eval"))
+    check_counts(len(records["train"]), collation)
+    name = args.teacher_model_name_or_path
+    teacher, needs = find_teacher(collation, name, student_layers)
+    if needs is not None:
+        depths = cached_depths(collation, teacher, student_layers)
+        teacher = fill_cache(collation, teacher, depths, needs)
+        check_cached_depths(collation, teacher, student_layers)
+    _trl.end_training(collation.accelerator)
+    return teacher

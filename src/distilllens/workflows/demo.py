@@ -1,0 +1,201 @@
+"""The demo's work: build, train twice, measure. It imports torch and trl, so it loads late."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    set_seed,
+)
+from transformers.utils import logging as transformers_logging
+
+from distilllens.data import to_dataset, to_training_examples
+from distilllens.data.synthetic import synthetic_records
+from distilllens.divergence import divergence
+from distilllens.generate.decoding import Decoding
+from distilllens.generate.transformers_backend import TransformersBackend
+from distilllens.layer_map import LayerMap
+from distilllens.lens import LogitLens, divergence_by_depth
+from distilllens.report import Looked
+from distilllens.train import DistillLensConfig, DistillLensTrainer
+from distilllens.workflows.run_models import Texts, look_at_models
+
+BATCH_SIZE = 32
+LEARNING_RATE = 1e-3  # at twice this, rounding alone moves the result (LOG.md)
+NUM_HELD_OUT = 256
+NUM_READ, NUM_ASKED = 64, 8  # on the page
+# A student starts as a copy of these blocks of the teacher, counted from 1. From random weights a
+# student of this size would need ten times the demo's steps; published ones start pre-trained.
+STUDENT_BLOCKS = (1, 3, 5, 6)
+RUNS = (("plain KD", "kd", {"lens_weight": 0.0}), ("DistillLens", "distilllens", {}))
+
+
+def run_demo(
+    teacher_dir: Path, output: Path, *, steps: int, seed: int
+) -> tuple[dict, Looked, list[dict]]:
+    """Train both students, save all models under ``output``.
+
+    Returns what was measured, what a page shows of the models, and the log of DistillLens.
+    """
+    transformers_logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(teacher_dir)
+    teacher = AutoModelForCausalLM.from_pretrained(teacher_dir, dtype=torch.float32).eval()
+    set_seed(seed)
+    # Models this small gain nothing from a second thread, and waiting for it is slow under load.
+    torch.set_num_threads(1)
+    start = thinned(teacher, STUDENT_BLOCKS)
+    layers = (start.config.num_hidden_layers, teacher.config.num_hidden_layers)
+    # The lens pairs of training, and the output as a last one.
+    pairs = LayerMap([*LayerMap.evenly("auto", *layers), layers])
+    held_out = synthetic_records(NUM_HELD_OUT, split="held_out", seed=seed)
+    records = synthetic_records(min(steps * BATCH_SIZE, 8000), seed=seed)
+    models = {"teacher": teacher, "student at start": start}
+    rows = [
+        measure("teacher", teacher, None, pairs, held_out, tokenizer),
+        measure("student at start", start, teacher, pairs, held_out, tokenizer),
+    ]
+    for name, folder, settings in RUNS:
+        student = copy.deepcopy(start)
+        began = time.perf_counter()
+        log = train(student, teacher, records, tokenizer, name, steps=steps, seed=seed, **settings)
+        seconds = time.perf_counter() - began
+        rows.append(measure(name, student, teacher, pairs, held_out, tokenizer, seconds))
+        student.save_pretrained(output / folder)
+        tokenizer.save_pretrained(output / folder)
+        models[name] = student
+    teacher.save_pretrained(output / "teacher")
+    tokenizer.save_pretrained(output / "teacher")
+    texts = Texts(held_out, "the held-out questions", NUM_READ, NUM_ASKED)
+    looked = look_at_models(models, tokenizer, texts, trained=pairs.pairs[:-1])
+    result = {
+        "steps": steps,
+        "seed": seed,
+        "questions": NUM_HELD_OUT,
+        "pairs": [f"{student}:{teacher}" for student, teacher in pairs],
+        "rows": rows,
+    }
+    return result, looked, log
+
+
+def make_llama(tokenizer, *, layers: int, width: int, heads: int) -> LlamaForCausalLM:
+    """A Llama of a size for the demo, from torch's global random state."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=width * 8 // 3 // 8 * 8,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            max_position_embeddings=128,
+            tie_word_embeddings=True,
+            # Llama's own 0.02 is meant for widths in the thousands; narrow ones learn faster so.
+            initializer_range=0.05,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def thinned(model: LlamaForCausalLM, blocks: tuple[int, ...]) -> LlamaForCausalLM:
+    """A copy of a Llama that keeps only these of its blocks, counted from 1."""
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers = len(blocks)
+    thin = LlamaForCausalLM(config)
+    thin.load_state_dict(model.state_dict(), strict=False)  # the blocks that are too many stay out
+    for block, number in zip(thin.model.layers, blocks, strict=True):
+        block.load_state_dict(model.model.layers[number - 1].state_dict())
+    return thin
+
+
+def train(student, teacher, records, tokenizer, name, *, steps, seed, **settings) -> list[dict]:
+    """Train ``student`` in place, with a progress bar; returns the log.
+
+    ``settings`` go to DistillLensConfig.
+    """
+    print(f"{name}: {steps} steps", flush=True)
+    settings = {
+        "per_device_train_batch_size": BATCH_SIZE,
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": min(50, steps // 8),
+        **settings,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        args = DistillLensConfig(
+            output_dir=folder,
+            max_steps=steps,
+            seed=seed,
+            use_cpu=True,
+            logging_steps=10,
+            save_strategy="no",
+            report_to="none",
+            **settings,
+        )
+        trainer = DistillLensTrainer(
+            student,
+            teacher,
+            args,
+            train_dataset=to_dataset(records),
+            processing_class=tokenizer,
+        )
+        trainer.train()
+    return trainer.state.log_history
+
+
+@torch.no_grad()
+def measure(name, model, teacher, pairs, records, tokenizer, seconds=None) -> dict:
+    """One row: cross-entropy, KL(teacher || model) and JSD by pair in nats per answer token.
+
+    Without a teacher (the teacher's own row) KL is None and the JSDs are an empty list.
+    """
+    model.eval()
+    examples = to_training_examples(records)
+    inputs, labels = _batch(examples, tokenizer)
+    kl, jsd = None, ()
+    if teacher is not None:
+        lenses = LogitLens(model), LogitLens(teacher)
+
+        def means(which, kind):
+            found = divergence_by_depth(*lenses, which, divergence=kind, labels=labels, **inputs)
+            return found.means
+
+        jsd = means(pairs, divergence("jsd"))
+        (kl,) = means(pairs.pairs[-1:], divergence("forward_kl"))
+    return {
+        "name": name,
+        "cross_entropy": float(model(**inputs, labels=labels).loss),
+        "kl": kl,
+        "jsd": list(jsd),
+        "exact_match": exact_match(model, examples, tokenizer),
+        "seconds": seconds,
+    }
+
+
+def exact_match(model, examples: list[dict], tokenizer) -> float:
+    """Share of examples whose greedy answer is the completion to the letter, in 0..1."""
+    longest = max(len(ids) for ids in tokenizer([e["completion"] for e in examples])["input_ids"])
+    decoding = Decoding(max_new_tokens=longest + 1, greedy=True)
+    backend = TransformersBackend(model, tokenizer, decoding)
+    answers = backend.generate(backend.encode([e["prompt"] for e in examples]), seed=0)
+    right = [a.text == e["completion"] for a, e in zip(answers, examples, strict=True)]
+    return sum(right) / len(right)
+
+
+def _batch(examples, tokenizer):
+    texts = [e["prompt"] + e["completion"] + tokenizer.eos_token for e in examples]
+    batch = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
+    prompts = tokenizer([e["prompt"] for e in examples])["input_ids"]
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    for row, prompt in enumerate(prompts):
+        labels[row, : len(prompt)] = -100
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    return inputs, labels

@@ -1,0 +1,27 @@
+"""What tells a run's models from others, before they are loaded."""
+
+from __future__ import annotations
+
+from distilllens.fingerprints import fingerprint
+from distilllens.loading import load_config
+from distilllens.teacher.cache import status
+
+
+def student_identity(model, config) -> dict:
+    """The fingerprint of the student that ``trl.ModelConfig`` names."""
+    return fingerprint(str(model.model_name_or_path), config)
+
+
+def teacher_identity(args):
+    """The fingerprint of the named teacher, or of the one whose cache is read; None for neither.
+
+    Raises:
+        ValueError: a teacher or a cache that is not there.
+    """
+    teacher = args.teacher_model_name_or_path
+    if not teacher:
+        return status(args.teacher_cache)[0].teacher if args.teacher_cache else None
+    revision = (args.teacher_model_init_kwargs or {}).get("revision", "main")
+    trusted = args.trust_remote_code
+    config = load_config("teacher", teacher, revision=revision, trust_remote_code=trusted)
+    return fingerprint(teacher, config)

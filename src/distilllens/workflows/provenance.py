@@ -1,0 +1,49 @@
+"""What a run notes of how it was made: command, fields, versions."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+
+from distilllens.train.model_card import LIBRARIES
+
+
+def record_of(given: Mapping) -> dict:
+    """What a report needs beside a run's identity; none of it decides what is learned.
+
+    Args:
+        given: the fields that were set.
+    """
+    # hub_token is among them.
+    shown = {name: value for name, value in given.items() if not name.startswith("hub_")}
+    return {
+        "command": command_line(),
+        "working_directory": os.getcwd(),
+        "given": json.loads(json.dumps(shown, default=str)),
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the libraries that decide a run's result."""
+    return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
+
+
+def command_line() -> str:
+    """The command that started this process, quoted for a shell, without the hub's token."""
+    num_processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    start = ["distilllens"]
+    if num_processes != "1":
+        start = ["torchrun", "--nproc_per_node", num_processes, "-m", "distilllens"]
+    words, secret = [], False
+    for word in sys.argv[1:]:
+        name, _, value = word.partition("=")
+        names_token = name.replace("-", "_") == "__hub_token"
+        words.append("***" if secret else f"{name}=***" if names_token and value else word)
+        secret = names_token and not value
+    return shlex.join([*start, *words])

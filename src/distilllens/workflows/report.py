@@ -1,0 +1,159 @@
+"""The report's work: a run's folder, its models on a few texts, one page. It imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+from transformers.utils import logging as transformers_logging
+
+from distilllens.files import write_atomically
+from distilllens.report import Run, render_page, require_plotting, run_sections
+from distilllens.report.training import pairs_of
+from distilllens.train.config import DistillLensConfig
+from distilllens.train.run_folder import read_run, read_state
+from distilllens.workflows.outputs import check_page
+from distilllens.workflows.run_models import look_at
+
+PAGE = "report.html"
+NUM_TEXTS = 4
+_SECRET = ("hub_token", "token")
+
+
+def write_report(
+    folder: Path,
+    output: Path | None = None,
+    *,
+    limit: int = NUM_TEXTS,
+    trust_remote_code: bool = False,
+) -> str:
+    """Read a run and its models, write the page; returns what was written, a sentence.
+
+    Args:
+        output: the page; by default ``report.html`` in the run's folder.
+        limit: how many texts are read and how many questions are asked.
+        trust_remote_code: whether code that comes with a model may run.
+
+    Raises:
+        ValueError: no run, or one without a readable log.
+        OSError: a page that cannot be written.
+        ImportError: matplotlib is missing.
+    """
+    require_plotting()
+    output = output or folder / PAGE
+    note = read_run(folder)
+    where, state = read_state(folder)
+    check_page(output)
+    transformers_logging.disable_progress_bar()
+    fields = fields_of(note)
+    rows = state["log_history"]
+    looked = look_at(where, note, fields, pairs_of(rows), limit, trust_remote_code)
+    run = Run(
+        facts=_facts(note, fields, state),
+        rows=rows,
+        recipe=yaml.safe_dump(_without_secrets(fields), sort_keys=False, allow_unicode=True),
+        command=_text(note.get("command")),
+        versions=_texts(note.get("versions")),
+    )
+    title = f"Training run: {folder.resolve().name}"
+    page = render_page(title, _lead(note, fields, state), run_sections(run, looked))
+    # A lone half of a surrogate pair, which JSON may name, is no text that a file can hold.
+    page = page.encode("utf-8", "replace").decode("utf-8")
+    write_atomically(output, page)
+    return f"the report is {output}"
+
+
+def fields_of(note: Mapping) -> dict:
+    """The fields that were set; of a run that did not note them all, those of its identity."""
+    identity = dict(note["recipe"]["fields"])
+    identity.pop("number of processes", None)
+    given = note.get("given")
+    return {**identity, **given} if isinstance(given, dict) else identity
+
+
+def _lead(note, fields, state):
+    student, teacher = _student(fields), _teacher(fields)
+    what = f"{student}, taught by {teacher}." if teacher else f"{student}, fine-tuned."
+    if note.get("finished") is True:
+        return what
+    step = state.get("global_step")
+    return f"{what} This run is not finished: what its newest checkpoint, of step {step}, says."
+
+
+def _facts(note, fields, state):
+    facts = {"student started from": _student(fields)}
+    if teacher := _teacher(fields):
+        facts |= {"teacher": teacher, "loss": _loss(fields)}
+        if pairs := pairs_of(state["log_history"]):
+            facts["depths, student:teacher"] = ", ".join(pairs)
+    else:
+        facts["loss"] = "cross-entropy"
+    if data := _data(fields):
+        facts["trained on"] = data
+    facts["steps"] = f"{state.get('global_step')} of {state.get('max_steps')}"
+    if isinstance(epochs := state.get("epoch"), int | float):
+        facts["epochs"] = f"{epochs:.3g}"
+    runtimes = [row["train_runtime"] for row in state["log_history"] if "train_runtime" in row]
+    if runtimes and isinstance(runtimes[-1], int | float):
+        facts["time since its last start"] = _duration(runtimes[-1])
+    facts["processes"] = str(note["recipe"]["fields"].get("number of processes", 1))
+    facts["finished"] = "yes" if note.get("finished") is True else "no"
+    return facts
+
+
+def _student(fields):
+    if config := fields.get("student_config"):
+        kind = config.get("model_type") if isinstance(config, dict) else config
+        return f"random weights ({kind})"
+    return str(fields.get("model_name_or_path"))
+
+
+def _teacher(fields):
+    cache = fields.get("teacher_cache")
+    named = fields.get("teacher_model_name_or_path")
+    return str(named) if named else f"the states in {cache}" if cache else None
+
+
+def _loss(fields):
+    """The weighted terms; a field that was not set has its default."""
+
+    def value(name):
+        return fields.get(name, DistillLensConfig.__dataclass_fields__[name].default)
+
+    terms = (
+        ("output_weight", f"{value('output_divergence')} at the output"),
+        ("lens_weight", f"{value('lens_divergence')} through the lens"),
+        ("cross_entropy_weight", "cross-entropy"),
+    )
+    return " + ".join(f"{value(name):g} × {what}" for name, what in terms if value(name))
+
+
+def _data(fields):
+    if name := fields.get("dataset_name"):
+        return str(name)
+    files = fields.get("train_file") or []
+    return ", ".join(map(str, files if isinstance(files, list) else [files]))
+
+
+def _duration(seconds):
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = [(hours, "h"), (minutes, "min"), (rest, "s")]
+    while len(parts) > 1 and not parts[0][0]:
+        parts.pop(0)
+    return " ".join(f"{number} {unit}" for number, unit in parts)
+
+
+def _without_secrets(value):
+    if isinstance(value, dict):
+        return {k: "***" if k in _SECRET else _without_secrets(v) for k, v in value.items()}
+    return value
+
+
+def _text(value):
+    return value if isinstance(value, str) else ""
+
+
+def _texts(value):
+    return {str(k): str(v) for k, v in value.items()} if isinstance(value, dict) else {}

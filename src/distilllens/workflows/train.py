@@ -1,0 +1,186 @@
+"""``distilllens train``: one run from files to a final model: check everything, then write."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import shutil
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from distilllens.errors import first_line, one_line
+from distilllens.evaluate.answer_scorer import DevScorer
+from distilllens.objective import TERMS
+from distilllens.train import _trl, run_folder
+from distilllens.train.build import build_trainer
+from distilllens.train.config import HIGHER_IS_BETTER, DistillLensConfig
+from distilllens.workflows import train_inputs
+from distilllens.workflows.identity import student_identity, teacher_identity
+from distilllens.workflows.provenance import record_of
+from distilllens.workflows.train_inputs import JobArguments
+
+logger = logging.getLogger(__name__)
+_METRICS = ("loss", *sorted(term.log_name for term in TERMS))
+
+
+class _Begun(TrainerCallback):
+    """Notes the run in its folder once everything is prepared and the first step comes next."""
+
+    def __init__(self, note):
+        self.note, self.begun = note, False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.begun = True
+        if state.is_world_process_zero:
+            self.note()
+
+
+def run_job(job: JobArguments, model, args: DistillLensConfig, given: dict) -> str:
+    """Train as the arguments say, and leave a report; returns a line or two on what lies where.
+
+    Args:
+        model: a ``trl.ModelConfig``: the student, and how it is loaded.
+        given: the fields that were set.
+
+    Raises:
+        ValueError: anything wrong with data, models or folder, before the folder is touched.
+    """
+    if (line := _run(job, model, args, given)) is None:
+        return f"{args.output_dir} holds the finished run of this recipe; nothing to do"
+    # The processes have parted by now: the first alone stays for the page.
+    if job.report and os.environ.get("RANK", "0") == "0":
+        line += f"\n{_leave_report(args)}"
+    return line
+
+
+def _run(job, model, args, given):
+    """Train; returns a line, or None where the run is finished already."""
+    train_inputs.check_student(job, model)
+    _check_metric(args)
+    _check_folders(args)
+    args = train_inputs.with_student_settings(job, model, args)
+    tokenizer = train_inputs.load_student_tokenizer(job, model, args)
+    records = train_inputs.load_all(job, tokenizer)
+    student, config = train_inputs.load_student(job, model, args, tokenizer)
+    scorer = _scorer(args, records, tokenizer, config)
+    models = {
+        "student": student_identity(model, config),
+        **({"teacher": teacher} if (teacher := teacher_identity(args)) is not None else {}),
+    }
+    files = train_inputs.files_of(job)
+    identity = run_folder.recipe_identity(given, files, models, args.world_size)
+    checkpoint = run_folder.resume_point(args.output_dir, identity)
+    if run_folder.is_finished(args.output_dir):
+        return None
+    checkpoint = _asked_for(args, checkpoint, config.to_dict())
+
+    record = record_of(given)
+    begun = _Begun(lambda: run_folder.write_run(args.output_dir, identity, **record))
+    with (
+        one_line_errors("the run cannot start", lambda: begun.begun),
+        run_folder.unmade_on_failure(args.output_dir),
+    ):
+        trainer = build_trainer(
+            student, model, args, tokenizer, records, callbacks=[begun], score_answers=scorer
+        )
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    _save_final(trainer, identity, record)
+    _trl.end_training(trainer.accelerator)
+    return f"the final model and its tokenizer are in {args.output_dir}"
+
+
+def _scorer(args, records, tokenizer, config):
+    """What scores answers to the evaluation data during training, or None."""
+    if not args.eval_generate:
+        return None
+    if "eval" not in records:
+        raise ValueError("eval_generate needs eval_file or dataset_test_split")
+    scorer = DevScorer(**(args.eval_generate_kwargs or {}))
+    scorer.check(records["eval"], tokenizer, config)
+    return partial(scorer, records["eval"])
+
+
+def _leave_report(args):
+    """Make the page of a run that has just ended; returns a line on it, or on why there is none."""
+    from distilllens.workflows.report import write_report
+
+    gc.collect()  # the trainer and its models
+    try:
+        return write_report(Path(args.output_dir), trust_remote_code=args.trust_remote_code)
+    except Exception as error:  # the run is whole, whatever a page, a disk or a library says
+        return f"distilllens: warning: no report of {args.output_dir}: {one_line(error)}"
+
+
+@contextmanager
+def one_line_errors(what, begun=lambda: False):
+    """Turn a library's refusal of a value, in its own way, into one line, unless work has begun."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError):
+        raise
+    except Exception as error:
+        if begun():
+            raise
+        text = f"{what}: {type(error).__name__}: {first_line(error)}"
+        raise ValueError(text) from error
+
+
+def _check_folders(args):
+    if args.teacher_cache is None:
+        return
+    cache, output = Path(args.teacher_cache).resolve(), Path(args.output_dir).resolve()
+    if output in (cache, *cache.parents):
+        raise ValueError(
+            f"teacher_cache {args.teacher_cache} lies in output_dir {args.output_dir}, which holds "
+            "one run and nothing else; name a folder beside it"
+        )
+
+
+def _check_metric(args):
+    name = (args.metric_for_best_model or "loss").removeprefix("eval_")
+    known = _METRICS + (HIGHER_IS_BETTER if args.eval_generate else ())
+    if name not in known and not name.startswith("lens_loss/"):
+        asked = "; it needs eval_generate" if name in HIGHER_IS_BETTER else ""
+        raise ValueError(
+            f"metric_for_best_model {name!r} is never measured{asked}; "
+            f"known: {', '.join(known)}, lens_loss/1:2 and so on"
+        )
+
+
+def _asked_for(args, checkpoint, config):
+    """The checkpoint to resume from: the run's own, unless the recipe names another or none."""
+    asked = args.resume_from_checkpoint
+    if str(asked).lower() == "false" and checkpoint is not None:
+        raise ValueError(
+            f"resume_from_checkpoint is false, but {checkpoint} is there; "
+            "choose another output_dir to start again"
+        )
+    if asked is not None and str(asked).lower() not in ("true", "false"):
+        run_folder.check_checkpoint(asked, config)
+        checkpoint = Path(asked)
+    if checkpoint is not None:
+        logger.warning("resuming from %s", checkpoint)
+    return checkpoint
+
+
+def _save_final(trainer, identity, record):
+    """Save beside, then move the files in, so that no half-written model is ever there."""
+    output_dir = Path(trainer.args.output_dir)
+    part = output_dir / "final.part"
+    trainer.save_model(str(part))
+    trainer.accelerator.wait_for_everyone()
+    if not trainer.is_world_process_zero():
+        return
+    for file in part.iterdir():
+        target = output_dir / file.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(file, target)
+    part.rmdir()
+    trainer.save_state()
+    trainer.create_model_card()
+    run_folder.write_run(output_dir, identity, finished=True, **record)

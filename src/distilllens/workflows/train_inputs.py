@@ -1,0 +1,260 @@
+"""What a run starts from: its arguments, examples, tokenizer, student and configurations."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+
+from distilllens.data import data_files, drop_long_prompts, load_hub, load_records
+from distilllens.errors import first_line
+from distilllens.loading import load_config, load_tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class JobArguments:
+    """What a run trains on, and where a student without weights comes from."""
+
+    train_file: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Training data: files or folders of .jsonl, .json or .txt (each may be .gz)."
+        },
+    )
+    eval_file: list[str] | None = field(
+        default=None, metadata={"help": "Evaluation data, as train_file."}
+    )
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "A data set of the hub, instead of train_file."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Its configuration."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Its training split."})
+    dataset_test_split: str | None = field(
+        default=None, metadata={"help": "Its evaluation split; none by default."}
+    )
+    max_prompt_length: int | None = field(
+        default=None,
+        metadata={"help": "Leave out records whose prompt has more tokens (the paper: 256)."},
+    )
+    student_config: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Start from random weights of this configuration, such as {model_type: gpt2, "
+            "n_layer: 4, n_embd: 128, n_head: 4}, instead of model_name_or_path."
+        },
+    )
+    tokenizer_name_or_path: str | None = field(
+        default=None, metadata={"help": "The tokenizer, where the student's folder has none."}
+    )
+    report: bool = field(
+        default=True,
+        metadata={
+            "help": "Leave report.html in output_dir at the end: losses over time, divergence by "
+            "depth before and after, answers side by side."
+        },
+    )
+
+    def __post_init__(self):
+        for name in ("train_file", "eval_file"):
+            setattr(self, name, _paths(name, getattr(self, name)))
+        if isinstance(self.student_config, str):
+            self.student_config = _mapping("student_config", self.student_config)
+        if self.student_config is not None and "model_type" not in self.student_config:
+            raise ValueError("student_config needs a model_type, such as gpt2 or llama")
+        if (self.train_file is None) == (self.dataset_name is None):
+            raise ValueError(
+                "name the training data by train_file or by dataset_name, one of the two"
+            )
+        if self.dataset_name is not None and self.eval_file is not None:
+            raise ValueError(
+                "eval_file goes with train_file; with dataset_name: dataset_test_split"
+            )
+        if self.dataset_name is None and self.dataset_test_split is not None:
+            raise ValueError(
+                "dataset_test_split goes with dataset_name; with train_file: eval_file"
+            )
+
+
+def load_all(job, tokenizer) -> dict[str, list[dict]]:
+    """role -> records; those with prompts beyond ``max_prompt_length`` are left out.
+
+    Raises:
+        ValueError: data that cannot be read, with file and line; no example left.
+    """
+    if job.dataset_name is not None:
+        splits = {"train": job.dataset_train_split, "eval": job.dataset_test_split}
+        records = {
+            role: load_hub(job.dataset_name, split, job.dataset_config)
+            for role, split in splits.items()
+            if split is not None
+        }
+    else:
+        files = {"train": job.train_file, "eval": job.eval_file}
+        records = {role: load_records(names) for role, names in files.items() if names}
+    if job.max_prompt_length is not None:
+        for role, rows in records.items():
+            records[role], dropped = drop_long_prompts(rows, tokenizer, job.max_prompt_length)
+            if dropped:
+                logger.warning(
+                    "%d of %d %s examples have prompts of more than %d tokens; they are left out",
+                    dropped,
+                    len(rows),
+                    role,
+                    job.max_prompt_length,
+                )
+    return records
+
+
+def files_of(job) -> list[Path]:
+    """The data files a run reads."""
+    names = [name for names in (job.train_file, job.eval_file) for name in names or ()]
+    return list(data_files(names)) if names else []
+
+
+def load_student_tokenizer(job, model, args):
+    """The student's tokenizer.
+
+    Raises:
+        ValueError: it cannot be loaded, or it has no end-of-sequence token.
+    """
+    name = job.tokenizer_name_or_path or model.model_name_or_path
+    tokenizer = load_tokenizer(
+        "student",
+        name,
+        advice="name a folder or hub id that has one, or set tokenizer_name_or_path",
+        revision=None if job.tokenizer_name_or_path else model.model_revision,
+        trust_remote_code=args.trust_remote_code,
+    )
+    if tokenizer.eos_token is None and args.eos_token is None:
+        raise ValueError(f"the tokenizer of {name} has no end-of-sequence token; set eos_token")
+    return tokenizer
+
+
+def with_student_settings(job, model, args):
+    """A copy of ``args`` in which ``model_init_kwargs`` loads the student as the recipe says."""
+    if job.student_config is not None:
+        return copy.copy(args)
+    settings = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype or "float32",
+    }
+    args = copy.copy(args)
+    args.model_init_kwargs = settings | dict(args.model_init_kwargs or {})
+    return args
+
+
+def load_student(job, model, args, tokenizer):
+    """``(student, config)``: a name for the trainer to load, or a model with random weights.
+
+    Raises:
+        ValueError: a configuration that cannot be loaded or makes no model.
+    """
+    if job.student_config is not None:
+        student = random_student(job.student_config, tokenizer, args.seed)
+        return student, student.config
+    return model.model_name_or_path, load_student_config(job, model, args, tokenizer)
+
+
+def load_student_config(job, model, args, tokenizer):
+    """The student's configuration; no weights are loaded or drawn.
+
+    Raises:
+        ValueError: it cannot be loaded, or ``student_config`` makes none.
+    """
+    if job.student_config is not None:
+        return random_student_config(job.student_config, tokenizer)
+    return load_config(
+        "student",
+        model.model_name_or_path,
+        revision=(args.model_init_kwargs or {}).get("revision", model.model_revision),
+        trust_remote_code=args.trust_remote_code,
+    )
+
+
+def random_student_config(student_config: dict, tokenizer):
+    """The configuration of a student with random weights; special tokens are the tokenizer's.
+
+    Raises:
+        ValueError: a setting that the model type does not have, or a value that it refuses.
+    """
+    settings = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        **student_config,
+    }
+    try:
+        _check_names(student_config)
+        return AutoConfig.for_model(**settings)
+    except Exception as error:  # configuration classes raise whatever they like
+        raise ValueError(f"student_config makes no model: {first_line(error)}") from error
+
+
+def random_student(student_config: dict, tokenizer, seed: int):
+    """A model with random weights: two recipes of one seed start from the same ones.
+
+    Raises:
+        ValueError: as ``random_student_config``, or a configuration that makes no model.
+    """
+    config = random_student_config(student_config, tokenizer)
+    set_seed(seed)
+    try:
+        student = AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # models raise whatever they like
+        raise ValueError(f"student_config makes no model: {first_line(error)}") from error
+    student.config.name_or_path = f"random weights, {student_config}"
+    return student
+
+
+def check_student(job, model):
+    if (job.student_config is None) == (model.model_name_or_path is None):
+        raise ValueError(
+            "name the student by model_name_or_path (a folder or hub id) or by student_config "
+            "(random weights), one of the two"
+        )
+    if job.student_config is not None and job.tokenizer_name_or_path is None:
+        raise ValueError("a student from student_config needs tokenizer_name_or_path")
+    if job.student_config is not None and model.use_peft:
+        raise ValueError(
+            "use_peft trains an adapter beside weights that student_config only draws: train the "
+            "student first, then name it by model_name_or_path"
+        )
+
+
+def _check_names(student_config):
+    """Configuration classes keep any name they are given; a misspelt one would go unnoticed."""
+    default = AutoConfig.for_model(student_config["model_type"])
+    known = {*default.to_dict(), *default.attribute_map, "model_type"}
+    for name in student_config:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(f"{student_config['model_type']} has no setting {name!r}{hint}")
+
+
+def _paths(name, value):
+    value = [value] if isinstance(value, str) else value
+    if value is None:
+        return None
+    if not isinstance(value, list) or not value or not all(isinstance(v, str) and v for v in value):
+        raise ValueError(f"{name} must be a path or a list of paths, got {value!r}")
+    return value
+
+
+def _mapping(name, text):
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must be a mapping (JSON on the command line), got {text!r}")
+    return value

@@ -1,0 +1,73 @@
+"""Answers scored during training."""
+
+import json
+
+import pytest
+import toys
+
+from distilllens.cli import main
+from distilllens.evaluate.answer_scorer import DevScorer
+
+RECORDS = [
+    {"instruction": e["prompt"], "output": [e["completion"].strip(), "the cat"]}
+    for e in toys.examples(7)
+]
+
+
+def scorer(**settings):
+    """A scorer of short answers."""
+    return DevScorer(max_new_tokens=6, batch_size=2, **settings)
+
+
+def test_it_scores_what_an_evaluation_scores(tmp_path, monkeypatch):
+    """With seed 10 the same mean as that column of ``distilllens evaluate``."""
+    monkeypatch.chdir(tmp_path)
+    toys.llama().save_pretrained("student")
+    toys.tokenizer().save_pretrained("student")
+    (tmp_path / "dev.jsonl").write_text("".join(json.dumps(r) + "\n" for r in RECORDS))
+    flags = ["--seeds", "10", "--max_new_tokens", "6", "--output", "results"]
+    assert main(["evaluate", "--model", "student", "--benchmark", "dev.jsonl", *flags]) == 0
+    scores = json.loads((tmp_path / "results" / "scores.json").read_text())["scores"]
+    found = scorer()(RECORDS, toys.llama(), toys.tokenizer())
+    for metric in ("rouge_l", "exact_match"):
+        total, count = found[metric]
+        assert count == 7
+        assert total / count == pytest.approx(scores[metric]["dev"]["student"]["mean"])
+    assert found["rouge_l"][0] > 0
+
+
+def test_shares_add_up():
+    """Of three processes, one of which has little to do; a limit takes the first."""
+    model, tokenizer = toys.llama(), toys.tokenizer()
+    whole = scorer()(RECORDS, model, tokenizer)["rouge_l"]
+    parts = [scorer()(RECORDS, model, tokenizer, (rank, 3))["rouge_l"] for rank in range(3)]
+    assert sum(total for total, _ in parts) == pytest.approx(whole[0])
+    assert [count for _, count in parts] == [3, 2, 2]
+    assert scorer(limit=3)(RECORDS, model, tokenizer)["rouge_l"][1] == 3
+
+
+def test_prompts_are_checked_before_training():
+    """One that leaves no room for an answer, and records without one."""
+    config = toys.llama(positions=16).config
+    with pytest.raises(ValueError, match="evaluation data example 0: the prompt has"):
+        scorer().check(RECORDS, toys.tokenizer(), config)
+    with pytest.raises(ValueError, match="evaluation data example 0: a 'text' record has no ref"):
+        scorer().check([{"text": "the cat"}], toys.tokenizer(), toys.llama().config)
+    scorer().check(RECORDS, toys.tokenizer(), toys.llama().config)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temprature": 1.0}, "no 'temprature'; did you mean temperature"),
+        ({"seed": -1}, "seed must be a whole number from 0, got -1"),
+        ({"limit": 0}, "limit must be a whole number from 1, got 0"),
+        ({"limit": True}, "limit must be a whole number from 1, got True"),
+        ({"batch_size": 2.0}, "batch_size must be a whole number from 1, got 2.0"),
+        ({"top_p": 0}, "top_p must be above 0"),
+    ],
+)
+def test_wrong_settings_are_named(settings, message):
+    """With what would be right."""
+    with pytest.raises(ValueError, match=message):
+        DevScorer(**settings)

@@ -1,0 +1,61 @@
+"""Prompts are read as training reads them, and padded on the left."""
+
+import pytest
+import torch
+import toys
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer
+
+from distilllens.generate.prompts import encode_prompts, end_tokens, left_padded, up_to_end
+
+
+def tokenizer(template):
+    """The toy tokenizer that surrounds texts with <eos> as the template says; its id is 0."""
+    made = toys.tokenizer()
+    if template:
+        made.backend_tokenizer.post_processor = TemplateProcessing(
+            single=template, special_tokens=[("<eos>", 0)]
+        )
+    return made
+
+
+@pytest.mark.parametrize("template", [None, "<eos> $A", "$A <eos>", "<eos> $A <eos>"])
+def test_prompts_are_the_beginnings_of_training_rows(template, tmp_path, monkeypatch):
+    """Token for token what SFTTrainer does not count as completion."""
+    made = tokenizer(template)
+    monkeypatch.setattr(toys, "tokenizer", lambda: made)
+    examples = toys.examples(8)
+    rows = toys.trainer(tmp_path, teacher=None, cross_entropy_weight=1.0).train_dataset
+    found = encode_prompts(made, [example["prompt"] for example in examples])
+    for row, ids in zip(rows, found, strict=True):
+        targets = [label != -100 for label in row["labels"]]
+        assert row["input_ids"][: targets.index(True)] == ids
+    assert (found[0][0] == 0) == (template or "").startswith("<eos>")
+
+
+def test_special_tokens_of_the_text_itself_stay():
+    """A prompt may end in one; nothing but what the template adds behind it is left out."""
+    assert encode_prompts(tokenizer("$A <eos>"), ["the cat <eos>", ""]) == [[2, 3, 0], [0]]
+    assert encode_prompts(tokenizer(None), []) == []
+
+
+@pytest.mark.parametrize("name", ["tokenizers/gpt2", "tokenizers/llama2-32k", "models/stories260K"])
+def test_real_tokenizers(shared, name):
+    """What the tokenizer gives by itself, as none of these adds anything behind a text."""
+    real = AutoTokenizer.from_pretrained(shared / name)
+    texts = ["### Instruction:\nSay it.\n\n### Response:\n", "Once upon a time", " x" * 3000]
+    found = encode_prompts(real, texts)
+    assert found == [real(text, verbose=False)["input_ids"] for text in texts]
+    assert real.eos_token_id not in {ids[-1] for ids in found}
+
+
+def test_padding_is_on_the_left_and_masked():
+    """Ids and mask of two prompts."""
+    ids, mask = left_padded([[1, 2, 3], [4]], 9, torch.device("cpu"))
+    assert ids.tolist() == [[1, 2, 3], [9, 9, 4]] and mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+def test_ends():
+    """Each once, in order, of ids, lists and None; an answer ends at the first."""
+    assert end_tokens(None, 3, [4, 3], None, (5,)) == [3, 4, 5] and end_tokens(None) == []
+    assert up_to_end([1, 2, 3, 4, 3], [4, 3]) == [1, 2, 3] and up_to_end([1], []) == [1]

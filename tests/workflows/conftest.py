@@ -1,0 +1,5 @@
+"""The inspection that the report tests read too."""
+
+from report.conftest import inspected
+
+__all__ = ["inspected"]

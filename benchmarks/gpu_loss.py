@@ -85,8 +85,8 @@ def _finished(shape, case, toy):
     if case["dtype"] == "float32":
         case["name"] += ", bfloat16 autocast" if case.get("autocast") else ""
         case["name"] += ", TF32" if case["tf32"] else ""
-    operation = "precision" if shape == "precision" else "loss"
-    case |= {"operation": operation, "shape": shape, "name": f"{operation} {shape}: {case['name']}"}
+    operation, of = ("precision", "") if shape == "precision" else ("loss", f" {shape}")
+    case |= {"operation": operation, "shape": shape, "name": f"{operation}{of}: {case['name']}"}
     return {"repeats": 1 if toy else 15, **case}
 
 

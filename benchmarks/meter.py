@@ -1,4 +1,4 @@
-"""Seconds of repeated calls, and peak memory: of this process, or counted tensor by tensor."""
+"""Seconds of repeated calls, and peak memory: of this process, of a GPU, or tensor by tensor."""
 
 from __future__ import annotations
 
@@ -38,19 +38,37 @@ def timed(call, repeats: int) -> dict:
 class PeakMemory:
     """``with PeakMemory() as peak: ...`` -> ``peak.bytes`` beside what was resident at its start.
 
-    Linux forgets the high-water mark on request. Elsewhere it is that of the whole process, and
-    right if nothing before came as high.
+    On a CUDA ``device`` it is what torch's allocator gave to tensors there. Else it is memory of
+    the process: Linux forgets the high-water mark on request. Elsewhere it is that of the whole
+    process, and right if nothing before came as high.
     """
+
+    def __init__(self, device: torch.device | None = None):
+        self.device = device if device is not None and device.type == "cuda" else None
 
     def __enter__(self):
         gc.collect()
-        _trim()
-        _forget_peak()
-        self.before = _status("VmRSS") or _highest()
+        if self.device:
+            wait(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.before = torch.cuda.memory_allocated(self.device)
+        else:
+            _trim()
+            _forget_peak()
+            self.before = _status("VmRSS") or _highest()
         return self
 
     def __exit__(self, *error):
-        self.bytes = max(0, (_status("VmHWM") or _highest()) - self.before)
+        if self.device:
+            self.bytes = torch.cuda.max_memory_allocated(self.device) - self.before
+        else:
+            self.bytes = max(0, (_status("VmHWM") or _highest()) - self.before)
+
+
+def wait(device: torch.device) -> None:
+    """Return when all that is queued on a GPU is done; elsewhere nothing is queued."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def available_bytes() -> int:

@@ -10,12 +10,18 @@ from pathlib import Path
 import torch
 
 from benchmarks import dolly
-from benchmarks.meter import too_large
+from benchmarks.meter import too_large, wait
 from benchmarks.rivals import PublishedPipeline, trl_trainer, whole_tensors
 from distilllens import cost
 
 SHAPES = {  # student and teacher: blocks, width, attention heads
     "gpt2": {"student": (12, 768, 12), "teacher": (48, 1600, 25), "vocab": 50257, "batch": 1},
+    "gpt2 batch 16": {
+        "student": (12, 768, 12),
+        "teacher": (48, 1600, 25),
+        "vocab": 50257,
+        "batch": 16,
+    },
     "small": {"student": (4, 128, 2), "teacher": (8, 256, 4), "vocab": 50257, "batch": 4},
     "toy": {"student": (3, 8, 2), "teacher": (4, 16, 2), "vocab": 211, "batch": 2},
 }
@@ -85,8 +91,10 @@ class Runner:
     def run(self, rows):
         """One timed optimizer step."""
         batch = self.collate(rows)
+        wait(self.student.device)
         start = time.perf_counter()
         self.step(batch)
+        wait(self.student.device)
         self.seconds.append(round(time.perf_counter() - start, 4))
         self.lengths.append(dolly.lengths(rows))
 
@@ -109,7 +117,7 @@ class Runner:
             **({"rows": "random ids"} if "answer" in more else {}),
             "batch": SHAPES[self.case["shape"]]["batch"],
             "pairs": num_pairs(self.case),
-            "dtype": "float32",
+            "dtype": self.case.get("dtype", "float32"),
             "steps": len(self.seconds),
             "seconds": self.seconds,
             "tokens": [sum(tokens for tokens, _ in rows) for rows in self.lengths],
@@ -143,7 +151,7 @@ def token_rows(case: dict):
 
 
 def make_model(case: dict, who: str):
-    """A GPT-2 of the shape with random weights."""
+    """A GPT-2 of the shape with random weights; in bfloat16 the student's stay float32."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     shape = SHAPES[case["shape"]]
@@ -158,7 +166,13 @@ def make_model(case: dict, who: str):
         bos_token_id=0,
         eos_token_id=0,
     )
-    return GPT2LMHeadModel(config)
+    with torch.device(case.get("device", "cpu")):
+        model = GPT2LMHeadModel(config)
+    return model.bfloat16() if who == "teacher" and _is_half(case) else model
+
+
+def _is_half(case):
+    return case.get("dtype") == "bfloat16"
 
 
 def make_runners(case: dict, rows, tokenizer, folder: Path, warm=None):
@@ -202,7 +216,8 @@ def _ours(pipeline, case, teacher, rows, tokenizer, folder):
             max_length=dolly.LONGEST,
             completion_only_loss=True,
             optim="adamw_torch_fused",
-            bf16=False,
+            bf16=_is_half(case),
+            use_cpu=case.get("device", "cpu") == "cpu",
             report_to="none",
             disable_tqdm=True,
             save_strategy="no",
@@ -218,11 +233,15 @@ def _ours(pipeline, case, teacher, rows, tokenizer, folder):
 
     start = time.perf_counter()
     trainer = make(teacher)
+    held = sum(weight.nbytes for weight in teacher.parameters())
     if "teacher_cache" in options:
+        trainer.fill_teacher_cache()
         written = sum(file.stat().st_size for file in (folder / "cache").rglob("*"))
         more = {"cache_s": round(time.perf_counter() - start, 2), "cache_bytes": written}
         more["head_numbers"] = teacher.get_output_embeddings().weight.numel()
         trainer = make(None)  # a run that has the cache needs no teacher
+        held = 0
+    more["teacher_bytes"] = held
     numbers = {tuple(row["input_ids"]): at for at, row in enumerate(trainer.train_dataset)}
 
     def collate(rows):

@@ -54,11 +54,11 @@ def trl(student, head, teacher, teacher_head):
     return ChunkedDivergenceFunction.apply(*sides, 0.5)[0].sum()
 
 
-def liger(student, head, teacher, teacher_head):
+def liger(student, head, teacher, teacher_head, *, compiled=None):
     """Liger-Kernel's chunked JSD; compiled where there is a GPU, as its own default is."""
     from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
-    compiled = student.device.type != "cpu"
+    compiled = student.device.type != "cpu" if compiled is None else compiled
     loss = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, compiled=compiled)
     targets = torch.zeros(len(student), dtype=torch.long, device=student.device)
     return loss(student, head, teacher, teacher_head, targets) * len(student)
@@ -77,7 +77,7 @@ WHOLE = ("reference", "published formula")  # these hold [N, V] tensors
 def missing(engine: str) -> str | None:
     """Why an engine cannot run here, or None."""
     try:
-        if engine == "Liger":
+        if engine.startswith("Liger"):
             from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss  # noqa: F401
         if engine == "TRL":
             from trl.kernels.chunked_divergence import ChunkedDivergenceFunction  # noqa: F401

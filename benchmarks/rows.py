@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -44,8 +45,18 @@ def environment(threads: int) -> dict:
     }
 
 
+def version_of(name: str) -> str:
+    """The version of a package that may be missing."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
 def commit() -> str:
-    """The commit, with a + if the library differs from it; empty outside a clone."""
+    """The commit, with a + if the library differs from it; outside a clone $COMMIT, or nothing."""
+    if not (Path(__file__).parents[1] / ".git").exists() or not shutil.which("git"):
+        return os.environ.get("COMMIT", "")
     git = ["git", "-C", str(Path(__file__).parents[1])]
     head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "src"], capture_output=True)

@@ -327,8 +327,17 @@ TABLES = {
     "cost": cost_table,
     "roofline": roofline_table,
     "cache-size": cache_size_table,
+    "gpu-loss": lambda folder: _gpu_table("gpu-loss", folder),
+    "gpu-steps": lambda folder: _gpu_table("gpu-steps", folder),
+    "gpu-precision": lambda folder: _gpu_table("gpu-precision", folder),
     "figure": lambda folder: figure_line(),
 }
+
+
+def _gpu_table(name, folder):
+    from benchmarks import gpu_tables  # which makes its tables by this file
+
+    return gpu_tables.TABLES[name](folder)
 
 
 def _floor(found, row):

@@ -2,8 +2,11 @@
 
 import copy
 import importlib
+import importlib.util
 import json
+import os
 import random
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 NAMES = ("chunks", "dolly", "loss", "meter", "rivals", "rows", "run", "scaling")
-NAMES += ("pipelines", "steps", "tables", "generation")
+NAMES += ("pipelines", "steps", "tables", "generation", "gpu", "gpu_loss", "gpu_tables")
 bench = {name: importlib.import_module(f"benchmarks.{name}") for name in NAMES}
 TOY = {**bench["loss"].TOY, "tokens": 24, "dtype": "float32", "repeats": 1}
 # Toy logits are below 10; m is at least 1e-5, so that log(m + 1e-8) is off by less than 1e-3.
@@ -165,6 +168,79 @@ def test_toy_answers_measure_and_make_a_table(tmp_path):
         rows.store(tmp_path, "generation", row)
     table = bench["tables"].generation_table(tmp_path)
     assert table.count("\n") == 2 + 4 and "| one at a time |" in table and "by a forward" in table
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_the_gpu_command_rehearses_on_the_cpu(tmp_path):
+    """A loss part and whole steps: every row is there, ours are right, and tables are made."""
+    command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), "--toy", "--results", str(tmp_path)]
+    command += ["--parts", "gpt2 steps"]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+    found = {row["name"]: row for row in bench["rows"].load(tmp_path, "gpu")}
+    for case in bench["gpu_loss"].cases("gpt2", toy=True):
+        row = found.pop(case["name"])
+        if bench["rivals"].missing(case["engine"]):
+            assert "skipped" in row
+            continue
+        assert row["median_s"] > 0 and row["peak_bytes"] >= 0
+        if case["engine"] != "products" and not case["engine"].startswith("Liger"):
+            assert "wrong" not in row and row["value_error"] < 1e-2
+    steps = [row for row in found.values() if row["operation"] == "training step"]
+    assert [row["steps"] for row in steps] == [3] * 3
+    assert {row["dtype"] for row in steps} == {"bfloat16"}
+    tables = bench["gpu_tables"].TABLES
+    assert "| ours, `triton` 4 |" in tables["gpu-loss"](tmp_path)
+    assert "| DistillLens, cached teacher |" in tables["gpu-steps"](tmp_path)
+    assert "step toy: plain KD" in done.stdout and (tmp_path / "gpu.log").exists()
+
+
+def gpu_options(folder, part, *words):
+    return bench["gpu"].parse([part, "--toy", "--results", str(folder), *words])
+
+
+def test_a_gpu_case_that_fails_loses_nothing(tmp_path, monkeypatch, capfd):
+    """It is a row that says why; those after it are measured, and the part fails."""
+    gpu, gpu_loss, rows = bench["gpu"], bench["gpu_loss"], bench["rows"]
+    cases = gpu_loss.cases("precision", toy=True)[:2]
+    bad = {**cases[0], "name": "bad", "engine": "none"}
+    monkeypatch.setattr(gpu_loss, "cases", lambda part, toy: [bad, *cases])
+    device = torch.device("cpu")
+    assert gpu.run_cases(gpu_options(tmp_path, "precision"), device, {}) == 1
+    first, *rest = rows.load(tmp_path, "gpu")
+    assert first["skipped"] == "failed: KeyError: 'none'"
+    assert [row["engine"] for row in rest if "median_s" in row] == ["reference", "chunked"]
+    assert "| chunked |" in bench["gpu_tables"].precision_table(tmp_path)
+    again = gpu_options(tmp_path / "again", "precision", "--after", cases[0]["name"])
+    assert gpu.run_cases(again, device, {}) == 1  # it goes on where the device broke
+    assert [row["engine"] for row in rows.load(tmp_path / "again", "gpu")] == ["chunked"]
+
+
+def test_a_wrong_value_marks_its_row():
+    """A gradient that is off by a tenth, and a NaN."""
+    gpu_loss = bench["gpu_loss"]
+    case = gpu_loss.cases("precision", toy=True)[0]
+    right = (torch.tensor(2.0).double(), torch.ones(3, 2).double(), torch.ones(4, 2).double())
+    assert "wrong" not in gpu_loss.errors(case, right, right)
+    off = gpu_loss.errors(case, (right[0], right[1] * 1.1, right[2]), right)
+    assert off["wrong"] == "student_gradient_error 1.0e-01"
+    assert (
+        "value_error nan"
+        in gpu_loss.errors(case, (right[0] * torch.nan, *right[1:]), right)["wrong"]
+    )
+
+
+@pytest.mark.parametrize("toy", [False, True])
+def test_gpu_cases_have_names_of_their_own(toy):
+    """Over all parts; the shapes are GPT-2's and Qwen2.5's."""
+    gpu = bench["gpu"]
+    found = [case for part in gpu.LOSS for case in bench["gpu_loss"].cases(part, toy)]
+    assert len({case["name"] for case in found}) == len(found)
+    vocabularies = {211} if toy else {50257, 151936, 8195}
+    assert {case["vocab"] for case in found} == vocabularies
 
 
 def test_rows_replace_their_own_name(tmp_path):

@@ -10,6 +10,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -65,7 +66,7 @@ def divergence(name: str, **params: float) -> Callable[[Tensor, Tensor], Tensor]
     (skew); Wen et al. 2023 (total_variation).
     """
     checked = parameters(name, params)
-    formula = functools.partial(_FORMULAS[name], **checked)
+    formula = functools.partial(_DIVERGENCES[name].formula, **checked)
 
     def compare(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         if student_logits.shape != teacher_logits.shape:
@@ -90,35 +91,28 @@ def parameters(name: str, given: Mapping[str, float]) -> dict[str, float]:
     Raises:
         ValueError: an unknown name or parameter, or a value outside its range.
     """
-    if name not in _FORMULAS:
-        raise ValueError(f"unknown divergence {name!r}; known: {', '.join(_FORMULAS)}")
-    known = {
-        parameter.name: parameter.default
-        for parameter in inspect.signature(_FORMULAS[name]).parameters.values()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
+    if name not in _DIVERGENCES:
+        raise ValueError(f"unknown divergence {name!r}; known: {', '.join(_DIVERGENCES)}")
+    entry = _DIVERGENCES[name]
+    found = inspect.signature(entry.formula).parameters
+    found = {key: found[key].default for key in entry.ranges}
     for key, value in given.items():
-        if key not in known:
+        if key not in found:
             raise ValueError(
                 f"divergence {name!r} takes no parameter {key!r}; "
-                f"valid: {', '.join(known) or 'none'}"
+                f"valid: {', '.join(found) or 'none'}"
             )
-        known[key] = _checked(name, key, value)
-    if name == "jeffreys" and not any(known.values()):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+        ):
+            raise ValueError(f"{key} of {name} must be a finite number, got {value!r}")
+        entry.ranges[key].check(f"{key} of {name}", value)
+        found[key] = float(value)
+    if name == "jeffreys" and not any(found.values()):
         raise ValueError("jeffreys needs forward_weight or reverse_weight above 0, got 0 for both")
-    return known
-
-
-def _checked(name, key, value):
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{key} of {name} must be a finite number, got {value!r}")
-    if key in ("forward_weight", "reverse_weight"):
-        if value < 0:
-            raise ValueError(f"{key} of {name} must be at least 0, got {value}")
-    elif not 0 < value < 1:
-        hint = "" if key == "mu" else " (its ends have names: forward_kl, reverse_kl)"
-        raise ValueError(f"{key} of {name} must lie strictly between 0 and 1, got {value}{hint}")
-    return float(value)
+    return found
 
 
 def reading_waits(tensor: Tensor) -> bool:
@@ -223,13 +217,48 @@ def _total_variation(log_q, log_p):
     return (log_q.exp() - log_p.exp()).abs().sum(-1) / 2
 
 
-_FORMULAS = {
-    "forward_kl": _forward_kl,
-    "reverse_kl": _reverse_kl,
-    "jsd": _jsd,
-    "jeffreys": _jeffreys,
-    "adaptive_kl": _adaptive_kl,
-    "skew_forward_kl": _skew_forward_kl,
-    "skew_reverse_kl": _skew_reverse_kl,
-    "total_variation": _total_variation,
+@dataclass(frozen=True)
+class _Weight:
+    """A number of at least 0."""
+
+    def check(self, what, value):
+        if value < 0:
+            raise ValueError(f"{what} must be at least 0, got {value}")
+
+
+@dataclass(frozen=True)
+class _Share:
+    """A number strictly between 0 and 1; ``hint`` says what to take instead of its ends."""
+
+    hint: str = ""
+
+    def check(self, what, value):
+        if not 0 < value < 1:
+            raise ValueError(f"{what} must lie strictly between 0 and 1, got {value}{self.hint}")
+
+
+@dataclass(frozen=True)
+class _Divergence:
+    """A formula of log-probabilities, and the range of each of its parameters.
+
+    Args:
+        formula: ``(log q [..., V], log p [..., V], *, parameters with defaults) -> [...]`` in nats.
+    """
+
+    formula: Callable[..., Tensor]
+    ranges: Mapping[str, _Weight | _Share] = field(default_factory=dict)
+
+
+_MIXED = _Share(" (its ends have names: forward_kl, reverse_kl)")
+# A new divergence is one entry here. linear_divergence/gradients.py may add an analytic gradient in
+# place; without one the engine takes autograd's, block by block.
+_DIVERGENCES = {
+    "forward_kl": _Divergence(_forward_kl),
+    "reverse_kl": _Divergence(_reverse_kl),
+    "jsd": _Divergence(_jsd, {"beta": _MIXED}),
+    "jeffreys": _Divergence(_jeffreys, {"forward_weight": _Weight(), "reverse_weight": _Weight()}),
+    "adaptive_kl": _Divergence(_adaptive_kl, {"mu": _Share()}),
+    "skew_forward_kl": _Divergence(_skew_forward_kl, {"alpha": _MIXED}),
+    "skew_reverse_kl": _Divergence(_skew_reverse_kl, {"alpha": _MIXED}),
+    "total_variation": _Divergence(_total_variation),
 }

@@ -107,7 +107,7 @@ class _Plan:
 def _plan(head, term, chunk_size, comparison):
     kernel, other, compare_rows = gradients.cross_entropy, term.labels, None
     if term.labels is None:
-        kernel = functools.partial(gradients.DIVERGENCES[term.name], **term.params)
+        kernel = gradients.kernel(term.name, term.params)
         other = (term.teacher.detach(), term.teacher_head)
         compare_rows = comparison(term.name, term.params, term.temperature, term.dtype)
     return _Plan(

@@ -1,4 +1,4 @@
-"""Value and analytic gradient of every divergence, in place, on a block of rows.
+"""Value and gradient of every divergence, in place, on a block of rows.
 
 Each function takes ``student [R, V]`` and ``teacher [R, V]`` logits, two scratch blocks of that
 shape, and whether a gradient is wanted. It returns the nats ``[R]``, leaves dD/d(student logits) in
@@ -8,9 +8,31 @@ gradient is ``g - q * sum(g)``; each docstring gives the result.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 
-from distilllens.divergence import adaptive_weights, reading_waits
+from distilllens.divergence import adaptive_weights, divergence, reading_waits
+
+
+def kernel(name: str, params: dict[str, float]) -> Callable:
+    """The function of this file for a divergence; by autograd where none was written.
+
+    Autograd holds a few more ``[R, V]`` tensors of the block while it runs, and takes longer.
+    """
+    if name in DIVERGENCES:
+        return functools.partial(DIVERGENCES[name], **params)
+    return functools.partial(_by_autograd, divergence(name, **params))
+
+
+def _by_autograd(compare, student, teacher, work, wants_gradient):
+    with torch.set_grad_enabled(wants_gradient):
+        logits = student.detach().clone().requires_grad_(wants_gradient)
+        value = compare(logits, teacher)
+        if wants_gradient:
+            student.copy_(torch.autograd.grad(value.sum(), logits)[0])
+    return value.detach()
 
 
 def cross_entropy(student, labels, work, wants_gradient):

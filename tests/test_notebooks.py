@@ -10,7 +10,7 @@ import toys
 
 pytest.importorskip("matplotlib")
 
-from distilllens.workflows.notebook import Shown
+from distilllens.workflows.notebook import NotebookPage
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NOTEBOOKS = sorted(EXAMPLES.rglob("*.ipynb"))
@@ -66,7 +66,7 @@ def test_read_a_model_runs(tmp_path, monkeypatch, capsys):
     first, *cells = cells_of(EXAMPLES / "read_a_model.ipynb")
     assert {target.id for node in ast.parse(first).body for target in node.targets} == set(settings)
     names, values = run(["\n".join(f"{k} = {v!r}" for k, v in settings.items()), *cells])
-    shown = [value for value in values if isinstance(value, Shown)]
+    shown = [value for value in values if isinstance(value, NotebookPage)]
     titles = ["Logit lens of big", "plain, lens beside big", "plain, lens beside big"]
     assert [page.title for page in shown] == titles and shown[2].height == 600
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == names["page"].html

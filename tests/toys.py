@@ -138,9 +138,9 @@ ANSWERED = {
 
 def score_answers():
     """Rouge-L of short answers to seven questions."""
-    from distilllens.evaluate.answer_scorer import DevScorer
+    from distilllens.evaluate.answer_scorer import AnswerScorer
 
-    return partial(DevScorer(max_new_tokens=6, batch_size=2), examples(7, seed=3))
+    return partial(AnswerScorer(max_new_tokens=6, batch_size=2), examples(7, seed=3))
 
 
 def texts(count=8):

@@ -6,7 +6,7 @@ import pytest
 import toys
 
 from distilllens.cli import main
-from distilllens.evaluate.answer_scorer import DevScorer
+from distilllens.evaluate.answer_scorer import AnswerScorer
 
 RECORDS = [
     {"instruction": e["prompt"], "output": [e["completion"].strip(), "the cat"]}
@@ -16,7 +16,7 @@ RECORDS = [
 
 def scorer(**settings):
     """A scorer of short answers."""
-    return DevScorer(max_new_tokens=6, batch_size=2, **settings)
+    return AnswerScorer(max_new_tokens=6, batch_size=2, **settings)
 
 
 def test_it_scores_what_an_evaluation_scores(tmp_path, monkeypatch):
@@ -70,4 +70,4 @@ def test_prompts_are_checked_before_training():
 def test_wrong_settings_are_named(settings, message):
     """With what would be right."""
     with pytest.raises(ValueError, match=message):
-        DevScorer(**settings)
+        AnswerScorer(**settings)

@@ -17,7 +17,7 @@ from distilllens import DistillLensTrainer, LogitLens
 from distilllens.data import format_instruction
 from distilllens.evaluate import reference_likelihood as forced
 from distilllens.evaluate.calibration import Calibration
-from distilllens.evaluate.reference_likelihood import ForcedRow, forced_rows
+from distilllens.evaluate.reference_likelihood import ReferenceLikelihood, reference_likelihoods
 
 
 def tokenizer(template):
@@ -91,7 +91,7 @@ def labelled(examples):
 
 
 def close(found, expected, tolerance=1e-5):
-    """Two lists of ForcedRow, equal to the tolerance in nats per token."""
+    """Two lists of ReferenceLikelihood, equal to the tolerance in nats per token."""
     assert [row.num_tokens for row in found] == [row.num_tokens for row in expected]
     for ours, theirs in zip(found, expected, strict=True):
         margin = tolerance * theirs.num_tokens
@@ -102,7 +102,7 @@ def close(found, expected, tolerance=1e-5):
 def as_rows(predictions):
     """Sums over the tokens of each row."""
     return [
-        ForcedRow(float(row["nll"].sum()), len(row["nll"]), float(row["kl"].sum()))
+        ReferenceLikelihood(float(row["nll"].sum()), len(row["nll"]), float(row["kl"].sum()))
         for row in predictions
     ]
 
@@ -114,7 +114,7 @@ def test_equals_the_evaluation_of_training(tmp_path, template):
     Row by row it is what plain forwards say of the trainer's own tokens and labels.
     """
     student, teacher, words = toys.llama(), toys.llama(4, 24, seed=1), tokenizer(template)
-    rows, calibration = forced_rows(student, words, EXAMPLES, teacher=teacher)
+    rows, calibration = reference_likelihoods(student, words, EXAMPLES, teacher=teacher)
     host = trainer(tmp_path, EXAMPLES, words, student=toys.twin(student), teacher=teacher)
     metrics = host.evaluate()
     count = sum(row.num_tokens for row in rows)
@@ -141,7 +141,7 @@ def test_real_tokenizers(tmp_path, shared, name):
     ]
     student = toys.llama(2, 8, vocab=len(words), positions=1024)
     teacher = toys.llama(2, 8, vocab=len(words), positions=1024, seed=1)
-    rows, _ = forced_rows(student, words, examples, teacher=teacher)
+    rows, _ = reference_likelihoods(student, words, examples, teacher=teacher)
     host = trainer(tmp_path, examples, words, student=toys.twin(student), teacher=teacher)
     data = host.eval_dataset.with_format(None)
     close(rows, as_rows(one_by_one(student, teacher, data)))
@@ -153,7 +153,7 @@ def test_real_tokenizers(tmp_path, shared, name):
 @functools.cache
 def reference():
     """Rows and calibration of the toys, in one batch."""
-    return forced_rows(toys.llama(), PLAIN, EXAMPLES, teacher=toys.llama(4, 24, seed=1))
+    return reference_likelihoods(toys.llama(), PLAIN, EXAMPLES, teacher=toys.llama(4, 24, seed=1))
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 17, 40, 100_000])
@@ -163,7 +163,7 @@ def test_batches_and_tiles_change_nothing(monkeypatch, batch_tokens, tile):
     monkeypatch.setattr(forced, "_TILE", tile)
     teacher = toys.llama(4, 24, seed=1)
     options = {"teacher": teacher, "batch_tokens": batch_tokens}
-    rows, calibration = forced_rows(toys.llama(), PLAIN, EXAMPLES, **options)
+    rows, calibration = reference_likelihoods(toys.llama(), PLAIN, EXAMPLES, **options)
     close(rows, reference()[0])
     assert calibration.count == reference()[1].count
     assert calibration.confidence == pytest.approx(reference()[1].confidence, rel=1e-5)
@@ -172,14 +172,14 @@ def test_batches_and_tiles_change_nothing(monkeypatch, batch_tokens, tile):
 def test_order_and_progress():
     """Reversed examples give reversed rows; progress counts up to all of them."""
     seen = []
-    rows, _ = forced_rows(
+    rows, _ = reference_likelihoods(
         toys.llama(),
         PLAIN,
         EXAMPLES[::-1],
         batch_tokens=30,
         progress=lambda done, total: seen.append((done, total)),
     )
-    expected = [ForcedRow(row.nll, row.num_tokens, None) for row in reference()[0]]
+    expected = [ReferenceLikelihood(row.nll, row.num_tokens, None) for row in reference()[0]]
     close(rows[::-1], expected)
     assert len(seen) > 2 and seen == sorted(set(seen)) and seen[-1] == (8, 8)
 
@@ -200,7 +200,7 @@ def test_no_logits_of_a_whole_batch(monkeypatch):
     batches, heads = watch(model.get_input_embeddings()), watch(model.lm_head)
     caches = []
     model.model.register_forward_hook(lambda *call: caches.append(call[-1].past_key_values))
-    rows, _ = forced_rows(model, PLAIN, EXAMPLES, batch_tokens=40)
+    rows, _ = reference_likelihoods(model, PLAIN, EXAMPLES, batch_tokens=40)
     assert all(b * t <= 40 for b, t in batches) and any(b > 1 for b, _ in batches)
     read = [math.prod(shape[:-1]) for shape in heads]
     assert max(read) <= 4 and sum(read) == sum(row.num_tokens for row in rows)
@@ -211,12 +211,14 @@ def test_no_logits_of_a_whole_batch(monkeypatch):
 def equals_rows_alone(student):
     """Rows of a batch are those of plain forwards of one example each, without padding."""
     examples = toys.examples(5, longest=7)
-    rows, _ = forced_rows(student, PLAIN, examples, batch_tokens=48)
+    rows, _ = reference_likelihoods(student, PLAIN, examples, batch_tokens=48)
     data = labelled(examples)
     for row, ids, labels in zip(rows, data["input_ids"], data["labels"], strict=True):
         logits = student(input_ids=torch.tensor([ids])).logits[0, -len(ids) :].double()
         nll = F.cross_entropy(logits[:-1], torch.tensor(labels[1:]), reduction="sum")
-        close([row], [ForcedRow(float(nll), sum(label != -100 for label in labels), None)])
+        close(
+            [row], [ReferenceLikelihood(float(nll), sum(label != -100 for label in labels), None)]
+        )
 
 
 @pytest.mark.parametrize(
@@ -261,7 +263,7 @@ def test_without_a_lens_the_same(monkeypatch):
     monkeypatch.setattr(forced, "_WHOLE", 24 * 30)
     student, teacher = toys.llama(), toys.llama(4, 24, seed=1)
     batches = watch(student.get_input_embeddings())
-    rows, _ = forced_rows(student, PLAIN, EXAMPLES, teacher=teacher)
+    rows, _ = reference_likelihoods(student, PLAIN, EXAMPLES, teacher=teacher)
     close(rows, reference()[0])
     assert len(batches) > 2 and all(b * t <= 30 for b, t in batches)
 
@@ -270,15 +272,15 @@ def test_without_a_lens_the_same(monkeypatch):
 def test_vocabularies_of_unequal_size(sizes):
     """The KL compares the shared prefix, renormalised; the likelihood has all of the student's."""
     student, teacher = toys.llama(vocab=sizes[0]), toys.llama(4, 24, vocab=sizes[1], seed=1)
-    rows, _ = forced_rows(student, PLAIN, EXAMPLES, teacher=teacher)
+    rows, _ = reference_likelihoods(student, PLAIN, EXAMPLES, teacher=teacher)
     close(rows, as_rows(one_by_one(student, teacher, labelled(EXAMPLES))))
 
 
 def test_the_same_model_twice():
     """A model does not diverge from itself, and confidences do not depend on a teacher."""
     model = toys.gpt2(dropout=0.5)
-    alone, calibration = forced_rows(model, PLAIN, EXAMPLES)
-    rows, also = forced_rows(model, PLAIN, EXAMPLES, teacher=model)
+    alone, calibration = reference_likelihoods(model, PLAIN, EXAMPLES)
+    rows, also = reference_likelihoods(model, PLAIN, EXAMPLES, teacher=model)
     assert [row.kl for row in rows] == pytest.approx([0.0] * 8, abs=1e-5)
     assert [row.nll for row in rows] == [row.nll for row in alone]
     assert all(row.kl is None for row in alone) and calibration == also
@@ -300,7 +302,7 @@ def test_the_models_are_left_as_they_were(build):
     student, teacher = build().train(), toys.llama(seed=3).train()
     next(student.children()).eval()
     before, random = (state_of(student), state_of(teacher)), torch.get_rng_state()
-    forced_rows(student, PLAIN, EXAMPLES[:3], teacher=teacher)
+    reference_likelihoods(student, PLAIN, EXAMPLES[:3], teacher=teacher)
     assert (state_of(student), state_of(teacher)) == before
     assert torch.equal(random, torch.get_rng_state())
     # Nor is a tensor of inference mode left inside, which backward would refuse.
@@ -310,22 +312,22 @@ def test_the_models_are_left_as_they_were(build):
 def test_bfloat16():
     """The logits are those of the half-precision model, and are compared in float32."""
     student, teacher = toys.llama().bfloat16(), toys.llama(4, 24, seed=1).bfloat16()
-    rows, _ = forced_rows(student, PLAIN, EXAMPLES, teacher=teacher, batch_tokens=1)
+    rows, _ = reference_likelihoods(student, PLAIN, EXAMPLES, teacher=teacher, batch_tokens=1)
     close(rows, as_rows(one_by_one(student, teacher, labelled(EXAMPLES))))
-    batched, _ = forced_rows(student, PLAIN, EXAMPLES, teacher=teacher)
+    batched, _ = reference_likelihoods(student, PLAIN, EXAMPLES, teacher=teacher)
     close(batched, reference()[0], tolerance=0.05)
 
 
 def test_nothing_to_measure():
     """No example: no rows, an empty calibration."""
-    assert forced_rows(toys.llama(), PLAIN, []) == ([], Calibration())
+    assert reference_likelihoods(toys.llama(), PLAIN, []) == ([], Calibration())
 
 
 def test_what_is_beyond_the_context_is_cut():
     """The rest is as if nothing had followed. A prompt that fills the context is named."""
     student = toys.llama(positions=12)
     long = {"prompt": "the " * 8, "completion": "cat " * 9}
-    (row,), _ = forced_rows(student, PLAIN, [long])
+    (row,), _ = reference_likelihoods(student, PLAIN, [long])
     assert row.num_tokens == 4
     whole = toys.llama()  # the weights do not depend on the positions
     ids = torch.tensor([PLAIN("the " * 8 + "cat " * 4)["input_ids"]])
@@ -333,16 +335,16 @@ def test_what_is_beyond_the_context_is_cut():
     assert row.nll == pytest.approx(4 * whole(ids, labels=labels).loss.item(), rel=1e-5)
     with pytest.raises(ValueError, match=r"^dolly example 8: the prompt fills the 12 positions"):
         full = [{"prompt": "the " * 12, "completion": "cat"}]
-        forced_rows(student, PLAIN, full, names=["dolly example 8"])
+        reference_likelihoods(student, PLAIN, full, names=["dolly example 8"])
 
 
 def test_a_teacher_of_a_shorter_context_changes_nothing_but_the_kl():
     """An example beyond it has none; all else is as without the teacher."""
     examples = [*EXAMPLES, {"prompt": "the " * 8, "completion": "cat " * 9}]
     short, long = (toys.llama(4, 24, seed=1, positions=p) for p in (14, 64))
-    rows, calibration = forced_rows(toys.llama(), PLAIN, examples, teacher=short)
-    alone, expected = forced_rows(toys.llama(), PLAIN, examples)
-    whole, _ = forced_rows(toys.llama(), PLAIN, examples, teacher=long)
+    rows, calibration = reference_likelihoods(toys.llama(), PLAIN, examples, teacher=short)
+    alone, expected = reference_likelihoods(toys.llama(), PLAIN, examples)
+    whole, _ = reference_likelihoods(toys.llama(), PLAIN, examples, teacher=long)
     assert rows[-1].kl is None and whole[-1].kl > 0
     assert sum(row.kl is None for row in rows) < len(rows)
     for row, without, other in zip(rows, alone, whole, strict=True):
@@ -375,7 +377,7 @@ def test_a_conversation_is_cut_as_in_training(tmp_path):
         processing_class=tokenizer,
     )
     expected = trainer.evaluate()["eval_cross_entropy"]
-    rows, _ = forced_rows(toys.llama(), tokenizer, records)
+    rows, _ = reference_likelihoods(toys.llama(), tokenizer, records)
     found = sum(row.nll for row in rows) / sum(row.num_tokens for row in rows)
     assert found == pytest.approx(expected, rel=1e-5)
 
@@ -386,10 +388,10 @@ def test_a_token_without_an_embedding(who):
     examples = [*EXAMPLES, {"prompt": "the", "completion": toys.WORDS[-1]}]
     models = {"student": toys.llama(), "teacher": toys.llama()}
     models[who] = toys.llama(vocab=22)
-    forced_rows(models["student"], PLAIN, examples, teacher=models["teacher"])
+    reference_likelihoods(models["student"], PLAIN, examples, teacher=models["teacher"])
     models[who] = toys.llama(vocab=21)
     with pytest.raises(ValueError, match=f"has token 21, but the {who} has only 21 embeddings"):
-        forced_rows(models["student"], PLAIN, examples, teacher=models["teacher"])
+        reference_likelihoods(models["student"], PLAIN, examples, teacher=models["teacher"])
 
 
 @pytest.mark.parametrize("who", ["student", "teacher"])
@@ -399,17 +401,17 @@ def test_broken_weights(who):
     with torch.no_grad():
         models[who].model.layers[1].mlp.down_proj.weight[0, 0] = math.nan
     with pytest.raises(ValueError, match=f"^example .: the {who}'s logits are NaN"):
-        forced_rows(models["student"], PLAIN, EXAMPLES, teacher=models["teacher"])
+        reference_likelihoods(models["student"], PLAIN, EXAMPLES, teacher=models["teacher"])
 
 
 def test_a_tokenizer_without_an_end():
     """No reference would have an end to predict."""
     words = PreTrainedTokenizerFast(tokenizer_object=PLAIN.backend_tokenizer)
     with pytest.raises(ValueError, match="no end-of-sequence token"):
-        forced_rows(toys.llama(), words, EXAMPLES)
+        reference_likelihoods(toys.llama(), words, EXAMPLES)
 
 
 def test_a_batch_holds_something():
     """batch_tokens of 0 is refused."""
     with pytest.raises(ValueError, match="batch_tokens must be at least 1, got 0"):
-        forced_rows(toys.llama(), PLAIN, EXAMPLES, batch_tokens=0)
+        reference_likelihoods(toys.llama(), PLAIN, EXAMPLES, batch_tokens=0)

@@ -9,7 +9,7 @@ import torch
 from distilllens.evaluate.board import board
 from distilllens.evaluate.calibration import Calibration
 from distilllens.evaluate.scores import Samples
-from distilllens.evaluate.table import Table
+from distilllens.evaluate.table import ResultTable
 from distilllens.evaluate.tables import as_json, as_markdown
 
 # Sure of 0.95 ten times, right eight times.
@@ -27,7 +27,7 @@ def table(folder, models, *, sha="aa", more=(), **settings):
     names = ("test", *more)
     found = {name: {m: {"rouge_l": samples(v)} for m, v in models.items()} for name in names}
     about = {"mean_tokens": 3.0, "finished": 0.5, "near_ties": 2}
-    return Table(
+    return ResultTable(
         folder,
         {
             "models": dict.fromkeys(models),

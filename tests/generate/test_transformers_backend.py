@@ -24,7 +24,7 @@ from distilllens.generate.decoding import Decoding
 from distilllens.generate.transformers_backend import (
     Generation,
     TransformersBackend,
-    check_lengths,
+    check_prompt_lengths,
     plan_batches,
     tempered,
 )
@@ -476,16 +476,16 @@ def test_batches_are_planned_longest_first():
 def test_prompts_that_leave_no_room_are_refused():
     """The first one by name, with the numbers and what would help; the limit itself passes."""
     decoding = Decoding(max_new_tokens=50)
-    check_lengths([14, 3], 64, decoding, ["a", "b"])
-    check_lengths([10**9], None, decoding, ["a"])
+    check_prompt_lengths([14, 3], 64, decoding, ["a", "b"])
+    check_prompt_lengths([10**9], None, decoding, ["a"])
     with pytest.raises(ValueError) as error:
-        check_lengths([14, 15, 99], 64, decoding, ["a:1", "a:2", "a:3"])
+        check_prompt_lengths([14, 15, 99], 64, decoding, ["a:1", "a:2", "a:3"])
     assert str(error.value) == (
         "a:2: the prompt has 15 tokens, and with --max_new_tokens 50 that is beyond the model's 64 "
         "positions; lower --max_new_tokens, or leave such prompts out by --max_prompt_length 14"
     )
     with pytest.raises(ValueError, match=r"lower --max_new_tokens$"):
-        check_lengths([1], 50, decoding, ["a"])
+        check_prompt_lengths([1], 50, decoding, ["a"])
 
 
 def test_a_real_model_answers_alike_in_any_batch(shared):

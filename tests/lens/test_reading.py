@@ -7,12 +7,12 @@ import torch
 from distilllens import LayerMap, LogitLens, divergence
 from distilllens.lens import divergence_by_depth, reading, trajectory
 from distilllens.lens.comparison import compare_rows
-from distilllens.lens.reading import Document, Reading, inspect_models
+from distilllens.lens.reading import Passage, Reading, inspect_models
 
 TEXTS = (families.IDS[0], families.IDS[1][:6])
 DOCUMENTS = (
-    Document(TEXTS[0], torch.arange(9)),
-    Document(TEXTS[1], torch.tensor([1, 2, 4])),
+    Passage(TEXTS[0], torch.arange(9)),
+    Passage(TEXTS[1], torch.tensor([1, 2, 4])),
 )
 
 
@@ -58,7 +58,7 @@ def test_students_are_compared_as_divergence_by_depth_says(family):
     """Means over valid tokens, at training's pairs and at the nearest depths, of two students."""
     students, teacher = [family("gpt2"), family("gpt_neo")], family("llama")
     trained = [LayerMap([(1, 2)]), ()]
-    document = Document(TEXTS[0], torch.arange(8))
+    document = Passage(TEXTS[0], torch.arange(8))
     found = inspect_models(teacher, [document], students, trained=trained, chunk_size=3)
     assert found.comparisons[0].pairs == ((0, 0), (1, 2), (2, 2), (3, 3))
     assert found.comparisons[1].pairs == ((0, 0), (1, 1), (2, 1), (3, 2), (4, 3))
@@ -158,9 +158,9 @@ def test_what_cannot_be_read_is_refused(family):
     with pytest.raises(ValueError, match="no document was given"):
         inspect_models(family("llama"), [])
     with pytest.raises(ValueError, match="at least one position"):
-        Document(TEXTS[0], torch.arange(0))
+        Passage(TEXTS[0], torch.arange(0))
     with pytest.raises(ValueError, match="document of 9 tokens lie outside it"):
-        Document(TEXTS[0], torch.tensor([9]))
+        Passage(TEXTS[0], torch.tensor([9]))
     with pytest.raises(ValueError, match="student depth 5, but the student has depths 0 to 3"):
         inspect_models(family("llama"), DOCUMENTS, [family("gpt2")], trained=[[(5, 2)]])
     with pytest.raises(ValueError, match="top_k must be 1 to 113, got 200"):

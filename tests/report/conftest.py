@@ -10,7 +10,7 @@ import toys
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from distilllens.lens import Document, inspect_models
+from distilllens.lens import Passage, inspect_models
 
 # Texts that a page must not take for anything but text; the others are words.
 NASTY = {5: "</script><script>alert(1)</script>", 6: "<!--", 7: '"&amp;', 8: "␣a,b"}
@@ -23,8 +23,8 @@ def inspected():
     students = [toys.llama(3, 16).eval(), toys.gpt2(2).eval()]
     generator = torch.Generator().manual_seed(0)
     texts = [torch.randint(2, 22, (length,), generator=generator) for length in (12, 7, 30)]
-    documents = [Document(ids, torch.arange(len(ids))) for ids in texts[:2]]
-    documents.append(Document(texts[2], torch.arange(20, 29)))
+    documents = [Passage(ids, torch.arange(len(ids))) for ids in texts[:2]]
+    documents.append(Passage(texts[2], torch.arange(20, 29)))
     trained = [((1, 1), (2, 3)), ()]
     return SimpleNamespace(
         teacher=teacher,

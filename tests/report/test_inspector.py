@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("matplotlib")
 
 from distilllens import divergence
-from distilllens.lens import Document, divergence_by_depth, inspect_models, trajectory
+from distilllens.lens import Passage, divergence_by_depth, inspect_models, trajectory
 from distilllens.report import inspector_sections, render_page
 
 
@@ -157,7 +157,7 @@ def test_one_model_alone_has_no_student(inspected):
 
 def test_one_token_has_no_successor(inspected):
     """Nothing to be reliable about: that figure is left out, all others are drawn."""
-    document = Document(torch.tensor([3]), torch.tensor([0]))
+    document = Passage(torch.tensor([3]), torch.tensor([0]))
     found = inspect_models(inspected.teacher, [document], inspected.students[:1])
     html = render_page("t", "l", inspector_sections(found, ["t", "s"], str))
     assert 'id="penalty"' in html and 'id="reliability"' not in html
@@ -172,7 +172,7 @@ def test_the_page_keeps_its_budget():
     student = toys.llama(12, 16, vocab=5000, positions=256)
     ids = torch.randint(2, 5000, (200,), generator=torch.Generator().manual_seed(0))
     trained = [[(s, 2 * s) for s in range(1, 12)]]
-    found = inspect_models(teacher, [Document(ids, torch.arange(200))], [student], trained=trained)
+    found = inspect_models(teacher, [Passage(ids, torch.arange(200))], [student], trained=trained)
     say = "␣word{}".format
     html = render_page("t", "l", inspector_sections(found, ["t", "s"], say))
     assert '"left_out":0' in html

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from distilllens.lens import Document, Inspection, trajectory
+from distilllens.lens import Inspection, Passage, trajectory
 from distilllens.lens.reading import Reading
 from distilllens.report.lens_table import lens_table
 
@@ -45,7 +45,7 @@ def test_pairs_jsd_and_what_follows(inspected):
 
 def numbers(lengths, depths=13, top_k=10):
     """An inspection of one model and as many tokens as wanted, without a model."""
-    documents = tuple(Document(torch.arange(n), torch.arange(n)) for n in lengths)
+    documents = tuple(Passage(torch.arange(n), torch.arange(n)) for n in lengths)
     shape = (depths, sum(lengths))
     tokens = torch.zeros(*shape, top_k, dtype=torch.long)
     zeros = torch.zeros(shape)

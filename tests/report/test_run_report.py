@@ -10,7 +10,7 @@ pytest.importorskip("matplotlib")
 
 import browser as browsers
 
-from distilllens.report import Looked, Run, Sample, render_page, run_sections
+from distilllens.report import Observations, Run, Sample, render_page, run_sections
 
 NASTY = "</script><script>alert(1)</script>"
 ROWS = [
@@ -26,10 +26,10 @@ RUN = Run(
 
 
 @pytest.fixture(scope="module")
-def looked(inspected):
+def observed(inspected):
     """Two students read beside a teacher, and an answer of each."""
     sample = Sample(f"Why? {NASTY}", NASTY, (NASTY, "a " * 300, ""), (False, True, False))
-    return Looked(
+    return Observations(
         read=inspected.found,
         students=("start", "student"),
         texts="the first 3 texts of a.jsonl",
@@ -40,9 +40,9 @@ def looked(inspected):
     )
 
 
-def test_all_that_is_there_is_shown_in_order(looked):
+def test_all_that_is_there_is_shown_in_order(observed):
     """Glance, training, Figure 1, answers, and how to do it again."""
-    sections = run_sections(RUN, looked)
+    sections = run_sections(RUN, observed)
     assert [section.title for section in sections] == [
         "At a glance",
         "Training",
@@ -60,19 +60,19 @@ def test_all_that_is_there_is_shown_in_order(looked):
 
 def test_what_is_not_there_leaves_no_empty_place():
     """Without models, versions or command: the log and the recipe alone."""
-    sections = run_sections(Run({}, ROWS, "a: 1\n"), Looked())
+    sections = run_sections(Run({}, ROWS, "a: 1\n"), Observations())
     assert [s.title for s in sections] == ["At a glance", "Training", "Do it again"]
     assert len(sections[-1].parts) == 1
-    empty = run_sections(Run({}, (), ""), Looked())
+    empty = run_sections(Run({}, (), ""), Observations())
     assert empty[1].parts == () and "Nothing was logged" in empty[1].text
     assert "<h2>Training</h2>" in render_page("a", "", empty)
 
 
 @pytest.mark.skipif(browsers.CHROMIUM is None, reason="needs Chromium (Debian: apt install)")
-def test_the_page_in_a_browser(looked, tmp_path):
+def test_the_page_in_a_browser(observed, tmp_path):
     """No error, no request, as wide as the window, light and dark; CSV, scale, legend work."""
     path = tmp_path / "report.html"
-    path.write_text(render_page("a run", "A lead.", run_sections(RUN, looked)), encoding="utf-8")
+    path.write_text(render_page("a run", "A lead.", run_sections(RUN, observed)), encoding="utf-8")
     browser = browsers.Browser(tmp_path / "profile")
     try:
         for width, dark in ((1440, False), (390, True), (1440, True), (390, False)):

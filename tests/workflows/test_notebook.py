@@ -116,7 +116,7 @@ def test_save_writes_the_page(shown, tmp_path):
     """The file is the page; what a terminal prints is short."""
     shown.save(tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == shown.html
-    assert repr(shown) == "Shown(title='kd beside big', height=800)"
+    assert repr(shown) == "NotebookPage(title='kd beside big', height=800)"
 
 
 def test_folders_of_one_name_are_told_apart_by_roles(models, tokenizer):

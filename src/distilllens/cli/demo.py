@@ -63,9 +63,9 @@ def run(args: argparse.Namespace) -> int:
     print("loading torch, transformers and trl ...", file=sys.stderr, flush=True)
     from distilllens.workflows.demo import run_demo
 
-    result, looked, log = run_demo(TEACHER, args.output, steps=args.steps, seed=args.seed)
+    result, observed, log = run_demo(TEACHER, args.output, steps=args.steps, seed=args.seed)
     print(table(result))
-    drawn = _draw(result, args.output) and _write_page(args, result, looked, log)
+    drawn = _draw(result, args.output) and _write_page(args, result, observed, log)
     _write_marker(args.output, {**result, "finished": True})
     files = f", {FIGURE}" if drawn else ""
     print(f"\nwritten to {args.output}: teacher, kd and distilllens (models){files}, {MARKER}")
@@ -152,11 +152,11 @@ def _draw(result, output):
     return True
 
 
-def _write_page(args, result, looked, log):
+def _write_page(args, result, observed, log):
     """Write the page; True."""
     from distilllens.files import write_atomically
     from distilllens.workflows.demo_page import demo_page
 
     command = f"distilllens demo --steps {args.steps} --seed {args.seed}"
-    write_atomically(args.output / PAGE, demo_page(result, looked, log, command))
+    write_atomically(args.output / PAGE, demo_page(result, observed, log, command))
     return True

@@ -14,13 +14,13 @@ from distilllens.generate.decoding import Decoding
 from distilllens.generate.prompts import encode_prompts
 from distilllens.generate.transformers_backend import (
     TransformersBackend,
-    check_lengths,
+    check_prompt_lengths,
     plan_batches,
 )
 from distilllens.loading import positions_of
 
 
-class DevScorer:
+class AnswerScorer:
     """Answers records with one fixed seed and scores the answers, as sums over a share of them.
 
     Args:
@@ -63,7 +63,7 @@ class DevScorer:
         examples = self._examples(records)
         lengths = [*map(len, encode_prompts(tokenizer, [e.prompt for e in examples]))]
         places = [example.place for example in examples]
-        check_lengths(lengths, positions_of(config), self.decoding, places)
+        check_prompt_lengths(lengths, positions_of(config), self.decoding, places)
 
     def __call__(self, records: list[dict], model, tokenizer, share: tuple[int, int] = (0, 1)):
         """``{metric: (sum, count)}`` of the answers to part ``share[0]`` of ``share[1]``."""

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from tqdm.auto import tqdm
 
-from distilllens.evaluate.reference_likelihood import forced_rows
+from distilllens.evaluate.reference_likelihood import reference_likelihoods
 from distilllens.evaluate.results import Unit
 from distilllens.files import write_json
 from distilllens.generate.prompts import encode_prompts
@@ -115,7 +115,7 @@ class Answering:
         examples = [benchmark.examples[n] for n in kept]
         title = f"{candidate.label}, {benchmark.name}, references"
         with tqdm(total=len(kept), desc=title, unit=" rows", disable=self.hidden) as bar:
-            rows, calibration = forced_rows(
+            rows, calibration = reference_likelihoods(
                 model,
                 candidate.tokenizer,
                 [{"prompt": e.prompt, "completion": e.completion} for e in examples],

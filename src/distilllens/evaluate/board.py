@@ -10,7 +10,7 @@ import numpy as np
 from distilllens.evaluate.benchmarks import RESERVED
 from distilllens.evaluate.scores import (
     METRICS,
-    Comparison,
+    Difference,
     Score,
     average,
     average_drawn,
@@ -18,7 +18,7 @@ from distilllens.evaluate.scores import (
     compare,
     score,
 )
-from distilllens.evaluate.table import Table
+from distilllens.evaluate.table import ResultTable
 from distilllens.loading import unique_names
 
 AVERAGE = RESERVED
@@ -40,19 +40,19 @@ class Board:
     Args:
         models: their names.
         scores: metric -> benchmark (and "average") -> model -> ``Score``.
-        comparisons: metric -> (first, second) -> benchmark (and "average") -> ``Comparison``.
+        comparisons: metric -> (first, second) -> benchmark (and "average") -> ``Difference``.
         answers: benchmark -> model -> figures on the answers and the calibration.
         notes: what a reader of the tables should know, a sentence each.
     """
 
     models: tuple[str, ...]
     scores: dict[str, dict[str, dict[str, Score]]]
-    comparisons: dict[str, dict[tuple[str, str], dict[str, Comparison]]]
+    comparisons: dict[str, dict[tuple[str, str], dict[str, Difference]]]
     answers: dict[str, dict[str, dict[str, float]]]
     notes: tuple[str, ...]
 
 
-def board(tables: Sequence[Table]) -> Board:
+def board(tables: Sequence[ResultTable]) -> Board:
     """The models of all tables on the benchmarks that all have, each with a name of its own.
 
     Raises:
@@ -90,7 +90,7 @@ def board(tables: Sequence[Table]) -> Board:
 
 
 def _comparisons(metric, models, samples, measured_by):
-    """(first, second) -> benchmark -> Comparison, of pairs that were measured alike."""
+    """(first, second) -> benchmark -> Difference, of pairs that were measured alike."""
     pairs = {}
     for number, second in enumerate(models):
         for first in models[number + 1 :]:

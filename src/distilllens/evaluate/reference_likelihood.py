@@ -23,7 +23,7 @@ _WHOLE = 2**26
 
 
 @dataclass(frozen=True)
-class ForcedRow:
+class ReferenceLikelihood:
     """One reference, read by the student token by token.
 
     Args:
@@ -41,7 +41,7 @@ class ForcedRow:
 
 
 @torch.no_grad()
-def forced_rows(
+def reference_likelihoods(
     student,
     tokenizer,
     examples: Sequence[Mapping],
@@ -50,8 +50,8 @@ def forced_rows(
     batch_tokens: int = 4096,
     names: Sequence[str] | None = None,
     progress: Callable[[int, int], object] | None = None,
-) -> tuple[list[ForcedRow], Calibration]:
-    """A ``ForcedRow`` for every example, in their order, and the student's calibration on them.
+) -> tuple[list[ReferenceLikelihood], Calibration]:
+    """The ``ReferenceLikelihood`` of every example, in order, and the student's calibration.
 
     What lies beyond the student's context is cut off, as ``max_length`` does in training; what
     is then beyond the teacher's has no KL.
@@ -177,7 +177,7 @@ def _check_numbers(tokens, names, counts):
 def _rows_of(tokens, counts):
     nll = _sums(tokens["nll"], counts)
     kl = _sums(tokens["kl"], counts) if "kl" in tokens else [None] * len(counts)
-    return [ForcedRow(*row) for row in zip(nll, counts, kl, strict=True)]
+    return [ReferenceLikelihood(*row) for row in zip(nll, counts, kl, strict=True)]
 
 
 def _sums(values, counts):

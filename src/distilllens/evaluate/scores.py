@@ -94,7 +94,7 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Difference:
     """``difference`` = first - second with its interval; ``verdict`` says who is better, if anyone.
 
     Args:
@@ -192,7 +192,7 @@ def average_drawn(drawn: Sequence[Drawn]) -> Drawn:
     )
 
 
-def compare(metric: str, first: Drawn, second: Drawn) -> Comparison:
+def compare(metric: str, first: Drawn, second: Drawn) -> Difference:
     """Who is better, by the interval that holds ``CONFIDENCE`` of the paired draws.
 
     Of few examples a bootstrap knows too little of the tails: it would call one in seven pairs of
@@ -207,7 +207,7 @@ def compare(metric: str, first: Drawn, second: Drawn) -> Comparison:
         verdict = "too few examples to tell"
     elif low > 0 or high < 0:
         verdict = "better" if (low > 0) == METRICS[metric].higher_is_better else "worse"
-    return Comparison(first.value - second.value, float(low), float(high), verdict, num)
+    return Difference(first.value - second.value, float(low), float(high), verdict, num)
 
 
 def standard_error(values: Sequence[float]) -> float | None:

@@ -15,7 +15,7 @@ ANSWER_METRICS = ("rouge_l", "exact_match", "sbert", "judge", "judge_win")
 
 
 @dataclass(frozen=True, eq=False)
-class Table:
+class ResultTable:
     """A results folder as numbers: ``samples[benchmark][model][metric]``, and the settings.
 
     Args:
@@ -31,7 +31,7 @@ class Table:
     calibration: dict[str, dict[str, Calibration]]
 
 
-def read_table(folder: str | Path) -> Table:
+def read_table(folder: str | Path) -> ResultTable:
     """The numbers of a finished results folder.
 
     Raises:
@@ -49,7 +49,7 @@ def read_table(folder: str | Path) -> Table:
             answers.setdefault(benchmark, {})[model] = _about([r for rows in by_seed for r in rows])
             bins = results.calibration(benchmark, model)
             calibration.setdefault(benchmark, {})[model] = bins
-    return Table(str(folder), settings, samples, answers, calibration)
+    return ResultTable(str(folder), settings, samples, answers, calibration)
 
 
 def _rows(results, benchmark, model, seeds):

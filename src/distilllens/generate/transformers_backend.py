@@ -255,7 +255,7 @@ def plan_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def check_lengths(
+def check_prompt_lengths(
     lengths: Sequence[int], num_positions: int | None, decoding: Decoding, names: Sequence[str]
 ) -> None:
     """Refuse prompts that leave no room for a whole answer.

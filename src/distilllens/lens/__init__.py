@@ -2,7 +2,7 @@
 
 from distilllens.lens.capture import LayerStates, capture, read_states
 from distilllens.lens.logit_lens import LogitLens
-from distilllens.lens.reading import Document, Inspection, inspect_models
+from distilllens.lens.reading import Inspection, Passage, inspect_models
 from distilllens.lens.trajectory import (
     DepthDivergence,
     Trajectory,
@@ -12,10 +12,10 @@ from distilllens.lens.trajectory import (
 
 __all__ = [
     "DepthDivergence",
-    "Document",
     "Inspection",
     "LayerStates",
     "LogitLens",
+    "Passage",
     "Trajectory",
     "capture",
     "divergence_by_depth",

@@ -17,7 +17,7 @@ from distilllens.lens.trajectory import likeliest
 
 
 @dataclass(frozen=True, eq=False)
-class Document:
+class Passage:
     """A text as tokens, and the positions that are looked at.
 
     Args:
@@ -80,7 +80,7 @@ class Inspection:
         trained: each student's pairs of depths that training compares.
     """
 
-    documents: tuple[Document, ...]
+    documents: tuple[Passage, ...]
     teacher: Reading
     students: tuple[Reading, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
@@ -95,7 +95,7 @@ class Inspection:
 @torch.no_grad()
 def inspect_models(
     teacher,
-    documents: Iterable[Document],
+    documents: Iterable[Passage],
     students: Sequence = (),
     *,
     trained: Sequence[Iterable[tuple[int, int]]] | None = None,

@@ -5,11 +5,11 @@ from distilllens.report.figures import plot_divergence_by_depth
 from distilllens.report.inspector import inspector_sections
 from distilllens.report.page import render_page, save_figures
 from distilllens.report.run_report import (
-    Looked,
+    Observations,
     Run,
     again_section,
-    look_sections,
     measured_section,
+    observation_sections,
     run_sections,
     training_section,
 )
@@ -17,13 +17,13 @@ from distilllens.report.texts import Sample
 from distilllens.report.tokens import token_text
 
 __all__ = [
-    "Looked",
+    "Observations",
     "Run",
     "Sample",
     "again_section",
     "inspector_sections",
-    "look_sections",
     "measured_section",
+    "observation_sections",
     "plot_divergence_by_depth",
     "render_page",
     "require_plotting",

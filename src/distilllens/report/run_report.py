@@ -22,7 +22,7 @@ _AGAIN = "What made this, and with what."
 
 
 @dataclass(frozen=True)
-class Looked:
+class Observations:
     """What was seen of the models themselves.
 
     Args:
@@ -62,7 +62,7 @@ class Run:
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
-def run_sections(run: Run, looked: Looked) -> list[Section]:
+def run_sections(run: Run, observed: Observations) -> list[Section]:
     """All of a run's report, in the order of the page (for ``page.render_page``).
 
     Raises:
@@ -72,18 +72,18 @@ def run_sections(run: Run, looked: Looked) -> list[Section]:
     sections = [
         Section(
             "At a glance",
-            " ".join(looked.missing),
+            " ".join(observed.missing),
             (Facts("The run", run.facts), *([glance] if glance.rows else [])),
         )
     ]
-    sections += [training_section("Training", run.rows), *look_sections(looked, _DEPTH)]
+    sections += [training_section("Training", run.rows), *observation_sections(observed, _DEPTH)]
     return [*sections, again_section(run)]
 
 
 def measured_section(
     text: str, columns: Sequence[str], rows: Sequence[tuple], missing: Sequence[str]
 ) -> Section:
-    """A table of what was measured; ``missing`` as in ``Looked``."""
+    """A table of what was measured; ``missing`` as in ``Observations``."""
     return Section("At a glance", " ".join([text, *missing]), (Table(tuple(columns), tuple(rows)),))
 
 
@@ -97,21 +97,21 @@ def training_section(title: str, rows: Sequence[Mapping[str, Any]]) -> Section:
     return Section(title, _TRAINING if plots else "Nothing was logged yet.", plots)
 
 
-def look_sections(looked: Looked, about: str) -> list[Section]:
+def observation_sections(observed: Observations, about: str) -> list[Section]:
     """Figure 1 and the answers, as far as they are there.
 
     Args:
         about: what stands above Figure 1.
     """
     sections = []
-    if looked.read is not None:
-        num = len(looked.read.targets)
-        text = f"{about} Read at {num:,} target tokens of {looked.texts}."
-        plot = divergence_plot(looked.read, looked.students)
+    if observed.read is not None:
+        num = len(observed.read.targets)
+        text = f"{about} Read at {num:,} target tokens of {observed.texts}."
+        plot = divergence_plot(observed.read, observed.students)
         sections.append(Section("How far from the teacher", text, (plot,)))
-    if looked.samples:
-        part = Answers(looked.speakers, looked.samples)
-        sections.append(Section("Sample answers", looked.questions, (part,)))
+    if observed.samples:
+        part = Answers(observed.speakers, observed.samples)
+        sections.append(Section("Sample answers", observed.questions, (part,)))
     return sections
 
 

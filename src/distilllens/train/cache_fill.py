@@ -16,14 +16,16 @@ from distilllens.linear_divergence import linear_divergence
 from distilllens.teacher import CachedTeacher, CacheWriter, LiveTeacher, cache
 from distilllens.teacher.documents import cut
 from distilllens.teacher.store import Manifest, dequantize, locked, quantize
-from distilllens.train.cache_needs import Needs
+from distilllens.train.cache_needs import CacheRequirements
 from distilllens.train.collation import Collation
 
 logger = logging.getLogger(__name__)
 _PROBE_ROWS = 256
 
 
-def fill_cache(collation: Collation, live: LiveTeacher, depths, needs: Needs) -> CachedTeacher:
+def fill_cache(
+    collation: Collation, live: LiveTeacher, depths, needs: CacheRequirements
+) -> CachedTeacher:
     """Run the teacher over every document that the cache lacks, and open the cache.
 
     Each process takes every n-th batch and writes shards of its own; killed, it goes on from the

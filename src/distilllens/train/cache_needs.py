@@ -35,7 +35,7 @@ _MATTER = (
 
 
 @dataclass(frozen=True, eq=False)
-class Needs:
+class CacheRequirements:
     """What a run asks of a cache.
 
     Attributes:
@@ -67,14 +67,14 @@ class Needs:
         return [document for key, document in found.items() if key not in stored]
 
 
-def needs_of(collation: Collation, teacher) -> Needs:
+def requirements_of(collation: Collation, teacher) -> CacheRequirements:
     """What a run's data and settings ask of a cache; ``teacher`` is a name, a model or None.
 
     Raises:
         ValueError: data that cannot be gone through beforehand.
     """
     args, named = collation.args, isinstance(teacher, str)
-    return Needs(
+    return CacheRequirements(
         rows=[row for dataset in _datasets(collation) for row in _rows(dataset, collation)],
         normed=args.lens_norm,
         stored=args.teacher_cache_dtype,
@@ -87,7 +87,7 @@ def needs_of(collation: Collation, teacher) -> Needs:
     )
 
 
-def open_cache(folder: str, needs: Needs, device) -> CachedTeacher | None:
+def open_cache(folder: str, needs: CacheRequirements, device) -> CachedTeacher | None:
     """The cache in a folder if it is complete, fits, and holds every document.
 
     Where it does not and the run has a teacher that could write what lacks: None.

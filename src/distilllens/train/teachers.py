@@ -7,7 +7,12 @@ from distilllens.layer_map import LayerMap
 from distilllens.lens import LogitLens
 from distilllens.loading import check_tokenizers, find_tokenizer, load_model
 from distilllens.teacher import CachedTeacher, LiveTeacher, TeacherSource
-from distilllens.train.cache_needs import Needs, needs_of, of_main_process, open_cache
+from distilllens.train.cache_needs import (
+    CacheRequirements,
+    of_main_process,
+    open_cache,
+    requirements_of,
+)
 from distilllens.train.checks import check_data
 from distilllens.train.collation import Collation
 from distilllens.train.redirect import run_inside_forward
@@ -16,7 +21,7 @@ from distilllens.train.sharding import gathered_head, is_sharded, shard_teacher
 
 def find_teacher(
     collation: Collation, teacher, student_layers: int
-) -> tuple[TeacherSource | None, Needs | None]:
+) -> tuple[TeacherSource | None, CacheRequirements | None]:
     """The teacher of a run, and what its cache must still be filled with (None: nothing).
 
     Args:
@@ -29,7 +34,7 @@ def find_teacher(
     folder = collation.args.teacher_cache
     if folder is None:
         return (None if teacher is None else load_teacher(collation, teacher)), None
-    needs = needs_of(collation, teacher)
+    needs = requirements_of(collation, teacher)
     cached = open_cache(folder, needs, collation.accelerator.device)
     # The main process decides, whatever others may already see of a disk that they share.
     if of_main_process(cached is None):

@@ -24,9 +24,9 @@ from distilllens.generate.decoding import Decoding
 from distilllens.generate.transformers_backend import TransformersBackend
 from distilllens.layer_map import LayerMap
 from distilllens.lens import LogitLens, divergence_by_depth
-from distilllens.report import Looked
+from distilllens.report import Observations
 from distilllens.train import DistillLensConfig, DistillLensTrainer
-from distilllens.workflows.run_models import Texts, look_at_models
+from distilllens.workflows.run_models import Texts, observe_models
 
 BATCH_SIZE = 32
 LEARNING_RATE = 1e-3  # at twice this, rounding alone moves the result (LOG.md)
@@ -40,7 +40,7 @@ RUNS = (("plain KD", "kd", {"lens_weight": 0.0}), ("DistillLens", "distilllens",
 
 def run_demo(
     teacher_dir: Path, output: Path, *, steps: int, seed: int
-) -> tuple[dict, Looked, list[dict]]:
+) -> tuple[dict, Observations, list[dict]]:
     """Train both students, save all models under ``output``.
 
     Returns what was measured, what a page shows of the models, and the log of DistillLens.
@@ -74,7 +74,7 @@ def run_demo(
     teacher.save_pretrained(output / "teacher")
     tokenizer.save_pretrained(output / "teacher")
     texts = Texts(held_out, "the held-out questions", NUM_READ, NUM_ASKED)
-    looked = look_at_models(models, tokenizer, texts, trained=pairs.pairs[:-1])
+    observed = observe_models(models, tokenizer, texts, trained=pairs.pairs[:-1])
     result = {
         "steps": steps,
         "seed": seed,
@@ -82,7 +82,7 @@ def run_demo(
         "pairs": [f"{student}:{teacher}" for student, teacher in pairs],
         "rows": rows,
     }
-    return result, looked, log
+    return result, observed, log
 
 
 def make_llama(tokenizer, *, layers: int, width: int, heads: int) -> LlamaForCausalLM:

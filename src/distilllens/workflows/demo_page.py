@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from distilllens.report import (
-    Looked,
+    Observations,
     Run,
     again_section,
-    look_sections,
     measured_section,
+    observation_sections,
     render_page,
     training_section,
 )
@@ -24,11 +24,11 @@ _APART = (
 )
 
 
-def demo_page(result: dict, looked: Looked, log: list[dict], command: str) -> str:
+def demo_page(result: dict, observed: Observations, log: list[dict], command: str) -> str:
     """The whole page.
 
     Args:
-        result: what ``demo_run.run_demo`` measured; ``looked`` and ``log`` are its too.
+        result: what ``demo_run.run_demo`` measured; ``observed`` and ``log`` are its too.
         command: what makes it again.
     """
     columns = ["", "cross-entropy", "KL(teacher \u2016 student)"]
@@ -36,8 +36,8 @@ def demo_page(result: dict, looked: Looked, log: list[dict], command: str) -> st
     rows = [_row(row, len(result["pairs"])) for row in result["rows"]]
     run = Run({}, log, recipe="", command=command, versions=versions())
     sections = [
-        measured_section(_MEASURED.format(**result), columns, rows, looked.missing),
-        *look_sections(looked, _APART),
+        measured_section(_MEASURED.format(**result), columns, rows, observed.missing),
+        *observation_sections(observed, _APART),
         training_section("Training of DistillLens", run.rows),
         again_section(run),
     ]

@@ -15,7 +15,7 @@ from distilllens.evaluate.scoring import Scoring
 from distilllens.evaluate.tables import write_scores
 from distilllens.generate.decoding import Decoding
 from distilllens.generate.prompts import encode_prompts
-from distilllens.generate.transformers_backend import check_lengths
+from distilllens.generate.transformers_backend import check_prompt_lengths
 from distilllens.generate.vllm_backend import check_vllm
 from distilllens.loading import check_tokenizers, positions_of
 
@@ -153,7 +153,7 @@ def _kept(benchmark, candidates, plan):
     places = [benchmark.examples[n].place for n in kept]
     for candidate in candidates:
         needed = [lengths[candidate.label][n] for n in kept]
-        check_lengths(needed, positions_of(candidate.config), plan.decoding, places)
+        check_prompt_lengths(needed, positions_of(candidate.config), plan.decoding, places)
     return kept
 
 

@@ -13,7 +13,7 @@ from distilllens.data.encode import encode_example
 from distilllens.files import write_atomically
 from distilllens.layer_map import LayerMap
 from distilllens.lens import LogitLens
-from distilllens.lens.reading import Document, inspect_models
+from distilllens.lens.reading import Passage, inspect_models
 from distilllens.loading import (
     check_tokenizers,
     check_vocabulary,
@@ -108,7 +108,7 @@ def _documents(args, tokenizer, positions):
         encode_example(example, tokenizer)
         for example in to_training_examples(records[: args.limit])
     ]
-    documents = [d for ids, first in encoded if (d := target_document(ids, first, length))]
+    documents = [d for ids, first in encoded if (d := target_passage(ids, first, length))]
     if not documents:
         raise ValueError(
             f"none of the {len(encoded)} records has a response within {length} tokens; "
@@ -117,12 +117,12 @@ def _documents(args, tokenizer, positions):
     return documents, f"the first {len(encoded)} of {len(records)} records, {length} tokens at most"
 
 
-def target_document(ids: list[int], first: int, length: int) -> Document | None:
+def target_passage(ids: list[int], first: int, length: int) -> Passage | None:
     """An encoded example as a document, its targets within ``length`` to look at; None without."""
     ids = torch.tensor(ids[:length], dtype=torch.long)
     # A position is read for the token behind it: the first of a text is nobody's prediction.
     places = torch.arange(max(first, 1), max(first, 1, len(ids))) - 1
-    return Document(ids, places) if len(places) else None
+    return Passage(ids, places) if len(places) else None
 
 
 def _prompt(text, tokenizer, positions):
@@ -134,7 +134,7 @@ def _prompt(text, tokenizer, positions):
             f"the prompt has {len(ids)} tokens, beyond the {positions} positions of these models; "
             "shorten it"
         )
-    return Document(ids, torch.arange(len(ids)))
+    return Passage(ids, torch.arange(len(ids)))
 
 
 def _labels(names):

@@ -16,7 +16,7 @@ from distilllens.files import write_atomically
 from distilllens.layer_map import LayerMap
 from distilllens.lens.logit_lens import LogitLens
 from distilllens.lens.probe import undisturbed
-from distilllens.lens.reading import Document, Inspection, inspect_models
+from distilllens.lens.reading import Inspection, Passage, inspect_models
 from distilllens.loading import positions_of, shortest_names
 from distilllens.report.canvas import require_plotting
 from distilllens.report.inspector import inspector_sections
@@ -28,7 +28,7 @@ _SANDBOX = "allow-scripts allow-downloads"
 
 
 @dataclass(frozen=True)
-class Shown:
+class NotebookPage:
     """A page that Jupyter, and whatever else reads ``_repr_html_``, displays as a cell's result.
 
     Args:
@@ -65,7 +65,7 @@ def show(
     names: Sequence[str] | None = None,
     lens_layers: str | int = "auto",
     height: int = 800,
-) -> Shown:
+) -> NotebookPage:
     """Read models at every depth and display what ``distilllens inspect`` writes.
 
     Equals ``inspect_models`` with every token of ``text`` as a position, then ``render_page`` of
@@ -106,7 +106,7 @@ def show(
     others = ", ".join(names[1:])
     title = f"{others} beside {names[0]}" if others else f"Logit lens of {names[0]}"
     sections = inspector_sections(found, names, partial(token_text, tokenizer))
-    return Shown(render_page(title, _lead(found), sections), title, height)
+    return NotebookPage(render_page(title, _lead(found), sections), title, height)
 
 
 def _inspect(lenses, documents, lens_layers):
@@ -132,7 +132,7 @@ def _documents(text, tokenizer, lenses):
             raise ValueError(f"text {number}, {each!r}, has no token; give it some words")
         for lens in lenses:
             _check_fit(lens.model, ids)
-        documents.append(Document(ids, torch.arange(len(ids))))
+        documents.append(Passage(ids, torch.arange(len(ids))))
     return documents
 
 

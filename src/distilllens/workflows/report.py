@@ -14,7 +14,7 @@ from distilllens.report.training import pairs_of
 from distilllens.train.config import DistillLensConfig
 from distilllens.train.run_folder import read_run, read_state
 from distilllens.workflows.outputs import check_page
-from distilllens.workflows.run_models import look_at
+from distilllens.workflows.run_models import observe_run
 
 PAGE = "report.html"
 NUM_TEXTS = 4
@@ -48,7 +48,7 @@ def write_report(
     transformers_logging.disable_progress_bar()
     fields = fields_of(note)
     rows = state["log_history"]
-    looked = look_at(where, note, fields, pairs_of(rows), limit, trust_remote_code)
+    observed = observe_run(where, note, fields, pairs_of(rows), limit, trust_remote_code)
     run = Run(
         facts=_facts(note, fields, state),
         rows=rows,
@@ -57,7 +57,7 @@ def write_report(
         versions=_texts(note.get("versions")),
     )
     title = f"Training run: {folder.resolve().name}"
-    page = render_page(title, _lead(note, fields, state), run_sections(run, looked))
+    page = render_page(title, _lead(note, fields, state), run_sections(run, observed))
     # A lone half of a surrogate pair, which JSON may name, is no text that a file can hold.
     page = page.encode("utf-8", "replace").decode("utf-8")
     write_atomically(output, page)

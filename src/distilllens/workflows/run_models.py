@@ -18,8 +18,8 @@ from distilllens.generate.prompts import encode_prompts
 from distilllens.generate.transformers_backend import TransformersBackend
 from distilllens.lens.reading import inspect_models
 from distilllens.loading import least_positions, load_config, load_model, load_tokenizer
-from distilllens.report import Looked, Sample
-from distilllens.workflows.inspect import target_document
+from distilllens.report import Observations, Sample
+from distilllens.workflows.inspect import target_passage
 from distilllens.workflows.train_inputs import random_student
 
 _LONGEST_TEXT, _LONGEST_QUESTION = 256, 1200
@@ -29,9 +29,9 @@ _ANSWERS = (64, 32, 8)
 _TRIES = 16
 
 
-def look_at(
+def observe_run(
     where: Path, note: Mapping, fields: Mapping, pairs: Sequence[str], limit: int, trusted: bool
-) -> Looked:
+) -> Observations:
     """The newest student of a run beside its start and its teacher, on the first of its texts.
 
     What cannot be had is missing from what is returned, with a sentence each.
@@ -51,7 +51,7 @@ def look_at(
         records, what = _records(fields, home)
         models["student"] = source.student()
     if "student" not in models:
-        return Looked(missing=tuple(missing))
+        return Observations(missing=tuple(missing))
     with _noted(missing, "The start is left out"):
         models["start"] = source.start(tokenizer)
     with _noted(missing, "Figure 1 and the teacher's answers are left out"):
@@ -60,8 +60,8 @@ def look_at(
     there = [name for name in ("teacher", "start", "student") if models.get(name) is not None]
     models = {name: models[name] for name in there}
     texts = Texts(records[: _TRIES * limit], what, limit, limit)
-    looked = look_at_models(models, tokenizer, texts, trained=_map(pairs))
-    return replace(looked, missing=(*missing, *looked.missing))
+    observed = observe_models(models, tokenizer, texts, trained=_map(pairs))
+    return replace(observed, missing=(*missing, *observed.missing))
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ class Texts:
     num_asked: int
 
 
-def look_at_models(
+def observe_models(
     models: Mapping, tokenizer, texts: Texts, *, trained: Sequence[tuple[int, int]]
-) -> Looked:
+) -> Observations:
     """Figure 1's numbers where "teacher" is among the models, and answers of all of them.
 
     Args:
@@ -84,7 +84,7 @@ def look_at_models(
         texts: the first that serve are used.
         trained: the pairs of depths of training.
     """
-    looked, missing = Looked(), []
+    observed, missing = Observations(), []
     positions = least_positions(model.config for model in models.values())
     if "teacher" in models:
         with _noted(missing, "Figure 1 is left out"), torch.no_grad():
@@ -96,13 +96,13 @@ def look_at_models(
                 [models[name] for name in students],
                 trained=[trained] * len(students),
             )
-            looked = replace(looked, read=read, students=tuple(students))
-            looked = replace(looked, texts=f"the first {len(found)} texts of {texts.what}")
+            observed = replace(observed, read=read, students=tuple(students))
+            observed = replace(observed, texts=f"the first {len(found)} texts of {texts.what}")
     with _noted(missing, "Answers are left out"):
         samples, longest = _samples(models, tokenizer, texts, positions)
         words = f"From {texts.what}; answered greedily, in at most {longest} tokens."
-        looked = replace(looked, samples=samples, speakers=tuple(models), questions=words)
-    return replace(looked, missing=tuple(missing))
+        observed = replace(observed, samples=samples, speakers=tuple(models), questions=words)
+    return replace(observed, missing=tuple(missing))
 
 
 @contextmanager
@@ -196,7 +196,7 @@ def _records(fields, home):
 def _documents(texts, tokenizer, positions):
     length, found = min(_LONGEST_TEXT, positions or _LONGEST_TEXT), []
     for example in to_training_examples(texts.records):
-        document = target_document(*encode_example(example, tokenizer), length)
+        document = target_passage(*encode_example(example, tokenizer), length)
         if document is not None:
             found.append(document)
         if len(found) == texts.num_read:

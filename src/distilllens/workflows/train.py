@@ -13,7 +13,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from distilllens.errors import first_line, one_line
-from distilllens.evaluate.answer_scorer import DevScorer
+from distilllens.evaluate.answer_scorer import AnswerScorer
 from distilllens.objective import TERMS
 from distilllens.train import _trl, run_folder
 from distilllens.train.build import build_trainer
@@ -99,7 +99,7 @@ def _scorer(args, records, tokenizer, config):
         return None
     if "eval" not in records:
         raise ValueError("eval_generate needs eval_file or dataset_test_split")
-    scorer = DevScorer(**(args.eval_generate_kwargs or {}))
+    scorer = AnswerScorer(**(args.eval_generate_kwargs or {}))
     scorer.check(records["eval"], tokenizer, config)
     return partial(scorer, records["eval"])
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and their hashes."""
+"""Files that are complete or absent, and their hashes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tells one model or tokenizer from another."""
+"""Fingerprints: what distinguishes models and tokenizers."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from pathlib import Path
 
 from distilllens.files import sha256
 
-# Splits of a text in which tokenizers differ.
+# A text that tokenizers split differently.
 PROBE = "It's 3.14 o'clock:\n\tnaïve café, 東京 — <tag> {x: 1}\n\nDone.  Two  spaces!"
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
-# What decides a model's words: not the optimizer's state or a trainer's arguments beside it.
+# Files that decide a model's output; not optimizer states or training arguments beside them.
 _DECIDING = ("*.safetensors", "*model*.bin", "*config.json", "tokenizer*", "vocab*", "merges.txt")
 _DECIDING += ("special_tokens_map.json", "added_tokens.json", "*.jinja", "*.py")
 _DECIDING += ("spiece.model", "sentencepiece*.model", "chat_template.json", "*.index.json")
 _SAMPLES, _SAMPLE_BYTES = 512, 2**12
-# Entries of a configuration that say where it came from, not what the model computes.
-_NO_MATTER = ("_name_or_path", "architectures", "transformers_version", "use_cache")
+# Entries of a configuration that do not change what the model computes.
+_IRRELEVANT = ("_name_or_path", "architectures", "transformers_version", "use_cache")
 
 
 def fingerprint(name: str, config) -> dict:
-    """What tells one model from another: its configuration, the hub's commit, a folder's weights.
+    """A fingerprint of a model by name: its configuration, the hub's commit, a folder's weights.
 
-    Of each file of weights the size and 512 samples of 4 KiB count, evenly apart: a retrained model
-    differs there, and a large one need not be read whole. Code that lies beside counts, too.
+    From each weight file it takes the size and 512 evenly spaced samples of 4 KiB: a retrained
+    model differs there, and a large file need not be read whole. A change between samples goes
+    unnoticed. Python files in the folder are read whole.
     """
     weights = hashlib.sha256(str(getattr(config, "_commit_hash", None)).encode())
     folder = Path(name)
@@ -46,11 +47,11 @@ def fingerprint(name: str, config) -> dict:
 
 
 def tensor_fingerprint(model) -> str:
-    """What tells one model object from another: configuration, adapters, some of every tensor.
+    """A fingerprint of a model object: configuration, adapters and tensors.
 
-    Of each tensor name, shape, dtype and 256 numbers count.
+    From each tensor it takes name, shape, dtype and 256 numbers.
     """
-    # Of an object the tensors say their dtype; the configuration says that of its file, if any.
+    # The dtype comes from the tensors; the configuration has that of the file, if any.
     digest = hashlib.blake2b(_settings(model.config, "dtype"), digest_size=8)
     adapters = getattr(model, "peft_config", None), getattr(model, "active_adapters", None)
     if adapters[0]:
@@ -64,7 +65,7 @@ def tensor_fingerprint(model) -> str:
 
 
 def file_hashes(name: str, config) -> dict[str, str]:
-    """The SHA-256 of each file that decides what a folder's model says; for the hub, its commit."""
+    """The SHA-256 of each file that decides a model's output; for the hub, the commit."""
     folder = Path(name)
     if not folder.is_dir():
         return {"commit": str(getattr(config, "_commit_hash", None))}
@@ -72,14 +73,14 @@ def file_hashes(name: str, config) -> dict[str, str]:
     return {file.name: sha256(file) for file in sorted(files)}
 
 
-def _settings(config, *no_matter):
-    ignored = {*_NO_MATTER, *no_matter}
+def _settings(config, *irrelevant):
+    ignored = {*_IRRELEVANT, *irrelevant}
     entries = {key: value for key, value in config.to_dict().items() if key not in ignored}
     return json.dumps(entries, sort_keys=True, default=str).encode()
 
 
 def tokenizer_fingerprint(tokenizer) -> str:
-    """What tells one tokenizer from another: its vocabulary, and how it splits a text."""
+    """A fingerprint of a tokenizer: its vocabulary, and how it splits a text."""
     vocabulary = sorted(tokenizer.get_vocab().items())
     split = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
     return hashlib.blake2b(repr((vocabulary, split)).encode(), digest_size=8).hexdigest()

@@ -20,15 +20,15 @@ from distilllens.targets import Targets
 
 @dataclass(frozen=True)
 class LossTerm:
-    """One term of the loss, as everyone who names it knows it.
+    """One term of the loss, and its names.
 
     Attributes:
         key: in ``LossTerms``.
-        log_name: in the trainer's log, behind ``eval_`` in an evaluation's.
-        label: in reports and cards.
+        log_name: in the trainer's log; with the prefix ``eval_`` in evaluations.
+        label: in reports and model cards.
         short: in the progress bar.
-        weight_field: of ``Objective`` and ``DistillLensConfig``.
-        has_pairs: whether it is a mean over layer pairs, each of which is logged too.
+        weight_field: its weight in ``Objective`` and ``DistillLensConfig``.
+        has_pairs: whether it is a mean over layer pairs, which are logged too.
     """
 
     key: str
@@ -39,7 +39,7 @@ class LossTerm:
     has_pairs: bool = False
 
 
-# A new term is one row here and one method of Objective. Their order is that of reports.
+# A new term is one row here and one method of Objective. Reports show them in this order.
 TERMS = (
     LossTerm("output", "output_loss", "output divergence", "output", "output_weight"),
     LossTerm("lens", "lens_loss", "lens divergence", "lens", "lens_weight", has_pairs=True),
@@ -50,15 +50,14 @@ WEIGHT_FIELDS = tuple(term.weight_field for term in TERMS)
 
 @dataclass(frozen=True, eq=False)
 class LossTerms:
-    """What one batch contributes: sums over tokens, in nats, to be divided once, above.
+    """The sums of one batch over its tokens, in nats; the trainer divides them once.
 
     Attributes:
         total: scalar, the weighted sum with its gradient; connected to the graph even at N = 0.
-        sums: key of a term that was measured -> its sum, unweighted and detached, and the number of
-            tokens behind it. The lens is the mean over the pairs; of sampled tokens, the estimate
-            for all N.
+        sums: key of a measured term -> its sum, unweighted and detached, and the number of tokens
+            in it. The lens is the mean over the pairs; with sampled tokens, the estimate for all N.
         by_pair: key of a term with pairs -> the sums ``[P]`` in the order of the layer map, and the
-            number of tokens that each was measured on.
+            number of tokens that each pair was measured on.
         num_tokens: N, the targets of the batch.
     """
 
@@ -74,12 +73,12 @@ class LossTerms:
 
     @property
     def output(self) -> Tensor | None:
-        """The sum of the divergence at the output, or None when it was not measured."""
+        """The sum of the output divergence, or None if it was not measured."""
         return self.sums.get("output", (None, 0))[0]
 
     @property
     def lens(self) -> Tensor | None:
-        """The sum of the lens divergence, or None when it was not measured."""
+        """The sum of the lens divergence, or None if it was not measured."""
         return self.sums.get("lens", (None, 0))[0]
 
     @property
@@ -89,7 +88,7 @@ class LossTerms:
 
     @property
     def num_lens_tokens(self) -> int:
-        """The tokens behind ``lens_by_pair``: N, or the drawn ones among them."""
+        """The tokens in ``lens_by_pair``: N, or the sampled ones among them."""
         return self.by_pair.get("lens", (None, 0))[1]
 
 
@@ -143,7 +142,7 @@ class Objective:
         return self.layer_map is not None and (measure_all or self.lens_weight > 0)
 
     def needs_teacher(self, measure_all: bool = False) -> bool:
-        """Whether the teacher is read at all; the cross-entropy alone has no use for it."""
+        """Whether the teacher is read: the cross-entropy alone does not need it."""
         return measure_all or self.output_weight > 0 or self.needs_lens()
 
     def __call__(
@@ -159,18 +158,18 @@ class Objective:
     ) -> LossTerms:
         """The terms of one batch.
 
-        A divergence of weight 0 is skipped unless ``measure_all``; the cross-entropy never is.
-        ``measure_all`` measures every token, too, whatever ``lens_token_fraction``.
+        A divergence of weight 0 is skipped unless ``measure_all``; the cross-entropy is always
+        measured. ``measure_all`` also measures every token, whatever ``lens_token_fraction``.
 
         Args:
             student, teacher: head-ready states, ``[B, T, D]`` at the map's depths and ``final``;
-                ``[N, D]`` where ``LayerStates.gathered`` says so. Without a teacher (None) only the
-                cross-entropy is left.
-            labels: the batch's ``Targets``, or the labels ``[B, T]`` to make them of: -100 where
-                the token is no target, not shifted.
-            lens_draws: ``[B, T]`` in [0, 1), of ``sampling.draw_tokens``: below
-                ``lens_token_fraction`` a position is measured, and counts 1 / fraction. Read, and
-                needed, where that is below 1.
+                ``[N, D]`` if ``LayerStates.gathered``. Without a teacher (None) only the
+                cross-entropy is measured.
+            labels: the batch's ``Targets``, or its labels ``[B, T]``, not shifted, -100 for tokens
+                that are no targets.
+            lens_draws: ``[B, T]`` in [0, 1), of ``sampling.draw_tokens``: positions with a draw
+                below ``lens_token_fraction`` are measured, with weight 1 / fraction. Required if
+                the fraction is below 1.
 
         Raises:
             ValueError: a fraction below 1 without a draw for every position.
@@ -189,7 +188,7 @@ class Objective:
         return self._summed(final[:0].sum() + total, nats, len(targets), fraction)
 
     def _summed(self, total, nats, num_tokens, fraction):
-        """Each term's nats by token as sums over the batch."""
+        """Sums over the batch of each term's nats per token."""
         sums, by_pair = {}, {}
         for term in TERMS:
             if term.key not in nats:
@@ -203,7 +202,7 @@ class Objective:
         return LossTerms(total, sums, by_pair, num_tokens)
 
     def _evaluate(self, student_head, terms):
-        """The weighted sum with its gradient, and each term's nats; weight 0 is measured alone."""
+        """The weighted sum with its gradient, and each term's nats per token."""
         weights = {term.key: getattr(self, term.weight_field) for term in TERMS}
         trained = [key for key in terms if weights[key] > 0]
         total, nats = 0.0, {}
@@ -226,9 +225,9 @@ class Objective:
         return divergence_term(*sides, weight=weight, **options)
 
     def _sampled(self, targets, draws):
-        """The positions that the lens measures (None: all), and the share that they are.
+        """The positions that the lens measures (None: all), and their expected share.
 
-        Each position is drawn by itself: a fixed number of them would depend on the micro-batch.
+        Each position is drawn independently: a fixed number would depend on the micro-batch.
         """
         fraction = self.lens_token_fraction
         if fraction == 1:
@@ -242,7 +241,7 @@ class Objective:
 
     def _lens(self, student, teacher, teacher_head, targets, kept, fraction):
         pairs = self.layer_map.pairs
-        # All pairs' tokens are rows of one term, each with its share of the mean over the pairs.
+        # The tokens of all pairs are rows of one term, weighted for the mean over the pairs.
         student_rows = torch.cat([_rows(student, student[s], targets, kept) for s, _ in pairs])
         teacher_rows = torch.cat([_rows(teacher, teacher[t], targets, kept) for _, t in pairs])
         options = {"temperature": self.temperature, **self.lens_kwargs}
@@ -256,7 +255,7 @@ def _share(rows, weight):
 
 
 def _rows(states, state, targets, kept=None):
-    """The rows of one state of ``states`` at the targets, or at the ``kept`` ones among them."""
+    """The rows of a state of ``states`` at the targets, or at the ``kept`` ones among them."""
     if not states.gathered:
         return targets.rows(state, kept)
     return state if kept is None else state[kept[targets.mask]]

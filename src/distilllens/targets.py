@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# The label of a token that is no target, as in transformers and torch's cross-entropy.
+# The label of tokens that are no targets, as in transformers and torch's cross-entropy.
 IGNORED = -100
 
 
@@ -15,7 +15,7 @@ IGNORED = -100
 class Targets:
     """The N positions of a batch whose next token is a target, in the order of the batch.
 
-    Made once a batch, from its labels; teacher and objective read it. The shift by one between a
+    Made once per batch from its labels, for the teacher and the objective. The shift between a
     position and the token that it predicts is made here and nowhere else.
 
     Args:
@@ -28,7 +28,7 @@ class Targets:
 
     @classmethod
     def of(cls, labels: Tensor) -> Targets:
-        """The targets of labels ``[B, T]``, not shifted: -100 where a token is no target."""
+        """The targets of labels ``[B, T]``, not shifted, -100 for tokens that are no targets."""
         mask = target_positions(labels)
         return cls(mask, labels[:, 1:][mask[:, :-1]])
 
@@ -40,7 +40,7 @@ class Targets:
         return Targets(self.mask.to(device), self.ids.to(device))
 
     def rows(self, states: Tensor, kept: Tensor | None = None) -> Tensor:
-        """The states ``[N, D]`` of ``[B, T, D]`` at these positions, or at the ``kept`` ones.
+        """The rows ``[N, D]`` of states ``[B, T, D]`` at these positions, or at the ``kept`` ones.
 
         Args:
             kept: ``[B, T]`` bool, some of the positions of ``mask``.
@@ -56,10 +56,10 @@ def target_positions(labels: Tensor) -> Tensor:
 
 
 def has_target(labels) -> bool:
-    """Whether a row of labels, a list of ids, has a target: the first position never is one."""
+    """Whether a list of labels has a target; the first label never is one."""
     return any(label != IGNORED for label in labels[1:])
 
 
 def without_targets(labels: Tensor, where: Tensor) -> Tensor:
-    """Labels in which the tokens ``where`` a mask is True are no targets."""
+    """Labels in which the tokens at the mask ``where`` are no targets."""
     return labels.masked_fill(where, IGNORED)

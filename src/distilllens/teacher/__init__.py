@@ -1,4 +1,4 @@
-"""Where the teacher's states come from: a model that runs, or a cache of one that ran."""
+"""Where the teacher's states come from: a model that runs, or a cache of its states."""
 
 from distilllens.teacher.cache import CachedTeacher, CacheWriter
 from distilllens.teacher.source import LiveTeacher, TeacherSource

@@ -1,4 +1,4 @@
-"""A teacher that ran once: its states at every valid position, read back from the disk."""
+"""A teacher that ran once: its states at all targets, read from the disk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_SHARDS = 512  # a reader maps each
 
 
 class CachedTeacher:
-    """The states of a teacher that is not here, found by the tokens of each document.
+    """The states of a teacher that is not loaded, found by the tokens of each document.
 
     Equals a :class:`LiveTeacher` on the documents that were written: bit for bit where that ran at
     the same shapes, and to rounding otherwise (products of other shapes add up in another order).
@@ -29,7 +29,7 @@ class CachedTeacher:
         device: where states and head go.
 
     Raises:
-        ValueError: no cache there, one that is not complete, or files that cannot be read.
+        ValueError: no cache, an incomplete one, or files that cannot be read.
     """
 
     def __init__(self, folder: str | Path, device: torch.device | str = "cpu"):
@@ -37,8 +37,8 @@ class CachedTeacher:
         manifest, mark = status(self.folder)
         if mark is None:
             raise ValueError(
-                f"teacher cache {folder} is not complete; the command that was writing it "
-                "(distilllens cache) goes on where it stopped"
+                f"teacher cache {folder} is not complete; run the command that was writing it "
+                "(distilllens cache) again to resume"
             )
         self.manifest, self.num_layers = manifest, manifest.num_layers
         self._shards = store.Shards(self.folder, manifest, list(mark["shards"]))
@@ -49,10 +49,10 @@ class CachedTeacher:
         return self._shards.find(key) is not None
 
     def check_depths(self, depths, normalize: bool):
-        """Refuse depths that are not stored, and states of the other kind.
+        """Refuse depths that are not stored, and raw states for normed ones or the reverse.
 
         Raises:
-            ValueError: the entry that differs, what it is and what is needed.
+            ValueError: with what is stored and what is needed.
         """
         stored, normed = self.manifest.depths, self.manifest.normed
         missing = sorted(set(depths) - set(self._slots(normalize)))
@@ -70,7 +70,7 @@ class CachedTeacher:
 
     @torch.no_grad()
     def read(self, depths, *, normalize, targets, **inputs) -> tuple[LayerStates, Head]:
-        """States ``[N, Dt]`` at ``depths`` and at the end, and the head that reads them.
+        """States ``[N, Dt]`` at ``depths`` and after the last block, and the head for them.
 
         Raises:
             ValueError: depths that are not stored, or a document that is not.
@@ -95,7 +95,7 @@ class CachedTeacher:
         )
 
     def _slots(self, normalize):
-        """depth -> place among the stored states; the normed last one is the final state."""
+        """depth -> index among the stored states; the normed last depth is the final state."""
         slots = {depth: slot for slot, depth in enumerate(self.manifest.depths)}
         return slots | ({self.num_layers: -1} if normalize else {})
 
@@ -104,31 +104,31 @@ class CachedTeacher:
         if place is None:
             raise ValueError(
                 f"teacher cache {self.folder} has no document of these {document.num_tokens} "
-                f"tokens, {document.num_targets} of them before a target; write it with "
-                "distilllens cache for the same data, template, max_length and packing"
+                f"tokens and {document.num_targets} targets; add it with distilllens cache for the "
+                "same data, template, max_length and packing"
             )
         rows = self._shards.rows(place)
         if len(rows) != document.num_targets:
             raise ValueError(
                 f"teacher cache {self.folder} holds {len(rows)} rows for a document of "
-                f"{document.num_targets} targets: a file of it is damaged; write it anew"
+                f"{document.num_targets} targets: a file is damaged; write the cache again"
             )
         return rows
 
 
 class CacheWriter:
-    """Adds documents to a cache, which may be new, unfinished or complete.
+    """Adds documents to a cache, which may be new, incomplete or complete.
 
-    One process of a group calls ``begin`` and, when all have flushed, ``finish``; each adds its own
-    documents. What is whole on the disk stays, whatever happens.
+    One of several processes calls ``begin`` and, after all have flushed, ``finish``; each process
+    adds its own documents. Complete shards on the disk survive any interruption.
 
     Args:
         folder: of the cache.
         manifest: what is written.
-        num_rows: positions still to come, which sets the size of a shard.
+        num_rows: positions to be added, which decides the size of a shard.
 
     Raises:
-        ValueError: the folder holds something else; the message names the first entry that differs.
+        ValueError: the folder holds something else, or another cache: the first entry that differs.
     """
 
     def __init__(self, folder: str | Path, manifest: store.Manifest, num_rows: int = 0):
@@ -141,7 +141,7 @@ class CacheWriter:
                 f"{folder} holds a teacher cache of another kind: {difference}; name another folder"
             )
         if before and manifest.teacher_files is None:
-            # Written by the teacher's name before, by an equal model now: the name stays known.
+            # Written by name before and by an equal model object now: keep the name.
             names = {"teacher_name": before.teacher_name, "teacher_files": before.teacher_files}
             self.manifest = manifest = replace(manifest, **names)
         shard_bytes = max(SHARD_BYTES, num_rows * manifest.row_bytes // MAX_SHARDS)
@@ -149,22 +149,22 @@ class CacheWriter:
         self._writer = store.ShardWriter(self.folder, manifest, shard_bytes)
 
     def begin(self, head: Head):
-        """Make the folder and write what is not a document."""
+        """Create the folder, and write the manifest and the head."""
         store.drop_remains(self.folder)
         store.write_manifest(self.folder, self.manifest)
         store.write_head(self.folder, head)
 
     def add(self, document: Document, states: LayerStates, rows: slice):
-        """Take a document's rows of the states at the manifest's depths and at the end."""
+        """Add a document's rows of the states at the manifest's depths and after the last block."""
         kept = [states[depth][rows] for depth in self.manifest.depths]
         self._writer.add(document.key, torch.stack([*kept, states.final[rows]], 1))
 
     def flush(self):
-        """Write out what was added."""
+        """Write the documents added so far."""
         self._writer.flush()
 
     def finish(self, **more):
-        """Mark the cache as complete, with notes, beside those that it had."""
+        """Mark the cache as complete, and add notes to those that it had."""
         before = store.read_notes(self.folder)
         store.write_mark(self.folder, **before | more)
 
@@ -173,7 +173,7 @@ def status(folder: str | Path) -> tuple[store.Manifest, dict | None]:
     """The manifest of a cache, and its mark if it is complete.
 
     Raises:
-        ValueError: no cache there, or one that cannot be read.
+        ValueError: no cache, or one that cannot be read.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -186,7 +186,7 @@ def status(folder: str | Path) -> tuple[store.Manifest, dict | None]:
 
 
 def check_writable(folder: str | Path):
-    """Refuse a folder that holds other things than a cache.
+    """Refuse a folder that holds anything but a cache.
 
     Raises:
         ValueError: a file, or a folder with files and no manifest.
@@ -205,16 +205,16 @@ def check_writable(folder: str | Path):
 
 
 def exists(folder: str | Path) -> bool:
-    """Whether a cache, complete or not, is there."""
+    """Whether the folder holds a cache, complete or not."""
     return (Path(folder) / store.MANIFEST).is_file()
 
 
 def depths_of(folder: str | Path) -> list[int]:
-    """The depths that a cache stores; none where there is no cache."""
+    """The depths that a cache stores; none if there is no cache."""
     manifest = store.read_manifest(Path(folder))
     return manifest.depths if manifest else []
 
 
 def stored_keys(folder: str | Path) -> set[bytes]:
-    """The keys of every document that is whole on the disk, complete cache or not."""
+    """The keys of all documents in readable shards, whether or not the cache is complete."""
     return set(store.shard_keys(Path(folder))) if Path(folder).is_dir() else set()

@@ -1,4 +1,4 @@
-"""A batch cut into documents, each with a key that no shuffling, padding or packing changes."""
+"""Cut a batch into documents, each with a key that shuffling, padding and packing do not change."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KEY_BYTES = 16
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One run of tokens that attend to each other.
+    """A sequence of tokens that attend to each other.
 
     Attributes:
         key: blake2b of the token ids and of which of them predict a target.
@@ -37,17 +37,18 @@ def cut(
     position_ids: Tensor | None = None,
     **inputs,
 ) -> list[Document]:
-    """The documents of a batch that have a target, in the order of their valid positions.
+    """The documents of a batch that have a target, in the order of the targets.
 
-    A document begins with its row and wherever positions begin again at 0; padding belongs to none.
+    A document begins at the start of a row and wherever ``position_ids`` are 0; padding belongs to
+    none.
     So ``targets.rows(hidden)`` is the concatenation of the documents' rows, in order.
 
     Args:
         input_ids: ``[B, T]``.
         targets: of the batch.
         attention_mask: ``[B, T]``, 0 on padding.
-        position_ids: ``[B, T]``, beginning again at 0 with each packed document.
-        inputs: whatever else a model takes; not looked at.
+        position_ids: ``[B, T]``, starting from 0 in each packed document.
+        inputs: other inputs of the model; ignored.
     """
     valid = targets.mask.cpu()
     ids = input_ids.to(torch.int32).cpu()
@@ -55,7 +56,7 @@ def cut(
     begins = None if position_ids is None else (position_ids == 0).expand(ids.shape).cpu()
     found = []
     for row in range(len(ids)):
-        # Rows without padding or packing are one document; the general case costs an index.
+        # Without padding, a slice avoids the copy of a boolean index.
         kept = slice(None) if real is None else real[row]
         row_ids, row_valid = ids[row][kept], valid[row][kept]
         cuts = [0, len(row_ids)]

@@ -1,4 +1,4 @@
-"""A teacher is whatever turns a batch into its states: a model that runs, or a cache of one."""
+"""A teacher turns a batch into states: a model that runs, or a cache."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from distilllens.targets import Targets
 
 
 class TeacherSource(Protocol):
-    """Turns a batch into the teacher's states at its valid positions, without a gradient."""
+    """Turns a batch into the teacher's states at the targets, without a gradient."""
 
     num_layers: int
 
     def read(
         self, depths: Iterable[int], *, normalize: bool, targets: Targets, **inputs: Tensor
     ) -> tuple[LayerStates, Head]:
-        """States ``[N, Dt]`` at ``depths`` and at the end, and the head that reads them.
+        """States ``[N, Dt]`` at ``depths`` and after the last block, and the head that reads them.
 
-        The N rows are the positions that predict a target, in the order of the batch.
+        The N rows are the positions of ``targets``, in their order.
         """
 
 
@@ -32,10 +32,10 @@ class LiveTeacher:
 
     Args:
         lens: the teacher's lens; its model must be one that training can read.
-        run: calls ``method(**inputs)`` inside the forward of the model's wrapper, where a sharded
-            model's weights are gathered; the default calls it as it is.
-        gather: the head with plain weights, where a wrapper shards them.
-        fingerprint: what tells the model from others, taken before it was sharded.
+        run: calls ``method(**inputs)`` inside the forward of the model's wrapper, where the weights
+            of a sharded model are gathered; by default calls it directly.
+        gather: returns the head with whole weights, where a wrapper shards them.
+        fingerprint: identifies the model; taken before it was sharded.
 
     Raises:
         ValueError: a model whose lens training cannot read.
@@ -57,14 +57,14 @@ class LiveTeacher:
 
     @torch.no_grad()
     def read(self, depths, *, normalize, targets, **inputs):
-        """States ``[N, Dt]`` at ``depths`` and at the end, and the head that reads them."""
+        """States ``[N, Dt]`` at ``depths`` and after the last block, and the head for them."""
         depths = tuple(depths)
         if self.lens.model.training:
             self.lens.model.eval()
 
         def method(**inputs):
             states = read_states(self.lens, depths, normalize=normalize, **inputs)
-            # A tuple: wrappers walk what a forward returns, and know tensors in tuples.
+            # A tuple: wrappers search the output of a forward for tensors, and know tuples.
             found = (states.final, *(states[depth] for depth in depths))
             return tuple(targets.rows(state) for state in found)
 

@@ -1,6 +1,6 @@
-"""Every private or versioned name of trl and transformers that we lean on, each with its reason.
+"""Every private or versioned name of trl and transformers that we use, each with its reason.
 
-Written against trl 1.16 and transformers 5.23; an upgrade is checked here first.
+Written for trl 1.16 and transformers 5.23; check this file first after an upgrade.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ def base_model_of(model):
 
 
 def drop_fused_head(model):
-    """Take off the forward that SFTTrainer hangs on the instance.
+    """Remove the forward that SFTTrainer sets on the instance.
 
-    The loss here never calls it, and a deep copy of the student would run the original's weights.
+    Our loss never calls it, and in a deep copy of the student it would run the original's weights.
     """
     base_model_of(model).__dict__.pop("forward", None)
 
 
 def count_tokens_of_targets(trainer):
-    """Have transformers count ``labels[..., 1:]`` for every student.
+    """Make transformers count ``labels[..., 1:]`` for every student.
 
-    It counts nothing for a forward that takes no loss arguments, and the first position as well for
-    a class without a loss type (GPT-2), though no loss ever predicts that one.
+    By default it counts nothing for a forward without loss arguments, and for a class without a
+    loss type (GPT-2) it also counts the first position, which no loss ever predicts.
     """
     trainer.model_accepts_loss_kwargs = True
     trainer._loss_shifts_labels = True
@@ -68,8 +68,8 @@ class _Preparer(SFTTrainer):
 def prepare_without_student(args, tokenizer, train_dataset, eval_dataset=None) -> SFTTrainer:
     """A plain SFTTrainer around a model of one narrow block, for its data sets and its collator.
 
-    SFTTrainer prepares data in its constructor and asks for a model there, of which it only changes
-    the special tokens; what it prepares is what the trainer of the real student would prepare.
+    SFTTrainer prepares data in its constructor, which needs a model but changes only the special
+    tokens of its configuration. The data are the same as with the real student.
     """
     args = copy.copy(args)  # SFTTrainer writes into it
     args.model_init_kwargs = None
@@ -84,7 +84,7 @@ def prepare_without_student(args, tokenizer, train_dataset, eval_dataset=None) -
 
 
 class LossProgress(ProgressCallback):
-    """The training bar with the loss and its terms behind it, instead of a line per log."""
+    """A training bar that shows the loss and its terms, instead of one line per log."""
 
     _SHORT = (
         ("loss", "loss"),
@@ -97,7 +97,7 @@ class LossProgress(ProgressCallback):
         self._shown = {}
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """Show the newest value of each term."""
+        """Show the latest value of each term."""
         if not state.is_world_process_zero or self.training_bar is None:
             return
         self._shown |= {short: f"{logs[key]:.3f}" for key, short in self._SHORT if key in logs}
@@ -105,7 +105,7 @@ class LossProgress(ProgressCallback):
 
 
 def replace_progress_bar(trainer):
-    """Put LossProgress where transformers put its own bar (none when tqdm is disabled)."""
+    """Replace the progress bar of transformers by LossProgress (none when tqdm is disabled)."""
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(LossProgress())
 
@@ -113,9 +113,9 @@ def replace_progress_bar(trainer):
 def mask_repeated_rows(inputs, accelerator, packed: bool):
     """Mask the labels of padding rows in the last evaluation batch of several processes.
 
-    accelerate repeats samples from the start so that every process has a full batch, and offers to
-    cut them off again only in what it gathers. Rows stay; their labels go. Packed rows hold an
-    unknown number of documents and are left alone.
+    accelerate repeats samples from the start so that every process gets a full batch, and removes
+    them again only from tensors that it gathers. Packed rows hold an unknown number of documents
+    and are left as they are.
     """
     state = accelerator.gradient_state
     if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
@@ -134,23 +134,24 @@ def mask_repeated_rows(inputs, accelerator, packed: bool):
 
 
 def forget_evaluation(model, accelerator):
-    """Let a model that was evaluated before training be wrapped for training after all.
+    """Allow a model that was evaluated before training to be wrapped for training.
 
-    ``Trainer.evaluate`` marks the bare model as prepared; ``train`` then finds the mark, takes the
-    model for a wrapped one, and two processes train apart without a word (transformers 5.23).
+    ``Trainer.evaluate`` marks the bare model as prepared. ``train`` then takes it for a wrapped
+    one, and two processes silently train apart (transformers 5.23).
     """
     if accelerator.num_processes > 1 and getattr(model, "_is_accelerate_prepared", False):
         model._is_accelerate_prepared = False
         accelerator._models = [other for other in accelerator._models if other is not model]
         if model.__dict__.pop("_original_forward", None) is not None:
-            model.__dict__.pop("forward", None)  # the autocast, which preparing hangs on again
+            model.__dict__.pop("forward", None)  # autocast, which preparing adds again
 
 
 def end_training(accelerator):
     """Leave the process group so that the interpreter can exit.
 
-    gloo's thread drops the tensors of its last collective under the GIL; an interpreter that shuts
-    down meanwhile holds the GIL while it joins that thread, and hangs. A moment lets it finish.
+    gloo's thread needs the GIL to free the tensors of its last collective. An interpreter that
+    shuts down meanwhile holds the GIL while it joins that thread, and hangs. A short sleep avoids
+    this.
     """
     if accelerator.num_processes > 1:
         time.sleep(0.5)

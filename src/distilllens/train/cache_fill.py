@@ -1,4 +1,4 @@
-"""Filling a teacher cache: the teacher runs once over every document that the cache lacks."""
+"""Fill a teacher cache: run the teacher once over every document that is missing from it."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _PROBE_ROWS = 256
 def fill_cache(
     collation: Collation, live: LiveTeacher, depths, needs: CacheRequirements
 ) -> CachedTeacher:
-    """Run the teacher over every document that the cache lacks, and open the cache.
+    """Run the teacher over every document that is missing from the cache, and open the cache.
 
-    Each process takes every n-th batch and writes shards of its own; killed, it goes on from the
-    last whole shard.
+    Each of n processes takes every n-th batch and writes its own shards. After an interruption it
+    resumes behind the last complete shard.
 
     Raises:
         ValueError: the folder holds a cache of another kind.
-        OSError: the disk is too small, or fails.
+        OSError: too little disk space, or a disk error.
     """
     folder = Path(collation.args.teacher_cache)
     _write(collation, live, depths, needs, folder)
@@ -41,8 +41,8 @@ def fill_cache(
     found = CachedTeacher(folder, collation.accelerator.device)
     if needs.missing(found):
         raise ValueError(
-            f"teacher_cache {folder} lacks documents that another process has written: it must be "
-            "a folder that all processes see"
+            f"teacher_cache {folder} does not show documents that another process wrote: it must "
+            "be a folder that all processes see"
         )
     return found
 
@@ -53,7 +53,7 @@ def _write(collation, live, depths, needs, folder):
     # The normed state at the last depth is the final one, which is stored anyway.
     depths = [d for d in depths if not (needs.normed and d == live.num_layers)]
     before = cache.depths_of(folder)
-    # A cache of more pairs stays one when documents are added to it.
+    # A cache with more depths keeps them when documents are added to it.
     depths = before if set(depths) <= set(before) else depths
     stored = cache.stored_keys(folder)
     batches = _batches(needs, stored, args.per_device_train_batch_size)
@@ -66,12 +66,12 @@ def _write(collation, live, depths, needs, folder):
         with accelerator.autocast():
             return live.read(depths, normalize=needs.normed, **inputs)
 
-    # The shortest row tells width and dtype before anything is written.
+    # Width and dtype must be known before anything is written: read the shortest row.
     shortest = min((row for row in needs.rows if row[2]), key=_num_tokens)
     states, head = read(inputs_of([shortest]))
     writer = CacheWriter(folder, _manifest(live, depths, needs, states, head), num_rows)
     _check_space(folder, writer.manifest, num_rows, head, tell=main)
-    accelerator.wait_for_everyone()  # nobody writes before everybody has looked
+    accelerator.wait_for_everyone()  # no process writes before all have checked
     with locked(folder) if main else nullcontext():
         if main:
             writer.begin(head)
@@ -82,7 +82,7 @@ def _write(collation, live, depths, needs, folder):
             for turn in range(turns):
                 first = turn * accelerator.num_processes
                 mine = first + accelerator.process_index
-                # A sharded teacher runs on all at once: a process that has no batch left helps.
+                # A sharded teacher runs on all processes at once, also on those without a batch.
                 inputs = inputs_of(batches[min(mine, len(batches) - 1)])
                 states, _ = read(inputs)
                 if needs.stored == "int8" and main and not notes:
@@ -96,7 +96,7 @@ def _write(collation, live, depths, needs, folder):
         if main:
             writer.finish(**notes)
     for depth, error in notes.get("int8_error", {}).items():
-        logger.warning("int8 states at depth %s: KL %.2e nats per token", depth, error)
+        logger.info("int8 states at depth %s: KL %.2e nats per token", depth, error)
 
 
 def _num_tokens(row):
@@ -108,10 +108,10 @@ def _num_targets(batch):
 
 
 def _batches(needs, stored, size):
-    """Batches with a document that is not stored, long rows first: what they need shows early.
+    """Batches with a document that is not stored; long rows first, to run out of memory early.
 
-    Rows are put together before what is stored is left out, so a writer that goes on runs the
-    teacher at the shapes, and stores the bits, of one that was never stopped.
+    Batches are formed before stored documents are left out. So a writer that resumes runs the
+    teacher on the same shapes, and stores the same bits, as one that was never interrupted.
     """
     batches, seen = [], set()
     datasets = {id(dataset): dataset for dataset, _, _ in needs.rows}
@@ -124,7 +124,7 @@ def _batches(needs, stored, size):
 
 
 def _is_new(row, seen):
-    """Whether a row has a document that none before it had."""
+    """Whether a row has a document that no earlier row has."""
     keys = {document.key for document in row[2]}
     new = not keys <= seen
     seen |= keys
@@ -168,16 +168,19 @@ def _check_space(folder, manifest, num_rows, head, tell):
         there = there.parent
     free = shutil.disk_usage(there).free
     if size > free:
-        raise OSError(f"teacher_cache {folder} needs {_say(size)}; its disk has {_say(free)} free")
+        raise OSError(
+            f"teacher_cache {folder} needs {_in_bytes(size)}; its disk has {_in_bytes(free)} free"
+        )
     if tell:
         dtype = "int8" if manifest.stored == "int8" else manifest.dtype
-        logger.warning(
+        logger.info(
             "teacher cache %s: %d positions x %d states of %d numbers in %s, %s (%s free)",
-            *(folder, num_rows, manifest.num_states, manifest.width, dtype, _say(size), _say(free)),
+            *(folder, num_rows, manifest.num_states, manifest.width, dtype),
+            *(_in_bytes(size), _in_bytes(free)),
         )
 
 
-def _say(size):
+def _in_bytes(size):
     unit, name = (1e9, "GB") if size >= 1e9 else (1e6, "MB")
     return f"{size / unit:.3g} {name}"
 

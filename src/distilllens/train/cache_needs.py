@@ -1,4 +1,4 @@
-"""A run and its teacher cache: what the run needs, and whether a cache fits."""
+"""What a run needs from a teacher cache, and whether a cache fits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from distilllens.teacher import CachedTeacher, TeacherSource, cache
 from distilllens.teacher.documents import Document, cut
 from distilllens.train.collation import Collation
 
-# Settings that documents are cut with: told when documents are missing.
+# Settings that decide how documents are cut; named in the message when documents are missing.
 _DATA_SETTINGS = (
     "max_length",
     "completion_only_loss",
@@ -22,9 +22,9 @@ _DATA_SETTINGS = (
     "eos_token",
     "packing_strategy",
 )
-# Arguments of from_pretrained: what finds a model (no token is ever written), what changes states.
+# Arguments of from_pretrained that locate a model (a token is never written) or change its states.
 _HUB = ("cache_dir", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
-_MATTER = (
+_CHANGE_STATES = (
     "attn_implementation",
     "dtype",
     "quantization_config",
@@ -36,14 +36,14 @@ _MATTER = (
 
 @dataclass(frozen=True, eq=False)
 class CacheRequirements:
-    """What a run asks of a cache.
+    """What a run needs from a cache.
 
     Attributes:
         rows: ``(dataset, index, its documents)`` for each row of training and evaluation data.
         normed, stored, tokenizer, precision, data: as in the manifest.
-        teacher: a fingerprint of its tensors, of a model; None for a name.
-        teacher_files: what its name tells; None for a model or no teacher.
-        teacher_name: for people.
+        teacher: the fingerprint of a model object's tensors; None for a name.
+        teacher_files: what is known of a named teacher without loading it; None for a model object.
+        teacher_name: for messages; None without a teacher.
     """
 
     rows: list[tuple[Dataset, int, list[Document]]]
@@ -58,20 +58,20 @@ class CacheRequirements:
 
     @property
     def has_teacher(self) -> bool:
-        """Whether a teacher is at hand that could write what lacks."""
+        """Whether there is a teacher that could add missing documents."""
         return self.teacher_name is not None
 
     def missing(self, stored) -> list[Document]:
-        """Each document once whose key is not in ``stored``."""
+        """The documents whose key is not in ``stored``, each once."""
         found = {d.key: d for _, _, documents in self.rows for d in documents}
         return [document for key, document in found.items() if key not in stored]
 
 
 def requirements_of(collation: Collation, teacher) -> CacheRequirements:
-    """What a run's data and settings ask of a cache; ``teacher`` is a name, a model or None.
+    """What a run needs from a cache; ``teacher`` is a name, a model or None.
 
     Raises:
-        ValueError: data that cannot be gone through beforehand.
+        ValueError: streamed data, which cannot be read in advance.
     """
     args, named = collation.args, isinstance(teacher, str)
     return CacheRequirements(
@@ -88,12 +88,12 @@ def requirements_of(collation: Collation, teacher) -> CacheRequirements:
 
 
 def open_cache(folder: str, needs: CacheRequirements, device) -> CachedTeacher | None:
-    """The cache in a folder if it is complete, fits, and holds every document.
+    """The cache in a folder if it is complete, fits the run and holds every document.
 
-    Where it does not and the run has a teacher that could write what lacks: None.
+    Otherwise None, if the run has a teacher that can add what is missing.
 
     Raises:
-        ValueError: the entry of the manifest that differs; without a teacher, what lacks.
+        ValueError: the entry of the manifest that differs; without a teacher, what is missing.
     """
     if needs.has_teacher:
         cache.check_writable(folder)
@@ -111,20 +111,20 @@ def open_cache(folder: str, needs: CacheRequirements, device) -> CachedTeacher |
         return None
     raise ValueError(
         f"teacher_cache {folder} lacks {len(missing)} documents of this run, the first of them "
-        f"{missing[0].num_tokens} tokens long: {_data_difference(manifest, needs)}; write them "
-        "with distilllens cache, or set teacher_model_name_or_path"
+        f"{missing[0].num_tokens} tokens long: {_data_difference(manifest, needs)}; add them with "
+        "distilllens cache, or set teacher_model_name_or_path"
     )
 
 
 def of_main_process(value):
-    """The main process's value, on all."""
+    """The main process's value, on all processes."""
     values = [value]
     broadcast_object_list(values)
     return values[0]
 
 
 def name_of(teacher: TeacherSource) -> str:
-    """What to call a teacher in print."""
+    """A teacher's name for people."""
     if isinstance(teacher, CachedTeacher):
         return teacher.manifest.teacher_name
     return _name_of(teacher.lens.model)
@@ -134,8 +134,8 @@ def _datasets(collation):
     for _, dataset in collation.datasets():
         if dataset is not None and not isinstance(dataset, Dataset):
             raise ValueError(
-                "teacher_cache needs data that can be gone through beforehand, and a "
-                f"{type(dataset).__name__} cannot; load it whole, or let the teacher run"
+                "teacher_cache needs data that can be read in advance, and a "
+                f"{type(dataset).__name__} cannot; load it whole, or train without the cache"
             )
         if dataset is not None:
             yield dataset
@@ -158,7 +158,7 @@ def _check_manifest(folder, manifest, needs):
     if needs.teacher_files is not None and manifest.teacher_files is None:
         raise ValueError(
             f"teacher_cache {folder} was written by a model object, which cannot be compared with "
-            f"{needs.teacher_name!r}; pass the object, or name no teacher to trust the cache"
+            f"{needs.teacher_name!r}; pass the object, or name no teacher to use the cache as it is"
         )
 
 
@@ -167,7 +167,7 @@ def _data_difference(manifest, needs):
         was = manifest.data.get(name)
         if was != now:
             return f"perhaps because {name} was {was!r} and is now {now!r}"
-    return "other data, another prompt template, or evaluation data that were not there"
+    return "other data, another prompt template, or evaluation data that are new"
 
 
 def _files_of(name, args):
@@ -175,7 +175,7 @@ def _files_of(name, args):
     hub = {key: given[key] for key in _HUB if key in given}
     hub = {"trust_remote_code": args.trust_remote_code, **hub}
     config = load_config("teacher", name, **hub)
-    matter = {key: str(given[key]) for key in _MATTER if key in given}
+    matter = {key: str(given[key]) for key in _CHANGE_STATES if key in given}
     return {**fingerprint(name, config), **matter}
 
 

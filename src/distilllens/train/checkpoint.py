@@ -1,4 +1,4 @@
-"""Checkpoints that are either whole or not there."""
+"""Checkpoints that are complete or ignored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def mark_whole(folder: str | Path):
-    """Write the sizes of a finished checkpoint's files beside them, once they are on the disk."""
+    """Write a mark with the sizes of a checkpoint's files, once they are on the disk."""
     folder = Path(folder)
     sizes = {}
     for file in sorted(folder.rglob("*")):
@@ -24,7 +24,7 @@ def mark_whole(folder: str | Path):
 
 
 def is_whole(folder: str | Path) -> bool:
-    """True when every file that the mark lists is there with the size it had."""
+    """True if every file in the mark exists with the size it had."""
     folder = Path(folder)
     try:
         sizes = json.loads((folder / MARK).read_text(encoding="utf-8"))["files"]
@@ -34,7 +34,7 @@ def is_whole(folder: str | Path) -> bool:
 
 
 def last_whole(output_dir: str | Path) -> Path | None:
-    """The newest whole ``checkpoint-N`` of a run, or None."""
+    """The newest complete ``checkpoint-N`` of a run, or None."""
     found = [
         (int(match[1]), path)
         for path in Path(output_dir).glob("checkpoint-*")

@@ -1,4 +1,4 @@
-"""What must hold between student, teacher, tokenizers and data before a run may start."""
+"""What must hold for arguments and data before a run may start."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_arguments(model, teacher, args, compute_loss_func, compute_metrics):
-    """Refuse arguments of a trainer that leave nothing to learn, or ask for logits.
+    """Refuse arguments of a trainer that leave nothing to learn, or that need logits.
 
     Raises:
         ValueError: with the argument.
@@ -30,7 +30,8 @@ def check_arguments(model, teacher, args, compute_loss_func, compute_metrics):
             "plain SFT"
         )
     if not any(getattr(args, name) for name in WEIGHT_FIELDS):
-        raise ValueError(f"{', '.join(WEIGHT_FIELDS)} are all 0")
+        *others, last = WEIGHT_FIELDS
+        raise ValueError(f"{', '.join(others)} and {last} are all 0")
     if teacher is not None and teacher is model and not isinstance(model, str):
         raise ValueError("student and teacher are the same object; pass a copy as the teacher")
     for name, value in (
@@ -39,8 +40,8 @@ def check_arguments(model, teacher, args, compute_loss_func, compute_metrics):
     ):
         if value is not None:
             raise ValueError(
-                f"{name} is not supported: the loss is the objective of args, and no logits "
-                "are built; use a callback for metrics of your own"
+                f"{name} is not supported: the loss is the objective of args, and logits are "
+                "never built; use a callback for your own metrics"
             )
 
 
@@ -48,13 +49,13 @@ def check_answers(args, eval_dataset, score_answers):
     """Refuse ``eval_generate`` without data to answer or a callable that scores.
 
     Raises:
-        ValueError: with what it needs.
+        ValueError: one of them is missing.
     """
     if args.eval_generate and (score_answers is None or eval_dataset is None):
         raise ValueError(
             "eval_generate needs an eval_dataset and score_answers: a callable "
             "(model, tokenizer, (process, number of processes)) -> {metric: (sum, count)}; "
-            "distilllens train passes one that generates and takes Rouge-L"
+            "distilllens train passes one that generates answers and computes Rouge-L"
         )
 
 
@@ -99,10 +100,10 @@ def check_data(who: str, model, collation: Collation):
 
 
 def check_counts(num_given: int | None, collation: Collation):
-    """Say how many training examples have no target within ``max_length``; refuse if all have none.
+    """Warn of training examples without a target within ``max_length``; refuse if none is left.
 
     Args:
-        num_given: how many there were before they were prepared; None where nobody counted.
+        num_given: the number of examples before preparation; None if unknown.
 
     Raises:
         ValueError: no example is left.

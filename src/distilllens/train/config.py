@@ -1,4 +1,4 @@
-"""Every knob of training, checked where it enters. Nothing below this file sees the dataclass."""
+"""Every field of training, checked when it is set; the floors below get plain values."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from trl import SFTConfig
 
 from distilllens.layer_map import LayerMap
-from distilllens.objective import Objective
+from distilllens.objective import WEIGHT_FIELDS, Objective
 from distilllens.sampling import check_fraction
 from distilllens.teacher.store import STORED
 
-# Bounds of fields that transformers takes as they come; max_steps -1 is "unset".
+# Bounds of fields that transformers does not check; max_steps -1 means "not set".
 _BOUNDS = {
     "adam_beta1": (0, 1),
     "adam_beta2": (0, 1),
@@ -32,21 +32,21 @@ _BOUNDS = {
     "warmup_steps": (0, math.inf),
     "weight_decay": (0, math.inf),
 }
-# What answers are scored by; all else that is measured is a loss, in nats.
+# Scores of answers; every other metric is a loss, in nats.
 HIGHER_IS_BETTER = ("rouge_l", "exact_match")
 _PACKING = ("bfd", "bfd_split", "wrapped")
 
 
 @dataclass
 class DistillLensConfig(SFTConfig):
-    """``trl.SFTConfig`` and what the logit lens adds to it.
+    """``trl.SFTConfig`` with the fields of distillation and of the logit lens.
 
-    Every default of ``SFTConfig`` stays, but for ``bf16`` (on where an accelerator has it),
+    Defaults are those of ``SFTConfig``, except ``bf16`` (on where an accelerator supports it),
     ``activation_checkpointing`` (off on the CPU) and ``router_aux_loss_coef`` (0: the loss reads
     states, not a router).
 
     Raises:
-        ValueError: a value that cannot be meant; the message names it and what would be right.
+        ValueError: a value out of range; the message names the field, the value and what is valid.
     """
 
     _VALID_DICT_FIELDS = [  # noqa: RUF012 - transformers reads it as a class attribute
@@ -155,7 +155,7 @@ class DistillLensConfig(SFTConfig):
         },
     )
 
-    # The three that follow the machine. None means: not set.
+    # These three depend on the machine when they are not set (None).
     bf16: bool | None = field(
         default=None, metadata={"help": "bf16 autocast; by default where an accelerator has it."}
     )
@@ -180,7 +180,7 @@ class DistillLensConfig(SFTConfig):
         self._follow_the_machine()
         self._follow_the_answers()
         if self.greater_is_better is None and self.metric_for_best_model is not None:
-            # transformers takes more as better unless the name ends in "loss".
+            # transformers prefers larger values unless the name ends in "loss".
             name = self.metric_for_best_model.removeprefix("eval_")
             self.greater_is_better = name in HIGHER_IS_BETTER
         self._check_bounds()
@@ -188,11 +188,11 @@ class DistillLensConfig(SFTConfig):
         self._check_types()
         self._check_scope()
         check_fraction("lens_pair_fraction", self.lens_pair_fraction)
-        self.objective(layer_map=None)  # checks divergences, weights, temperature, token share
+        self.objective(layer_map=None)  # checks divergences, weights, temperature, token fraction
         self._check_lens_layers()
 
     def _follow_the_machine(self):
-        # Without use_cpu, accelerate takes two processes of torchrun on a CPU machine for one each.
+        # Without use_cpu, accelerate takes each process of torchrun on a CPU for a single one.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         accelerator = not self.use_cpu
         if self.bf16 is None:
@@ -203,7 +203,7 @@ class DistillLensConfig(SFTConfig):
         if self.activation_checkpointing is None:
             asked = self.gradient_checkpointing
             self.activation_checkpointing = accelerator if asked is None else asked
-        # Pinned memory without an accelerator is nothing but a warning.
+        # Without an accelerator, pinned memory only causes a warning.
         self.dataloader_pin_memory = self.dataloader_pin_memory and accelerator
         if self.gradient_checkpointing_kwargs and not self.activation_checkpointing_kwargs:
             self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
@@ -215,14 +215,14 @@ class DistillLensConfig(SFTConfig):
             return
         if str(getattr(self.eval_strategy, "value", self.eval_strategy)) == "no":
             raise ValueError(
-                "eval_generate needs evaluations: set eval_strategy to epoch or steps, and "
-                "save_strategy to the same"
+                "eval_generate needs evaluations: set eval_strategy and save_strategy to epoch, or "
+                "both to steps"
             )
         if self.eval_steps is None:
             self.eval_steps = self.save_steps
         if self.eval_steps != self.save_steps and str(self.eval_strategy).endswith("steps"):
             raise ValueError(
-                f"eval_generate keeps the best of what it evaluates, so eval_steps "
+                f"eval_generate keeps the best evaluated checkpoint, so eval_steps "
                 f"({self.eval_steps}) and save_steps ({self.save_steps}) must be equal"
             )
         self.load_best_model_at_end = True
@@ -247,9 +247,7 @@ class DistillLensConfig(SFTConfig):
 
     def _check_types(self):
         numbers = [
-            "output_weight",
-            "lens_weight",
-            "cross_entropy_weight",
+            *WEIGHT_FIELDS,
             "temperature",
             "lens_beta",
             "lens_pair_fraction",
@@ -282,18 +280,18 @@ class DistillLensConfig(SFTConfig):
         if started != self.world_size:
             raise ValueError(
                 f"{started} processes were started, but accelerate sees {self.world_size}: they "
-                "would train apart and write to one folder; start them with torchrun, and unset "
-                "ACCELERATE_* variables that say otherwise"
+                "would train separately and write to one folder; start them with torchrun, and "
+                "unset contradicting ACCELERATE_* variables"
             )
         if self.loss_type != "nll":
             raise ValueError(
-                f"loss_type {self.loss_type!r} does not combine with this objective; leave it at "
-                "'nll' and choose output_divergence, lens_divergence and the three weights"
+                f"loss_type {self.loss_type!r} is not supported; leave it at 'nll' and choose "
+                "output_divergence, lens_divergence and the three weights"
             )
         if self.label_smoothing_factor:
             raise ValueError(
                 f"label_smoothing_factor must be 0, got {self.label_smoothing_factor}: "
-                "the cross-entropy here is the plain one"
+                "the cross-entropy is computed without smoothing"
             )
         if self.router_aux_loss_coef:
             raise ValueError(
@@ -317,7 +315,7 @@ class DistillLensConfig(SFTConfig):
             LayerMap.parse(self.lens_layers)
 
     def objective(self, layer_map: LayerMap | None) -> Objective:
-        """The objective that these settings describe, over a layer map."""
+        """The objective of these settings, over a layer map."""
         lens_kwargs = dict(self.lens_divergence_kwargs or {})
         if self.lens_divergence == "jsd":
             lens_kwargs.setdefault("beta", self.lens_beta)

@@ -1,4 +1,4 @@
-"""Logged terms as sums over counts: their means do not depend on how tokens were batched."""
+"""Logged terms as sums over counts: their means do not depend on how tokens are batched."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from distilllens.objective import TERMS, LossTerms
 
 
 def named_terms(terms: LossTerms, layer_map: LayerMap | None) -> dict[str, tuple[Tensor, int]]:
-    """Name in the log -> the sum of one batch and the number of tokens behind it.
+    """Name in the log -> the sum of one batch and the number of tokens in it.
 
-    Terms that were not measured have no name. ``lens_loss`` stands for all tokens, as the total
-    does; a pair's own mean is over those that it was measured on.
+    Terms that were not measured are left out. ``lens_loss`` is an estimate for all tokens, like the
+    total; the value of a pair is over the tokens that it was measured on.
     """
     named = {"loss": (terms.total.detach(), terms.num_tokens)}
     named |= {term.log_name: terms.sums[term.key] for term in TERMS if term.key in terms.sums}
@@ -25,30 +25,30 @@ def named_terms(terms: LossTerms, layer_map: LayerMap | None) -> dict[str, tuple
 
 
 class TermSums:
-    """Sums and the number of tokens behind each, since the last reset.
+    """Sums and their numbers of tokens since the last reset.
 
-    Processes add up their sums in the order of the names, which must be the same on all of them. It
-    is: which terms and pairs a step measures follows from settings, seed and step, never from data.
+    Processes add up their sums in the order of the names, which must be the same on all of them: it
+    follows from settings, seed and step, never from the data.
     """
 
     def __init__(self):
         self._sums, self._counts = {}, {}
-        self.num_tokens = 0  # of all processes, behind the ``loss`` of the last means
+        self.num_tokens = 0  # of all processes, in the ``loss`` of the last means
 
     def add(self, named: dict[str, tuple[Tensor, int]]):
         """Add one batch."""
         for name, (value, count) in named.items():
-            # A float32 sum over many batches would round differently by batch size; mps has no
-            # float64.
+            # The rounding of a float32 sum over many batches would depend on the batch size; mps
+            # has no float64.
             dtype = torch.float32 if value.device.type == "mps" else torch.float64
-            # Stays on its device: a copy would make every step wait for it.
+            # On its device: a copy to the host would make every step wait.
             self._sums[name] = self._sums.get(name, 0) + value.detach().to(dtype)
             self._counts[name] = self._counts.get(name, 0) + count
 
     def means(self, reduce) -> dict[str, float]:
-        """Nats per measured token over all processes (``reduce`` sums over them), and forget.
+        """Nats per measured token over all processes, and reset; ``reduce`` sums over processes.
 
-        A name without a token is left out: nothing measured is not a zero.
+        A name without tokens is left out: nothing measured is not 0.
         """
         if not self._sums:
             self.num_tokens = 0

@@ -1,4 +1,4 @@
-"""The README.md of a trained model: what it was distilled from, and how."""
+"""The README.md of a trained model: its teacher, its start and its loss."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LIBRARIES = ("distilllens", "trl", "transformers", "torch")
 def model_card(
     model_name: str, student: str, teacher: str | None, objective, lens_norm: bool
 ) -> str:
-    """Markdown with the hub's metadata in front."""
+    """Markdown that begins with the hub's metadata."""
     how, tags = "supervised fine-tuning", ["trl", "sft"]
     if teacher is not None:
         how, tags = "knowledge distillation", ["trl", "distillation"]

@@ -6,9 +6,9 @@ from __future__ import annotations
 def run_inside_forward(wrapper, inner, method, **inputs):
     """``method(**inputs)``, called where ``wrapper(**inputs)`` would call ``inner.forward``.
 
-    Wrappers gather weights before the forward of the module they wrap and arm the reduction of its
-    gradients on what it returns. A loss that reads states and head weights must live between the
-    two. The stand-in is gone again before ``method`` starts, so ``method`` may call ``inner``.
+    Wrappers gather weights before the forward of the wrapped module, and prepare the reduction of
+    its gradients from what it returns. A loss that reads states and head weights must run between
+    the two. The stand-in is removed before ``method`` starts, so ``method`` may call ``inner``.
     """
     restore = _restorer(inner)
 
@@ -24,7 +24,7 @@ def run_inside_forward(wrapper, inner, method, **inputs):
 
 
 def _restorer(inner):
-    own = inner.__dict__.get("forward")  # accelerate hangs its autocast here
+    own = inner.__dict__.get("forward")  # accelerate sets its autocast here
 
     def restore():
         if own is None:

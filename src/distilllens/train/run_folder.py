@@ -1,4 +1,4 @@
-"""A run's folder: which recipe it belongs to, and where to go on."""
+"""A run's folder: which recipe it belongs to, and where to resume."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from distilllens.files import sha256, write_json
 from distilllens.train.checkpoint import MARK, is_whole, last_whole
 
 RUN_FILE = "run.json"
-# Fields that change what is shown or kept, not what is learned: a run may go on under new ones.
+# Fields that change what is shown or kept, not what is learned: a run may resume with new values.
 _FREE = {
     "config",
     "dataset_num_proc",
@@ -31,15 +31,15 @@ _FREE_PREFIXES = ("dataloader_", "eval_", "hub_", "log", "per_device_eval_", "sa
 
 
 def recipe_identity(given: dict, files: list[str], models: dict, num_processes: int) -> dict:
-    """What makes two runs the same: fields set, the data's bytes, the models' shapes, processes.
+    """What makes two runs the same: fields, data, models and the number of processes.
 
     Args:
         given: field -> value, as set in the recipe or by a flag.
         files: paths of the data files.
         models: role -> fingerprint of the model.
-        num_processes: each has a batch of its own, so another number takes other steps.
+        num_processes: each process has its own batch, so another number changes the steps.
     """
-    # Evaluation and saving decide which weights are the final ones when the best are kept.
+    # When the best checkpoint is kept, evaluation and saving decide which weights are final.
     keeps_best = given.get("load_best_model_at_end") or given.get("eval_generate")
     free = ("dataloader_", "hub_", "log") if keeps_best else _FREE_PREFIXES
     fields = {
@@ -48,7 +48,7 @@ def recipe_identity(given: dict, files: list[str], models: dict, num_processes: 
         if name == "dataloader_drop_last" or (name not in _FREE and not name.startswith(free))
     }
     fields["number of processes"] = num_processes
-    # Through JSON, so that what was read back compares equal to what is compared with it.
+    # Through JSON, so that it compares equal to what was written and read.
     return json.loads(
         json.dumps(
             {
@@ -62,20 +62,20 @@ def recipe_identity(given: dict, files: list[str], models: dict, num_processes: 
 
 
 def resume_point(output_dir: str | Path, identity: dict) -> Path | None:
-    """The checkpoint from which the run in ``output_dir`` goes on; None for the beginning.
+    """The checkpoint from which the run in ``output_dir`` resumes; None to start from scratch.
 
-    Changes nothing.
+    Nothing is changed.
 
     Raises:
-        ValueError: the folder is a file, holds a run of another recipe, or files that are no run.
+        ValueError: a file, a folder with a run of another recipe, or a folder with other files.
     """
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir {folder} is a file; name a folder")
-    # A run killed at its very beginning may have left the half of a note.
+    # A run that was killed at its very beginning may have left a partial run.json.
     if not folder.exists() or all(path.suffix == ".part" for path in folder.iterdir()):
         return None
-    before = _note(folder).get("recipe")
+    before = _run_json(folder).get("recipe")
     if not isinstance(before, dict):
         raise ValueError(
             f"output_dir {folder} is not empty and holds no run of distilllens; "
@@ -91,12 +91,12 @@ def resume_point(output_dir: str | Path, identity: dict) -> Path | None:
 
 
 def is_finished(output_dir: str | Path) -> bool:
-    """True when the run in ``output_dir`` has saved its final model."""
-    return _note(Path(output_dir)).get("finished") is True
+    """Whether the run in ``output_dir`` has saved its final model."""
+    return _run_json(Path(output_dir)).get("finished") is True
 
 
 def write_run(output_dir: str | Path, identity: dict, finished: bool = False, **more):
-    """Note the recipe in the run's folder, making the folder; ``more`` is for its report."""
+    """Write run.json, creating the folder; ``more`` is for the report."""
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     record = {"recipe": identity, "finished": finished, **more}
@@ -104,16 +104,16 @@ def write_run(output_dir: str | Path, identity: dict, finished: bool = False, **
 
 
 def read_run(output_dir: str | Path) -> dict:
-    """What a run noted of itself: recipe, finished, command, and what its report needs.
+    """The contents of run.json: recipe, finished, command, and what the report needs.
 
     Raises:
-        ValueError: no folder, or one of anything but a run.
+        ValueError: the folder does not exist, or holds no run.
     """
     folder = Path(output_dir)
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise ValueError(f"{folder} {what}; name the output_dir of a run of distilllens train")
-    note = _note(folder)
+    note = _run_json(folder)
     recipe = note.get("recipe")
     if not isinstance(recipe, dict) or not isinstance(recipe.get("fields"), dict):
         raise ValueError(
@@ -124,12 +124,12 @@ def read_run(output_dir: str | Path) -> dict:
 
 
 def read_state(output_dir: str | Path) -> tuple[Path, dict]:
-    """Where the newest model of a run lies, and the trainer's state beside it.
+    """The folder of a run's newest model, and the trainer's state in it.
 
-    Of a finished run both are the final ones; of any other those of its newest whole checkpoint.
+    For a finished run, the final model; otherwise the newest complete checkpoint.
 
     Raises:
-        ValueError: no whole checkpoint yet, or a state that cannot be read.
+        ValueError: no complete checkpoint yet, or a state that cannot be read.
     """
     folder = Path(output_dir)
     where = folder if is_finished(folder) else last_whole(folder)
@@ -139,13 +139,13 @@ def read_state(output_dir: str | Path) -> tuple[Path, dict]:
     state = _read_json(file)
     rows = state.get("log_history")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"{file} cannot be read: it is missing, half-written or of something else")
+        raise ValueError(f"{file} cannot be read: it is missing, incomplete or no trainer state")
     return where, state
 
 
 @contextmanager
 def unmade_on_failure(output_dir: str | Path):
-    """Take away the empty folders that a failing block has made: transformers makes them early."""
+    """If the block fails, remove the empty folders it created: transformers creates them early."""
     folder = Path(output_dir).absolute()
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -161,7 +161,7 @@ def check_checkpoint(path: str | Path, config: dict):
     """Refuse to resume from a checkpoint of another model.
 
     Raises:
-        ValueError: no or half a checkpoint there, or the first entry that differs.
+        ValueError: no complete checkpoint, or the first entry that differs.
     """
     folder = Path(path)
     if not (folder / "trainer_state.json").is_file():
@@ -181,12 +181,12 @@ def check_checkpoint(path: str | Path, config: dict):
             )
 
 
-def _note(folder):
+def _run_json(folder):
     return _read_json(folder / RUN_FILE)
 
 
 def _read_json(file):
-    """The mapping in a file; an empty one where there is none."""
+    """The JSON object in a file; an empty one if there is none."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -202,17 +202,17 @@ def _first_difference(before, now):
                 what = {"fields": key, "data": f"data file {key}", "models": f"the {key} model"}[
                     part
                 ]
-                return f"{what} was {_say(theirs.get(key))} and is now {_say(ours.get(key))}"
+                return f"{what} was {_shown(theirs.get(key))} and is now {_shown(ours.get(key))}"
     return None
 
 
-def _say(value):
+def _shown(value):
     text = "not set" if value is None else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _shape(config):
-    """The entries of a model's configuration that its weights' shapes follow from."""
+    """The entries of a configuration that decide the shapes of the weights."""
     return {
         key: value
         for key, value in config.items()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from distilllens.fingerprints import tensor_fingerprint
 from distilllens.layer_map import LayerMap
 from distilllens.lens import LogitLens
@@ -17,6 +19,8 @@ from distilllens.train.checks import check_data
 from distilllens.train.collation import Collation
 from distilllens.train.redirect import run_inside_forward
 from distilllens.train.sharding import gathered_head, is_sharded, shard_teacher
+
+logger = logging.getLogger(__name__)
 
 
 def find_teacher(
@@ -41,6 +45,7 @@ def find_teacher(
         return load_teacher(collation, teacher), needs
     if cached is None:
         raise ValueError(f"teacher_cache {folder} must be a folder that all processes see")
+    logger.info("reading the teacher from the cache %s", folder)
     check_cached_depths(collation, cached, student_layers)
     return cached, None
 
@@ -53,6 +58,7 @@ def load_teacher(collation: Collation, teacher) -> LiveTeacher:
     """
     args, accelerator = collation.args, collation.accelerator
     if isinstance(teacher, str):
+        logger.info("loading the teacher %s", teacher)
         teacher = _load(teacher, args, collation.tokenizer)
     sharded = is_sharded(accelerator)
     if not sharded and getattr(teacher, "hf_device_map", None) is None:

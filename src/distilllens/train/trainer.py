@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -33,27 +34,31 @@ from distilllens.train.teachers import (
     layer_map_of,
 )
 
+logger = logging.getLogger(__name__)
+
 
 class DistillLensTrainer(SFTTrainer):
     """Train a student by cross-entropy, an output divergence and a lens divergence.
 
-    To its user an ``SFTTrainer``: same data (and instruction/input/output records), same arguments,
-    same checkpoints. It logs ``loss`` (the weighted total) and, unweighted and in nats per valid
-    token, ``output_loss``, ``lens_loss``, ``lens_loss/2:8`` ... and ``cross_entropy``; evaluation
-    measures every term whatever its weight. ``target_tokens_per_second`` counts the valid tokens of
-    all processes over the time since the last log, without that of evaluations.
+    Use it like ``SFTTrainer``: it takes the same data (and instruction/input/output records) and
+    arguments, and writes the same checkpoints. It logs ``loss`` (the weighted total) and,
+    unweighted and in nats per target token, ``output_loss``, ``lens_loss``, ``lens_loss/2:8`` ...
+    and ``cross_entropy``; evaluation measures every term whatever its weight.
+    ``target_tokens_per_second`` counts the target tokens of all processes over the time since the
+    last log, evaluations excluded.
 
     Args:
         model: the student, a model or its name.
         teacher_model: a model or its name; default ``args.teacher_model_name_or_path``. With
-            ``args.teacher_cache`` it runs here once, over the documents that the cache lacks, and
-            is not needed at all where the cache is complete. With neither, training is plain SFT
-            and needs ``cross_entropy_weight`` > 0.
+            ``args.teacher_cache``, ``train()`` first runs it once over the documents that are not
+            in the cache; a complete cache needs no teacher. With neither, training is plain SFT and
+            needs ``cross_entropy_weight`` > 0.
         args: a ``DistillLensConfig``.
 
     Raises:
         ValueError: a model that the lens cannot read exactly in training, a layer map that does not
-            fit, tokenizers that differ, sequences beyond a model's positions, no example left.
+            fit the models, different tokenizers, sequences longer than a model's positions, no
+            example left.
 
     Source: arXiv 2602.13567; docs/paper.md.
     """
@@ -83,10 +88,11 @@ class DistillLensTrainer(SFTTrainer):
         check_arguments(model, teacher_model, args, compute_loss_func, compute_metrics)
         check_answers(args, eval_dataset, score_answers)
         self.score_answers = score_answers
+        logger.info("loading the student, preparing the data")
         num_given = len(train_dataset) if isinstance(train_dataset, Dataset) else None
         super().__init__(
             model=model,
-            args=copy.copy(args),  # SFTTrainer, and saving below, write into it
+            args=copy.copy(args),  # SFTTrainer and _save_checkpoint write into it
             train_dataset=_formatted(train_dataset),
             eval_dataset=_formatted(eval_dataset),
             processing_class=processing_class,
@@ -99,6 +105,7 @@ class DistillLensTrainer(SFTTrainer):
         check_parallelism(self.accelerator, self.args)
         collation = Collation.of(self)
         check_counts(num_given, collation)
+        logger.info("checking the student's logit lens against its logits")
         self.student_lens = LogitLens(self.model)
         self.student_lens.check_trainable()
         check_data("student", self.student_lens.model, collation)
@@ -106,7 +113,7 @@ class DistillLensTrainer(SFTTrainer):
         self.teacher, self._cache_needs = find_teacher(collation, teacher_model, layers)
         self.objective = args.objective(layer_map_of(args, layers, self.teacher))
         self._terms = {"train": TermSums(), "eval": TermSums()}
-        self._since = time.perf_counter()  # when training went on after the last log
+        self._since = time.perf_counter()  # start of the training time of the next log
 
     def _send_telemetry(self):
         """Nothing is sent anywhere."""
@@ -118,13 +125,13 @@ class DistillLensTrainer(SFTTrainer):
         return super().train(*args, **kwargs)
 
     def fill_teacher_cache(self):
-        """Run the teacher over the documents that ``args.teacher_cache`` lacks; train() does too.
+        """Run the teacher over the documents that are missing from ``args.teacher_cache``.
 
-        Until then the teacher itself runs, in ``evaluate()`` for instance.
+        ``train()`` calls it. Before that, ``evaluate()`` runs the teacher itself.
 
         Raises:
             ValueError: the folder holds a cache of another kind.
-            OSError: the disk is too small, or fails.
+            OSError: too little disk space, or a disk error.
         """
         if self._cache_needs is None:
             return
@@ -135,7 +142,7 @@ class DistillLensTrainer(SFTTrainer):
         self.teacher, self._cache_needs = cached, None
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The weighted total of a micro-batch over the valid tokens of the whole optimizer step."""
+        """The weighted total of a micro-batch over the target tokens of its optimizer step."""
         if return_outputs:
             raise ValueError("return_outputs is not supported: no logits are built")
         training = self.model.training
@@ -146,7 +153,7 @@ class DistillLensTrainer(SFTTrainer):
             return total / max(num_tokens, 1)
         loss = total / torch.as_tensor(num_items_in_batch).clamp(min=1)
         if self.args.average_tokens_across_devices:
-            # The count is that of all processes, and data parallelism averages their gradients.
+            # The count is over all processes, and data parallelism averages their gradients.
             loss = loss * self.accelerator.num_processes
         return loss
 
@@ -178,8 +185,8 @@ class DistillLensTrainer(SFTTrainer):
 
     def _drawn(self, objective, inputs):
         """The objective over this step's pairs, and the draws of its tokens (None: all of them)."""
-        # global_step stays through all micro-batches of a step, and a checkpoint holds it. seed and
-        # not data_seed: that one is there to keep the order of the data while all else varies.
+        # global_step is constant over the micro-batches of a step and restored from checkpoints.
+        # seed, not data_seed: the latter keeps the order of the data while everything else varies.
         key = {"seed": self.args.seed, "step": self.state.global_step}
         draws = None
         if objective.lens_token_fraction < 1:
@@ -189,7 +196,7 @@ class DistillLensTrainer(SFTTrainer):
         return replace(objective, layer_map=pairs), draws
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """The loss alone: no logits are built in evaluation either."""
+        """The loss alone: evaluation builds no logits either."""
         inputs = self._prepare_inputs(inputs)
         packing = self.args.packing if self.args.eval_packing is None else self.args.eval_packing
         _trl.mask_repeated_rows(inputs, self.accelerator, packing)
@@ -197,7 +204,7 @@ class DistillLensTrainer(SFTTrainer):
             return self.compute_loss(model, inputs).detach(), None, None
 
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
-        """The loop of transformers, with sums over counts in place of its means of means."""
+        """The loop of transformers, with sums over counts instead of its means of means."""
         self._terms["eval"] = TermSums()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self.model_wrapped is self.model and not (
@@ -211,7 +218,7 @@ class DistillLensTrainer(SFTTrainer):
         return output
 
     def _answer_terms(self):
-        """What the answers of this process's share of the evaluation data score: sums, counts."""
+        """Scores of the answers to this process's share of the evaluation data: sums and counts."""
         accelerator = self.accelerator
         share = (accelerator.process_index, accelerator.num_processes)
         with accelerator.autocast():
@@ -220,8 +227,8 @@ class DistillLensTrainer(SFTTrainer):
         return {k: (torch.tensor(v, device=device), count) for k, (v, count) in found.items()}
 
     def log(self, logs, start_time=None):
-        """Put the means since the last log in place of the trainer's own loss, and the speed."""
-        # An evaluation is logged at its end, with its seconds; they are no time of training.
+        """Replace the trainer's own loss by the means since the last log, and add the speed."""
+        # An evaluation is logged at its end, with its duration, which is no training time.
         self._since += sum(value for name, value in logs.items() if _is_evaluation_time(name))
         if self.model.training and "loss" in logs:
             logs |= self._terms["train"].means(self._sum_over_processes)
@@ -234,7 +241,7 @@ class DistillLensTrainer(SFTTrainer):
         return self.accelerator.reduce(sums, reduction="sum")
 
     def _save_checkpoint(self, model, trial):
-        # An older checkpoint goes only after the newer one is whole on the disk.
+        # Delete an older checkpoint only after the newer one is complete on the disk.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
@@ -274,7 +281,7 @@ def _is_evaluation_time(name):
 
 
 def _formatted(dataset):
-    """Instruction records become prompt and completion; all else is SFTTrainer's to read."""
+    """Turn instruction records into prompt and completion; SFTTrainer reads all other kinds."""
     if isinstance(dataset, dict):
         return type(dataset)({key: _formatted(value) for key, value in dataset.items()})
     columns = getattr(dataset, "column_names", None) or ()

@@ -209,6 +209,54 @@ def test_every_room_has_a_floor():
     assert unknown_rooms(["attic/old.py"]) == {"attic"} and attic(["train/utils.py"])
 
 
+def file_graph(files):
+    """path -> the paths of the package's files that it imports when it is loaded."""
+    names = {
+        path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in files
+    }
+    graph = {path: set() for path in files}
+    for path, source in files.items():
+        for node in ast.parse(source).body:
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith(
+                "distilllens"
+            ):
+                continue
+            module = node.module.removeprefix("distilllens").lstrip(".")
+            for alias in node.names:
+                whole = f"{module}.{alias.name}".lstrip(".")
+                graph[path].add(names.get(whole) or names.get(module, "__init__.py"))
+    return {path: found - {path} for path, found in graph.items()}
+
+
+def circle(graph):
+    """The paths of one circle of imports, or None."""
+    done, trail = set(), []
+
+    def visit(path):
+        if path in trail:
+            return trail[trail.index(path) :]
+        if path in done:
+            return None
+        trail.append(path)
+        found = next((c for other in sorted(graph[path]) if (c := visit(other))), None)
+        trail.pop()
+        done.add(path)
+        return found
+
+    return next((c for path in sorted(graph) if (c := visit(path))), None)
+
+
+def test_no_files_import_each_other_in_a_circle():
+    """The files of the package, doors of rooms included, can be put in an order of loading."""
+    assert circle(file_graph(on_disk())) is None
+    rooms = {
+        "a/__init__.py": "from distilllens.a.b import f",
+        "a/b.py": "from distilllens.c import g",
+        "c.py": "from distilllens.a import f",
+    }
+    assert sorted(circle(file_graph(rooms))) == ["a/__init__.py", "a/b.py", "c.py"]
+
+
 def lines_of_code(node):
     """The lines of a function, its docstring left out."""
     doc = node.body[0] if ast.get_docstring(node) is not None else None

@@ -25,7 +25,7 @@ def table() -> str:
 
 
 def rewritten(page: str) -> str:
-    """The page with the table of today between its markers."""
+    """The page with the current table between its markers."""
     before, rest = page.split(BEGIN)
     return f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
 

@@ -1,8 +1,9 @@
-"""Make the teacher that ``distilllens demo`` ships: SFT on the synthetic tasks, on one CPU core.
+"""Train the built-in teacher of ``distilllens demo``: SFT on the synthetic tasks, on a CPU core.
 
     python tools/make_demo_teacher.py --output src/distilllens/cli/demo_teacher
 
-Takes about ten minutes; prints the held-out cross-entropy and exact match of what it saved (bf16).
+Takes about ten minutes. Prints cross-entropy and exact answers of the saved model (bf16) on held-out
+questions.
 """
 
 import argparse
@@ -26,7 +27,7 @@ def main():
     set_seed(args.seed)
     tokenizer = synthetic_tokenizer()
     model = make_llama(tokenizer, layers=6, width=128, heads=4)
-    # A seed that no demo has: the students do not see the teacher's very records.
+    # No demo can have this seed, so students do not train on the teacher's records.
     records = synthetic_records(args.steps * 32, seed=-1)
     settings = {"cross_entropy_weight": 1.0, "learning_rate": 1.2e-3, "warmup_steps": 100}
     train(model, None, records, tokenizer, "teacher", steps=args.steps, seed=args.seed, **settings)

@@ -78,9 +78,8 @@ def quiet_libraries() -> None:
     stack = _quiet[-1]
     stack.enter_context(hidden_library_bars())
     library = logging.getLogger("transformers")
-    for handler in [h for h in library.handlers if not isinstance(h, _Terminal)]:
-        library.removeHandler(handler)
-        stack.callback(library.addHandler, handler)
+    stack.callback(setattr, library, "handlers", library.handlers)
+    library.handlers = [h for h in library.handlers if type(h) is not logging.StreamHandler]
 
 
 def _attach(stack, logger, handler):

@@ -53,6 +53,7 @@ def _filled(args, tokenizer, records, student_layers):
     args = copy.copy(args)
     args.eval_generate = False  # no answers are needed
     examples = {role: to_dataset(rows) for role, rows in records.items()}
+    logger.info("preparing the data")
     collation = Collation.prepared(args, tokenizer, examples["train"], examples.get("eval"))
     check_counts(len(records["train"]), collation)
     name = args.teacher_model_name_or_path

@@ -39,19 +39,21 @@ class _Begun(TrainerCallback):
             self.note()
 
 
-def run_job(job: JobArguments, model, args: DistillLensConfig, given: dict) -> str:
+def run_job(job: JobArguments, model, args: DistillLensConfig, given: dict | None = None) -> str:
     """Train a student and write a report; returns a line or two on where the results are.
 
     Called again with the same arguments, it resumes from the last complete checkpoint.
 
     Args:
         model: a ``trl.ModelConfig``: the student, and how to load it.
-        given: name -> value of the fields that were set; together with data and models they
-            identify the run.
+        given: name -> value of the fields that were set, which identify the run together with its
+            data and models; by default those whose values are not their defaults.
 
     Raises:
         ValueError: data, models, fields or a folder that do not fit, before the folder is changed.
     """
+    if given is None:
+        given = train_inputs.changed_fields(job, model, args)
     if (line := _run(job, model, args, given)) is None:
         return f"{args.output_dir} holds the finished run of this recipe; nothing to do"
     # The process group has ended: only the main process writes the page.

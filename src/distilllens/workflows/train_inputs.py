@@ -6,7 +6,7 @@ import copy
 import difflib
 import json
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,19 @@ class JobArguments:
             raise ValueError(
                 "dataset_test_split goes with dataset_name; with train_file, set eval_file"
             )
+
+
+def changed_fields(job: JobArguments, model, args) -> dict[str, Any]:
+    """Name -> value of the fields whose values are not their defaults."""
+    # A fresh config has the values that a config derives from the machine.
+    plain = type(args)(output_dir=args.output_dir)
+    found = {"output_dir": args.output_dir}
+    for part, default in ((job, JobArguments), (model, type(model)), (args, plain)):
+        for each in fields(part):
+            value = getattr(part, each.name)
+            if value != getattr(default, each.name, None):
+                found[each.name] = value
+    return found
 
 
 def load_all(job, tokenizer) -> dict[str, list[dict]]:

@@ -11,7 +11,6 @@ import time
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.trainer_callback import ProgressCallback
-from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 from trl.models import prepare_deepspeed
 from trl.models.utils import prepare_fsdp
@@ -33,7 +32,6 @@ __all__ = [
     "prepare_fsdp",
     "prepare_without_student",
     "replace_progress_bar",
-    "rotate_checkpoints",
 ]
 
 

@@ -6,7 +6,7 @@ import json
 from contextlib import contextmanager
 from pathlib import Path
 
-from distilllens.files import sha256, write_json
+from distilllens.files import is_part_of, sha256, write_json
 from distilllens.train.checkpoint import MARK, damage_of, last_whole
 
 RUN_FILE = "run.json"
@@ -73,7 +73,7 @@ def resume_point(output_dir: str | Path, identity: dict) -> Path | None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir {folder} is a file; name a folder")
     # A run that was killed at its very beginning may have left a partial run.json.
-    if not folder.exists() or all(path.suffix == ".part" for path in folder.iterdir()):
+    if not folder.exists() or all(is_part_of(path, RUN_FILE) for path in folder.iterdir()):
         return None
     before = _run_json(folder).get("recipe")
     if not isinstance(before, dict):

@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset
 
 from distilllens.data import format_instruction
+from distilllens.files import write_atomically
 from distilllens.lens import LogitLens, read_states
 from distilllens.sampling import draw_pairs, draw_tokens
 from distilllens.targets import Targets
@@ -253,7 +254,7 @@ class DistillLensTrainer(SafeTrainer):
             self.args.lens_norm,
         )
         Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
-        (Path(self.args.output_dir) / "README.md").write_text(card, encoding="utf-8")
+        write_atomically(Path(self.args.output_dir) / "README.md", card)
 
 
 def _is_evaluation_time(name):

@@ -191,7 +191,7 @@ def test_auto_without_a_working_package_is_chunked(monkeypatch):
 
 
 def test_a_kernel_that_does_not_compile(monkeypatch):
-    """ "auto" warns once, gives the torch engine's bits and never tries again; "triton" raises."""
+    """With "auto": one warning, the bits of the torch engine, no second try; "triton" raises."""
     kernel = Kernel(fails=True)
     install(monkeypatch, kernel)
     monkeypatch.setattr(door, "_broken", set())

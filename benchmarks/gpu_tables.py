@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks import rows
-from benchmarks.tables import ENGINE_NAMES, markdown
+from benchmarks.loss_tables import ENGINE_NAMES
+from benchmarks.markdown import table
 
 NAMES = ENGINE_NAMES | {"triton": "ours, `triton`", "Liger, eager": "Liger-Kernel, not compiled"}
 
@@ -27,7 +28,7 @@ def loss_table(folder: Path) -> str:
         line += [(row["peak_bytes"] - row["gradient_bytes"]) >> 20]
         lines.append([*line, f"{row.get('value_error', 0):.0e}", row.get("wrong", "")])
     head = "shape | N | dtype | engine | ms: median (range) | x floor | first call, s"
-    return markdown(f"{head} | MiB beside inputs and gradients | error of value | wrong", lines)
+    return table(f"{head} | MiB beside inputs and gradients | error of value | wrong", lines)
 
 
 def step_table(folder: Path) -> str:
@@ -41,7 +42,7 @@ def step_table(folder: Path) -> str:
         held = (row["student_bytes"] + row.get("teacher_bytes", 0)) >> 20
         lines.append([*line, row["targets_per_s"], row["peak_bytes"] >> 20, held])
     head = "pipeline | ms a step | tokens/s | response tokens/s | MiB beside weights and AdamW"
-    return markdown(f"{head} | MiB of these", lines)
+    return table(f"{head} | MiB of these", lines)
 
 
 def precision_table(folder: Path) -> str:
@@ -51,7 +52,7 @@ def precision_table(folder: Path) -> str:
         [mode(row), row["engine"], *(f"{row[k]:.1e}" if k in row else "" for k in keys)]
         for row in of(folder, "precision")
     ]
-    return markdown("mode | engine | value | gradient of states | of the head", lines)
+    return table("mode | engine | value | gradient of states | of the head", lines)
 
 
 def short(folder: Path) -> str:

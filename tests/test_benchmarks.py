@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 NAMES = ("chunks", "dolly", "loss", "meter", "rivals", "rows", "run", "scaling")
-NAMES += ("pipelines", "steps", "tables", "generation", "gpu", "gpu_loss", "gpu_tables")
+NAMES += ("pipelines", "steps", "step_tables", "tables", "generation")
+NAMES += ("gpu", "gpu_loss", "gpu_steps", "gpu_tables")
 bench = {name: importlib.import_module(f"benchmarks.{name}") for name in NAMES}
 TOY = {**bench["loss"].TOY, "tokens": 24, "dtype": "float32", "repeats": 1}
 # Toy logits are below 10; m is at least 1e-5, so that log(m + 1e-8) is off by less than 1e-3.
@@ -148,7 +149,7 @@ def test_every_case_of_a_part_measures(part, tmp_path):
 
 def test_toy_steps_measure_and_make_tables(tmp_path):
     """A group of interleaved pipelines and its tables; what is not there yet is a row as well."""
-    steps, rows, tables = bench["steps"], bench["rows"], bench["tables"]
+    steps, rows, tables = bench["steps"], bench["rows"], bench["step_tables"]
     cases = [c for c in steps.cases(options()) if c["name"] in ("toy steps", "toy steps published")]
     for case in cases:
         for row in steps.measure(case):

@@ -30,6 +30,8 @@ def loss_table(folder: Path, keep=lambda row: True) -> str:
 
 ENGINE_NAMES = {
     "products": "products alone, chunks of",
+    "products, aligned rows": "products alone, rows aligned, chunks of",
+    "products, aligned": "products alone, all aligned, chunks of",
     "chunked": "ours, `chunked`",
     "reference": "ours, `reference` (whole tensors)",
     "published formula": "published formula (whole tensors)",

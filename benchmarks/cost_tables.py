@@ -49,7 +49,7 @@ def roofline_table(folder: Path) -> str:
 
 
 def cache_size_table(folder: Path) -> str:
-    """By the model: Dolly's 11.4k records of 74 response tokens, five pairs, two bytes a number."""
+    """PREDICTION: Dolly's 11.4k records of 74 response tokens, five pairs, two bytes per number."""
     tokens = 11370 * 74
     lines = [
         [name, f"{cost.cache_bytes(teacher, 1, 5) / 1e3:.0f}", f"{gb:.0f}"]

@@ -61,7 +61,7 @@ _WHO = ("student", "teacher")
 
 
 def seconds(case: dict, gflop_per_s: float) -> float:
-    """A guess for the whole case: its flops, half as much again for the rivals, and its start."""
+    """An estimate for the whole case: flops, more for slower engines, and the process's start."""
     speed = gflop_per_s * (4 if case["dtype"] == "bfloat16" and case["engine"] != "TRL" else 1)
     slower = {"reference": 2.5, "published formula": 3, "TRL": 1.5, "Liger": 3}
     skipped = case["engine"] in WHOLE and case["tokens"] > 4096

@@ -115,12 +115,12 @@ def _steps(folder, shape, kind):
 
 
 def _usual(found):
-    """A row that says what the usual rows are like: "published" is counted over them too."""
+    """A row with the lengths of the usual rows, by which "published" is counted too."""
     return next(r for r in found.values() if r["pipeline"] != "published" and "targets" in r)
 
 
 def _speedup(found, pipeline):
-    """Response tokens a second against the published pipeline's, measured and by flops."""
+    """Response tokens per second relative to the published pipeline, measured and by flops."""
     row, published, usual = found[pipeline], found["published"], _usual(found)
     share = 1 if pipeline == "published" else _mean(row, "targets") / _mean(usual, "targets")
     flops = sum(published["gflop"].values()) / sum(row["gflop"].values())

@@ -38,9 +38,9 @@ def timed(call, repeats: int) -> dict:
 class PeakMemory:
     """``with PeakMemory() as peak: ...`` -> ``peak.bytes`` above what was resident at the start.
 
-    On a CUDA ``device`` it is what torch's allocator gave to tensors there. Else it is memory of
-    the process: Linux forgets the high-water mark on request. Elsewhere it is that of the whole
-    process, and right if nothing before came as high.
+    On a CUDA ``device`` it is the memory that torch's allocator gave to tensors. Otherwise it is
+    memory of the process, whose high-water mark Linux resets on request; on other systems the
+    result is right only if the process never used more before.
     """
 
     def __init__(self, device: torch.device | None = None):

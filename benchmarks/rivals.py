@@ -17,7 +17,7 @@ EPSILON = 1e-8  # of the published formula
 
 
 def published_jsd(student_logits, teacher_logits):
-    """``[..., V]`` logits -> JSD per token, in whole float32 tensors: log(m + 1e-8), m = (p+q)/2."""
+    """``[..., V]`` logits -> JSD per token, whole float32 tensors: log(m + 1e-8), m = (p+q)/2."""
     student_logits, teacher_logits = student_logits.float(), teacher_logits.float()
     q, p = student_logits.softmax(-1), teacher_logits.softmax(-1)
     log_m = torch.log((p + q) / 2 + EPSILON)

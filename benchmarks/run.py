@@ -61,7 +61,9 @@ def parse(arguments):
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--list", action="store_true", help="list cases and durations, run nothing")
     parser.add_argument("--only", default="", help="cases whose name has this text in it")
-    parser.add_argument("--toy", action="store_true", help="tiny shapes, to check that everything runs")
+    parser.add_argument(
+        "--toy", action="store_true", help="tiny shapes: check that everything runs"
+    )
     parser.add_argument("--threads", type=int, help="torch's threads (default: torch's choice)")
     parser.add_argument("--data", help="Dolly's training records, a file or its folder")
     parser.add_argument("--tokenizer", help="a folder with the tokenizer for --data")

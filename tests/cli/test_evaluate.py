@@ -1,6 +1,7 @@
 """``distilllens evaluate`` and ``compare``: the commands from files to a table."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -10,10 +11,15 @@ from pathlib import Path
 
 import pytest
 import toys
+from data import tool_records
 from evaluate.judge.judge_stub import MODEL, opinion, served
+from transformers import PreTrainedTokenizerFast
 
+from distilllens import DistillLensTrainer
 from distilllens.cli import main
+from distilllens.data import format_prompt, to_dataset
 from distilllens.evaluate.results import Results
+from distilllens.generate.transformers_backend import TransformersBackend
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["--seeds", "10,20", "--max_new_tokens", "6", "--batch_size", "3"]
@@ -77,6 +83,58 @@ def test_answers_do_not_depend_on_the_batch(bench):
         assert not any(row["near_ties"] for row in one)
     first, second = (rows_of(f"one/test/student/seed-{seed}.jsonl") for seed in (10, 20))
     assert [row["answer"] for row in first] != [row["answer"] for row in second]
+
+
+def test_a_prompt_is_encoded_once_per_model(bench, monkeypatch):
+    """Whatever the number of seeds and batches; the references are read once more, with answers."""
+    texts = []
+    call = PreTrainedTokenizerFast.__call__
+
+    def counted(self, text=None, **settings):
+        texts.extend([text] if isinstance(text, str) else text)
+        return call(self, text, **settings)
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", counted)
+    assert evaluate("--model", "teacher", "--batch_size", "1", "--max_prompt_length", "40") == 0
+    prompts = [format_prompt(row) for row in rows_of("test.jsonl")]
+    assert [texts.count(prompt) for prompt in prompts] == [
+        2 * 2 * prompts.count(p) for p in prompts
+    ]
+
+
+@pytest.mark.parametrize("written", ["tools", "nothing"])
+def test_tools_and_template_settings_reach_every_model_input(bench, monkeypatch, written):
+    """Prompts and references are written with them: the perplexity is that of the trainer."""
+    records = tool_records.conversations()
+    if written == "nothing":
+        records = [{key: r[key] for key in ("prompt", "completion")} for r in records]
+    (bench / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in records))
+    tool_records.tokenizer().save_pretrained(bench / "student")
+    answered = []
+    generate = TransformersBackend.generate
+
+    def watched(self, prompt_ids, *, seed):
+        answered.extend(prompt_ids)
+        return generate(self, prompt_ids, seed=seed)
+
+    monkeypatch.setattr(TransformersBackend, "generate", watched)
+    assert evaluate("--greedy", "--max_prompt_length", "10") == 0
+    tokens = sorted(
+        len(f"{front} user a b c <eos> assistant".split())
+        for front in (tool_records.WRITTEN if written == "tools" else [""] * 4)
+    )
+    assert sorted(map(len, answered)) == tokens
+    found = json.loads((bench / "results" / "scores.json").read_text())["scores"]["perplexity"]
+    host = DistillLensTrainer(
+        toys.llama(),
+        toys.llama(4, 24, seed=1),
+        args=toys.config(bench / "out"),
+        train_dataset=to_dataset(records),
+        eval_dataset=to_dataset(records),
+        processing_class=tool_records.tokenizer(),
+    )
+    expected = math.exp(host.evaluate()["eval_cross_entropy"])
+    assert found["test"]["student"]["mean"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_greedy_needs_no_seeds(bench):

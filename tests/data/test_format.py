@@ -1,9 +1,11 @@
 """Records become prompts and responses that tokenize apart."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
+from data import tool_records
 
 from distilllens.data import (
     drop_long_prompts,
@@ -106,6 +108,33 @@ def test_conversational_prompts_are_counted_through_the_chat_template():
     assert drop_long_prompts([example], tokenizer, 5) == ([example], 0)
     with pytest.raises(ValueError, match="the shortest has 5"):
         drop_long_prompts([example], tokenizer, 4)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_long_prompts_are_counted_with_their_tools(number):
+    """What the template writes of tools and settings counts; tools may be JSON text or a list."""
+    tokenizer, record = tool_records.tokenizer(), tool_records.conversations()[number]
+    # "user", three words, <eos> and "assistant" are six tokens.
+    length = len(tool_records.WRITTEN[number].split()) + 6
+    assert drop_long_prompts([record], tokenizer, length) == ([record], 0)
+    with pytest.raises(ValueError, match=f"the shortest has {length}"):
+        drop_long_prompts([record], tokenizer, length - 1)
+
+
+def test_a_table_keeps_every_record_as_it_is():
+    """No key of one record's tools or settings turns up in another's as None."""
+    rows = list(to_dataset(tool_records.messages()))
+    for row, record in zip(rows, tool_records.messages(), strict=True):
+        tools = record.get("tools")
+        assert row["tools"] == (json.loads(tools) if isinstance(tools, str) else tools)
+        assert row["chat_template_kwargs"] == record.get("chat_template_kwargs", {})
+        assert row["messages"] == record["messages"]
+
+
+def test_plain_text_has_no_template_to_hand_tools_to():
+    """A field that happens to be called so is left out like any other."""
+    example = {"prompt": "a", "completion": "b"}
+    assert to_training_examples([{**example, "tools": "hammer"}]) == [example]
 
 
 @pytest.mark.skipif(not SHARED, reason="DISTILLLENS_SHARED is unset")

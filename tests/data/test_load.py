@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from distilllens.data import load_hub, load_records
 
 GOOD = {"instruction": "Say hi.", "input": "", "output": "hi"}
+TALK = b'{"messages": [{"role": "user", "content": "a"}]%s}'
 SHARED = os.environ.get("DISTILLLENS_SHARED")
 # Rows as the README beside the files states them.
 ROWS = {
@@ -130,6 +131,11 @@ def test_stories_are_split_at_their_separator(tmp_path, suffix):
         (b'{"messages": "a"}', "'messages' is 'a'; it must be a list of messages"),
         (b'{"messages": ["a"]}', r"'messages'\[0\] is 'a'; a message has a role"),
         (b'{"messages": [{"role": "user"}]}', r"'messages'\[0\] has no 'content'"),
+        (TALK % b', "tools": "hammer"', "'tools' is 'hammer'; it must be a list of tools or the"),
+        (
+            TALK % b', "chat_template_kwargs": [1]',
+            r"'chat_template_kwargs' is \[1\]; it must be an",
+        ),
         (b'{"text": ["a"]}', "'text' is ..a..; it must be a text"),
     ],
 )

@@ -4,9 +4,12 @@ import json
 
 import pytest
 import toys
+from data import tool_records
 
 from distilllens.cli import main
+from distilllens.evaluate import tasks
 from distilllens.evaluate.answer_scorer import AnswerScorer
+from distilllens.generate.transformers_backend import TransformersBackend
 
 RECORDS = [
     {"instruction": e["prompt"], "output": [e["completion"].strip(), "the cat"]}
@@ -54,6 +57,43 @@ def test_prompts_are_checked_before_training():
     with pytest.raises(ValueError, match="evaluation data example 0: a 'text' record has no ref"):
         scorer().check([{"text": "the cat"}], toys.tokenizer(), toys.llama().config)
     scorer().check(RECORDS, toys.tokenizer(), toys.llama().config)
+
+
+def test_prompts_are_encoded_once(monkeypatch):
+    """By the check, for every evaluation that follows; anew where they would differ."""
+    model, tokenizer, scored, encoded = toys.llama(), toys.tokenizer(), scorer(), []
+    encode = tasks.encode_prompts
+
+    def counted(tokenizer, prompts, records):
+        encoded.append(len(prompts))
+        return encode(tokenizer, prompts, records)
+
+    monkeypatch.setattr(tasks, "encode_prompts", counted)
+    scored.check(RECORDS, tokenizer, model.config)
+    first = scored(RECORDS, model, tokenizer)
+    assert scored(RECORDS, model, tokenizer) == first and encoded == [7]
+    assert scored(RECORDS[:3], model, tokenizer) != first and encoded == [7, 3]
+    tokenizer.chat_template = "another"
+    assert scored(RECORDS, model, tokenizer) == first and encoded == [7, 3, 7]
+    tokenizer.add_tokens("hello")
+    scored(RECORDS, model, tokenizer)
+    assert encoded == [7, 3, 7, 7]
+
+
+def test_tools_and_template_settings_are_in_the_prompts(monkeypatch):
+    """What the model reads starts with what the template writes of them."""
+    model, tokenizer, read = toys.llama(), tool_records.tokenizer(), []
+    generate = TransformersBackend.generate
+
+    def watched(self, prompt_ids, *, seed):
+        read.extend(tokenizer.batch_decode(prompt_ids))
+        return generate(self, prompt_ids, seed=seed)
+
+    monkeypatch.setattr(TransformersBackend, "generate", watched)
+    scorer()(tool_records.messages(), model, tokenizer)
+    assert len(read) == 4
+    for written in tool_records.WRITTEN:
+        assert any(text.startswith(f"{written} user".strip()) for text in read)
 
 
 @pytest.mark.parametrize(

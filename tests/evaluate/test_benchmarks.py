@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from data import tool_records
 
 from distilllens.data import format_instruction, format_prompt
 from distilllens.evaluate import benchmarks
@@ -48,6 +49,20 @@ def test_prompts_and_completions_are_taken_as_they_are(tmp_path):
     path = write(tmp_path / "p.jsonl", {"prompt": "2 + 2 =", "completion": " 4"})
     (example,) = load_benchmarks([path])[0].examples
     assert (example.prompt, example.completion, example.references) == ("2 + 2 =", " 4", (" 4",))
+
+
+@pytest.mark.parametrize("kind", ["messages", "conversations"])
+def test_an_example_carries_tools_and_template_settings(tmp_path, kind):
+    """As the record has them; a chat of an instruction too."""
+    records = getattr(tool_records, kind)()
+    (found,) = load_benchmarks([write(tmp_path / "t.jsonl", *records)])
+    assert [dict(e.template_fields) for e in found.examples] == [*tool_records.HANDED]
+    instruction = RECORD | {"chat_template_kwargs": {"enable_thinking": False}}
+    path = write(tmp_path / "i.jsonl", instruction)
+    (example,) = load_benchmarks([path], chat=True)[0].examples
+    assert example.template_fields == {"chat_template_kwargs": {"enable_thinking": False}}
+    (example,) = load_benchmarks([path])[0].examples
+    assert example.template_fields == {}
 
 
 def test_the_limit_takes_the_first(tmp_path):
@@ -127,7 +142,7 @@ def test_what_is_no_benchmark(tmp_path, monkeypatch):
         raise ConnectionError("no route\nto the hub")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", away)
-    with pytest.raises(ValueError, match=r"vicuna cannot be had from the hub .*no route; name a l"):
+    with pytest.raises(ValueError, match=r"not download benchmark vicuna .*no route; name a l"):
         load_benchmarks(["vicuna"])
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: str(tmp_path))
     with pytest.raises(ValueError, match=r"MiniLLM/Vicuna on the hub has no valid.jsonl"):

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import toys
+from data import tool_records
 from datasets import Dataset
 from lens import lens_families
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from distilllens import DistillLensTrainer, LogitLens
-from distilllens.data import format_instruction
+from distilllens.data import format_instruction, to_dataset
 from distilllens.evaluate import reference_likelihood as forced
 from distilllens.evaluate.calibration import Calibration
 from distilllens.evaluate.reference_likelihood import ReferenceLikelihood, reference_likelihoods
@@ -380,6 +381,24 @@ def test_a_conversation_is_cut_as_in_training(tmp_path):
     rows, _ = reference_likelihoods(toys.llama(), tokenizer, records)
     found = sum(row.nll for row in rows) / sum(row.num_tokens for row in rows)
     assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["messages", "conversations"])
+def test_tools_and_template_settings_are_those_of_training(tmp_path, kind):
+    """The cross-entropy of the trainer on rows of which each hands the template something else."""
+    words, records = tool_records.tokenizer(), getattr(tool_records, kind)()
+    host = DistillLensTrainer(
+        toys.llama(),
+        toys.llama(4, 24, seed=1),
+        args=toys.config(tmp_path),
+        train_dataset=to_dataset(records),
+        eval_dataset=to_dataset(records),
+        processing_class=words,
+    )
+    expected = math.exp(host.evaluate()["eval_cross_entropy"])
+    rows, _ = reference_likelihoods(toys.llama(), words, records)
+    found = math.exp(sum(row.nll for row in rows) / sum(row.num_tokens for row in rows))
+    assert found == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("who", ["student", "teacher"])

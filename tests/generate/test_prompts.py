@@ -3,9 +3,11 @@
 import pytest
 import torch
 import toys
+from data import tool_records
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
+from distilllens.data import encode_example
 from distilllens.generate.prompts import encode_prompts, end_tokens, left_padded, up_to_end
 
 
@@ -37,6 +39,16 @@ def test_special_tokens_of_the_text_itself_stay():
     """A prompt may end in one; nothing but what the template adds behind it is left out."""
     assert encode_prompts(tokenizer("$A <eos>"), ["the cat <eos>", ""]) == [[2, 3, 0], [0]]
     assert encode_prompts(tokenizer(None), []) == []
+
+
+def test_prompts_are_written_with_their_tools():
+    """Each record's tools and template settings stand in its prompt, as in a training row."""
+    made, records = tool_records.tokenizer(), tool_records.conversations()
+    found = encode_prompts(made, [record["prompt"] for record in records], records)
+    for ids, record, written in zip(found, records, tool_records.WRITTEN, strict=True):
+        assert made.decode(ids).startswith(f"{written} user".strip())
+        row, start = encode_example(record, made)
+        assert row[:start] == ids
 
 
 @pytest.mark.parametrize("name", ["tokenizers/gpt2", "tokenizers/llama2-32k", "models/stories260K"])

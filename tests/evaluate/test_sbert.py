@@ -116,7 +116,7 @@ def test_nothing_to_compare(similarity, encoded):
 
 def test_refuses_lists_that_do_not_match(similarity):
     """One list of references for each answer."""
-    with pytest.raises(ValueError, match="2 answers cannot meet references for 1"):
+    with pytest.raises(ValueError, match="2 answers, but references for 1"):
         similarity(["a", "b"], [["a"]])
 
 

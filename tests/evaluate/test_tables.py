@@ -111,7 +111,7 @@ def test_comparisons_are_on_the_examples_that_both_have():
     assert pair.difference == 40.0  # 50 - (9 + 11) / 2
     assert pair.verdict == "too few examples to tell"
     assert found.scores["rouge_l"]["test"]["kd"].num_examples == 12
-    assert found.notes == ("lens - kd on test: of the 2 examples that both have.",)
+    assert found.notes == ("lens - kd on test: on the 2 examples that both have.",)
 
 
 def test_one_metric_can_be_asked_for():
@@ -139,7 +139,7 @@ def test_what_was_measured_differently_is_not_compared():
     assert set(both.scores) == {"rouge_l", "perplexity", "kl"}
     assert both.comparisons["perplexity"] == {} == both.comparisons["kl"]
     assert both.comparisons["rouge_l"]
-    assert "The folders differ in the teacher: what it measures is not compared." in both.notes
+    assert "The folders differ in the teacher: its metrics are not compared." in both.notes
 
 
 def test_a_judge_is_compared_where_both_have_a_verdict():

@@ -11,7 +11,7 @@ from evaluate.judge.judge_stub import MODEL, chat, served
 
 pytest.importorskip("openai", reason="the judge needs openai")
 
-from distilllens.evaluate.judge.server import Gone, Refused, Server
+from distilllens.evaluate.judge.server import QuestionRefused, Server, ServerFailed
 
 KEY = "sk-stub-0123456789abcdefghij"
 VARIABLE = "JUDGE_TEST_KEY"
@@ -130,7 +130,7 @@ def test_a_server_that_stays_away():
     """Nobody listens: an OSError after the retries."""
     with served() as (_, url):
         pass
-    with connected(url, retries=1) as server, pytest.raises(Gone) as error:
+    with connected(url, retries=1) as server, pytest.raises(ServerFailed) as error:
         server.ask(QUESTION)
     assert f"{url} cannot be reached, asked 2 times: " in fault_of(error)
 
@@ -140,7 +140,7 @@ def test_a_server_that_says_nothing():
     with (
         served(first(TimeoutError, TimeoutError)) as (stub, url),
         connected(url, retries=1, timeout=0.2) as server,
-        pytest.raises(Gone) as error,
+        pytest.raises(ServerFailed) as error,
     ):
         server.ask(QUESTION)
     assert fault_of(error).endswith("sent nothing for 0.2 s, asked 2 times")
@@ -153,7 +153,7 @@ def test_a_server_that_keeps_failing():
     with (
         served(failing) as (_, url),
         connected(url, retries=0) as server,
-        pytest.raises(Gone) as error,
+        pytest.raises(ServerFailed) as error,
     ):
         server.ask(QUESTION)
     assert fault_of(error).endswith("fails for model 'stub', asked once (503): what is wrong")
@@ -178,10 +178,10 @@ def test_nothing_but_garbage():
     with (
         served(first(then=PAGE)) as (stub, url),
         connected(url) as server,
-        pytest.raises(Gone) as error,
+        pytest.raises(ServerFailed) as error,
     ):
         server.ask(QUESTION)
-    assert "is no chat completion; mostly its address ends in /v1" in fault_of(error)
+    assert "sends no chat completions; its address usually ends in /v1" in fault_of(error)
     assert len(stub.requests) == 3
 
 
@@ -189,12 +189,22 @@ def test_nothing_but_garbage():
     ("status", "body", "kind", "said"),
     [
         (401, ERROR, ValueError, r"refuses the key in the environment variable JUDGE_TEST_KEY"),
-        (403, ERROR, ValueError, r"forbids it to the key in JUDGE_TEST_KEY \(403\): what is wrong"),
+        (
+            403,
+            ERROR,
+            ValueError,
+            r"denies access to the key in JUDGE_TEST_KEY \(403\): what is wrong",
+        ),
         (404, ERROR, ValueError, r"no model 'stub', .* /v1 \(404: what is wrong\); it lists stub$"),
-        (400, ERROR, Refused, r"refuses the question \(400\): what is wrong$"),
-        (422, {"detail": "odd"}, Refused, r"refuses the question \(422\): odd$"),
-        (413, b"too\nlong" * 99, Refused, r"\(413\): too longtoo .*\.\.\.$"),
-        (402, ERROR, Gone, r"fails for model 'stub', asked 3 times \(402\): what is wrong$"),
+        (400, ERROR, QuestionRefused, r"refuses the question \(400\): what is wrong$"),
+        (422, {"detail": "odd"}, QuestionRefused, r"refuses the question \(422\): odd$"),
+        (413, b"too\nlong" * 99, QuestionRefused, r"\(413\): too longtoo .*\.\.\.$"),
+        (
+            402,
+            ERROR,
+            ServerFailed,
+            r"fails for model 'stub', asked 3 times \(402\): what is wrong$",
+        ),
     ],
 )
 def test_what_stays_is_not_retried(monkeypatch, status, body, kind, said):
@@ -218,7 +228,7 @@ def test_a_key_that_is_not_there(monkeypatch):
     with (
         served(first((401, {}, ERROR))) as (_, url),
         connected(url) as server,
-        pytest.raises(ValueError, match=f"wants a key; set the environment variable {VARIABLE}"),
+        pytest.raises(ValueError, match=f"needs a key; set the environment variable {VARIABLE}"),
     ):
         server.ask(QUESTION)
 
@@ -280,7 +290,7 @@ def test_a_refusal_that_names_no_parameter():
     with (
         served(first((400, {}, ERROR))) as (stub, url),
         connected(url) as server,
-        pytest.raises(Refused, match="what is wrong"),
+        pytest.raises(QuestionRefused, match="what is wrong"),
     ):
         server.settle_parameters()
     assert len(stub.requests) == 1 and server.parameters == PARAMETERS

@@ -55,7 +55,7 @@ def rows_of(path):
 
 
 def test_the_table_is_that_of_the_rows(bench, capsys):
-    """Printed and kept; the means are those of the rows that lie beside it."""
+    """It is printed and stored; its means are those of the stored rows."""
     assert evaluate("--teacher", "teacher") == 0
     printed = capsys.readouterr().out
     assert printed.strip() == (bench / "results" / "scores.md").read_text().strip()
@@ -86,7 +86,7 @@ def test_answers_do_not_depend_on_the_batch(bench):
 
 
 def test_a_prompt_is_encoded_once_per_model(bench, monkeypatch):
-    """Whatever the number of seeds and batches; the references are read once more, with answers."""
+    """For any number of seeds and batches, and once more to score the references."""
     texts = []
     call = PreTrainedTokenizerFast.__call__
 
@@ -147,11 +147,11 @@ def test_greedy_needs_no_seeds(bench):
 
 
 class Killed(BaseException):
-    """Nothing of ours catches it, as nothing survives SIGKILL."""
+    """No code of the package catches it, like SIGKILL."""
 
 
 def test_killed_at_any_batch_it_ends_at_the_same_files(bench, monkeypatch):
-    """Before or in the middle of every write of answers, and while the results are written."""
+    """Interrupted before or during any write of answers, and while results are written."""
     evaluate(model="student", output="whole")
     expected = contents("whole")
     append, finish = Results.append, Results.finish
@@ -260,7 +260,7 @@ def test_a_judge_is_asked_in_both_orders(bench, capsys, monkeypatch):
 
 
 def test_a_judge_that_is_not_there_stops_before_any_answer(bench, capsys):
-    """One line with its address, and no folder."""
+    """One line has its address, and no folder is created."""
     pytest.importorskip("openai")
     assert evaluate("--judge", "gpt", "--judge_url", "http://127.0.0.1:9/v1") == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -269,7 +269,7 @@ def test_a_judge_that_is_not_there_stops_before_any_answer(bench, capsys):
 
 
 def test_weights_that_lack_some_are_not_made_up(bench, capsys):
-    """transformers would draw them at random; another copy of the folder then goes on."""
+    """transformers would initialise them at random; with whole weights the evaluation runs."""
     whole = (bench / "student" / "model.safetensors").read_bytes()
     model = toys.llama(3, 16)
     weights = {k: v for k, v in model.state_dict().items() if "layers.1.mlp.up" not in k}
@@ -283,7 +283,7 @@ def test_weights_that_lack_some_are_not_made_up(bench, capsys):
 
 
 def test_a_budget_needs_prices(bench, capsys):
-    """What a judge costs that is not OpenAI's nobody knows here."""
+    """The price of a judge that is not OpenAI's is unknown."""
     pytest.importorskip("openai")
     with served() as (_, url):
         judge = ["--judge", MODEL, "--judge_url", url, "--judge_budget", "2"]
@@ -294,7 +294,7 @@ def test_a_budget_needs_prices(bench, capsys):
 
 @pytest.mark.slow
 def test_the_mistake_of_one_process_is_said_by_the_first(bench):
-    """Two benchmarks, each weighed by one process, and the second process meets bad weights."""
+    """Two benchmarks, one per process; only the second process meets broken weights."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     (bench / "more.jsonl").write_text((bench / "test.jsonl").read_text())
     model = toys.llama(4, 24, seed=1)
@@ -313,7 +313,7 @@ def test_the_mistake_of_one_process_is_said_by_the_first(bench):
 
 
 def test_killed_while_a_metric_is_added(bench, monkeypatch, capsys):
-    """What has it and what has not yet reads as before; started again, all has it."""
+    """A folder with the metric in some files reads as before; the same command completes it."""
 
     class Similarity:  # its own tests have a real one
         def __init__(self, model, device):
@@ -363,7 +363,7 @@ def test_compare_reads_folders_again(bench, capsys):
 
 
 def test_a_longer_reference_than_the_context_is_cut(bench):
-    """Its beginning counts; the rest nobody can predict."""
+    """Only the part within the context is scored."""
     row = {"instruction": "the cat", "output": "the cat sat " * 40}
     (bench / "test.jsonl").write_text(json.dumps(row) + "\n")
     assert evaluate() == 0
@@ -426,7 +426,7 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line_and_status_2(bench, capsys, case):
-    """What, which value, what would be right; and nothing is written."""
+    """One line with the value and the remedy; nothing is written."""
     flags, message = BAD[case]
     (bench / "hollow").mkdir()
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):

@@ -1,4 +1,4 @@
-"""Tokens and targets of an example are those that training sees."""
+"""Tokens and targets of an example equal those of training."""
 
 import pytest
 import toys
@@ -65,7 +65,7 @@ def test_tokens_and_targets_are_those_of_the_trainer(tmp_path, kind):
 
 
 def test_a_token_across_the_boundary_is_a_target(shared):
-    """GPT-2 splits blanks by what follows: the prompt alone ends in a token of its own."""
+    """GPT-2 splits newlines by what follows: the prompt alone ends in another token."""
     gpt2 = AutoTokenizer.from_pretrained(shared / "tokenizers" / "gpt2")
     example = {"prompt": "a\n\n", "completion": "b"}
     assert len(gpt2("a\n\n")["input_ids"]) == 2
@@ -82,7 +82,7 @@ def test_messages_need_a_template():
 
 @pytest.mark.parametrize("kind", ["messages", "conversations"])
 def test_tools_and_template_settings_are_those_of_the_trainer(tmp_path, kind):
-    """A list of tools, JSON text, settings alone or nothing, in one file: TRL's tokens of each."""
+    """One file with tools as a list, as JSON text, settings alone or nothing: TRL's tokens."""
     made, records = tool_records.tokenizer(), getattr(tool_records, kind)()
     trainer = DistillLensTrainer(
         toys.llama(),
@@ -99,7 +99,7 @@ def test_tools_and_template_settings_are_those_of_the_trainer(tmp_path, kind):
 
 
 def test_tools_that_are_no_json_are_named():
-    """The text is shown."""
+    """The error shows the text."""
     record = tool_records.messages()[0] | {"tools": "hammer"}
     with pytest.raises(ValueError, match=r"'tools' is 'hammer'.*JSON"):
         encode_example(record, tool_records.tokenizer())

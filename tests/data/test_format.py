@@ -48,7 +48,7 @@ def test_prompts_equal_alpacas_text():
 
 
 def test_the_first_reference_is_the_completion():
-    """Of several references the first is trained on; white space before it is taken off."""
+    """Training uses the first reference; leading white space is removed."""
     record = {"instruction": "Name {one} colour.", "output": "\n\n Blue \n"}
     assert format_instruction(record) == {"prompt": PLAIN, "completion": "Blue \n"}
     many = {**record, "output": ["Red", "Blue"]}
@@ -75,7 +75,7 @@ def test_a_dataset_holds_the_training_examples():
 
 
 def test_unknown_kinds_are_refused():
-    """A record that was never checked is not trained on in silence."""
+    """A record of no known kind is an error."""
     with pytest.raises(ValueError, match=r"fields .'question'. is of no known kind"):
         to_training_examples([{"question": "a"}])
 
@@ -112,7 +112,7 @@ def test_conversational_prompts_are_counted_through_the_chat_template():
 
 @pytest.mark.parametrize("number", range(4))
 def test_long_prompts_are_counted_with_their_tools(number):
-    """What the template writes of tools and settings counts; tools may be JSON text or a list."""
+    """Tools, as a list or JSON text, and template settings count towards the length."""
     tokenizer, record = tool_records.tokenizer(), tool_records.conversations()[number]
     # "user", three words, <eos> and "assistant" are six tokens.
     length = len(tool_records.WRITTEN[number].split()) + 6
@@ -122,7 +122,7 @@ def test_long_prompts_are_counted_with_their_tools(number):
 
 
 def test_a_table_keeps_every_record_as_it_is():
-    """No key of one record's tools or settings turns up in another's as None."""
+    """Keys of one record's tools or settings do not appear in another record as None."""
     rows = list(to_dataset(tool_records.messages()))
     for row, record in zip(rows, tool_records.messages(), strict=True):
         tools = record.get("tools")
@@ -132,7 +132,7 @@ def test_a_table_keeps_every_record_as_it_is():
 
 
 def test_plain_text_has_no_template_to_hand_tools_to():
-    """A field that happens to be called so is left out like any other."""
+    """A field named tools in a text record is left out like any other."""
     example = {"prompt": "a", "completion": "b"}
     assert to_training_examples([{**example, "tools": "hammer"}]) == [example]
 

@@ -1,4 +1,4 @@
-"""Files become records, or a complaint that says where."""
+"""Files become records, or an error that names the line."""
 
 import gzip
 import json
@@ -140,7 +140,7 @@ def test_stories_are_split_at_their_separator(tmp_path, suffix):
     ],
 )
 def test_a_broken_line_is_named(tmp_path, line, message):
-    """Whatever is wrong with line 3 is told as FILE:3, in one line."""
+    """Any error in line 3 is reported as FILE:3, in one line."""
     good = json.dumps(GOOD).encode()
     file = tmp_path / "broken.jsonl"
     file.write_bytes(good + b"\n\n" + line + b"\n" + good)
@@ -216,7 +216,7 @@ def test_hub_rows_are_checked_and_stripped_of_absent_columns(monkeypatch):
 
 
 def test_an_unreachable_hub_is_one_line(monkeypatch):
-    """Whatever the hub's client raises becomes one line that names data set and split."""
+    """Any error of the hub's client becomes one line with data set and split."""
     datasets = pytest.importorskip("datasets")
 
     def load_dataset(*_, **__):

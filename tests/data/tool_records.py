@@ -1,4 +1,4 @@
-"""Conversations whose records hand tools and settings to the chat template; no test in here."""
+"""Conversations with tools and settings for the chat template; no tests here."""
 
 import json
 

@@ -23,7 +23,7 @@ def scorer(**settings):
 
 
 def test_it_scores_what_an_evaluation_scores(tmp_path, monkeypatch):
-    """With seed 10 the same mean as that column of ``distilllens evaluate``."""
+    """With seed 10 the mean equals that of ``distilllens evaluate``."""
     monkeypatch.chdir(tmp_path)
     toys.llama().save_pretrained("student")
     toys.tokenizer().save_pretrained("student")
@@ -40,7 +40,7 @@ def test_it_scores_what_an_evaluation_scores(tmp_path, monkeypatch):
 
 
 def test_shares_add_up():
-    """Of three processes, one of which has little to do; a limit takes the first."""
+    """The shares of three processes add up; a limit takes the first records."""
     model, tokenizer = toys.llama(), toys.tokenizer()
     whole = scorer()(RECORDS, model, tokenizer)["rouge_l"]
     parts = [scorer()(RECORDS, model, tokenizer, (rank, 3))["rouge_l"] for rank in range(3)]
@@ -50,7 +50,7 @@ def test_shares_add_up():
 
 
 def test_prompts_are_checked_before_training():
-    """One that leaves no room for an answer, and records without one."""
+    """A prompt that leaves no room for an answer, and records without a reference."""
     config = toys.llama(positions=16).config
     with pytest.raises(ValueError, match="evaluation data example 0: the prompt has"):
         scorer().check(RECORDS, toys.tokenizer(), config)
@@ -60,7 +60,7 @@ def test_prompts_are_checked_before_training():
 
 
 def test_prompts_are_encoded_once(monkeypatch):
-    """By the check, for every evaluation that follows; anew where they would differ."""
+    """The check encodes for all later evaluations, unless records or tokenizer change."""
     model, tokenizer, scored, encoded = toys.llama(), toys.tokenizer(), scorer(), []
     encode = tasks.encode_prompts
 
@@ -81,7 +81,7 @@ def test_prompts_are_encoded_once(monkeypatch):
 
 
 def test_tools_and_template_settings_are_in_the_prompts(monkeypatch):
-    """What the model reads starts with what the template writes of them."""
+    """The model's input starts with what the template writes for them."""
     model, tokenizer, read = toys.llama(), tool_records.tokenizer(), []
     generate = TransformersBackend.generate
 
@@ -108,6 +108,6 @@ def test_tools_and_template_settings_are_in_the_prompts(monkeypatch):
     ],
 )
 def test_wrong_settings_are_named(settings, message):
-    """With what would be right."""
+    """The message has the remedy."""
     with pytest.raises(ValueError, match=message):
         AnswerScorer(**settings)

@@ -28,7 +28,7 @@ def test_without_a_launcher_there_is_one_process(monkeypatch):
     ],
 )
 def test_an_error_of_one_process_is_raised_by_all(monkeypatch, others, raised, message):
-    """None waits for a process that has ended; the lowest rank is quoted."""
+    """No process waits for one that has failed; the message is that of the lowest rank."""
 
     def gather(into, value):
         into[:] = others

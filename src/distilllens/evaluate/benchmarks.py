@@ -125,10 +125,10 @@ def _from_hub(name):
             "name a local file instead"
         ) from error
     files = sorted(Path(folder).rglob("valid.jsonl"))
-    found = [file for file in files if file.as_posix().endswith(wanted)]
-    if not found:
+    matching = [file for file in files if file.as_posix().endswith(wanted)]
+    if not matching:
         raise ValueError(f"benchmark {name}: {repository} on the hub has no {wanted}")
-    return found[0]
+    return matching[0]
 
 
 def _load(name, file, limit, chat):

@@ -63,7 +63,7 @@ def board(tables: Sequence[ResultTable]) -> Board:
     samples, answers = {}, {}
     for table, names in zip(tables, labels, strict=True):
         for benchmark in shared:
-            for model, found in table.samples[benchmark].items():
+            for model, by_metric in table.samples[benchmark].items():
                 bins = table.calibration[benchmark][model]
                 answers.setdefault(benchmark, {})[names[model]] = {
                     **table.answers[benchmark][model],
@@ -71,7 +71,7 @@ def board(tables: Sequence[ResultTable]) -> Board:
                     "overconfidence": bins.overconfidence,
                     "underconfidence": bins.underconfidence,
                 }
-                samples.setdefault(benchmark, {})[names[model]] = found
+                samples.setdefault(benchmark, {})[names[model]] = by_metric
     models = tuple(name for names in labels for name in names.values())
     metrics = [m for m in METRICS if any(m in f for row in samples.values() for f in row.values())]
     measured_by = {
@@ -127,7 +127,7 @@ def _common(metric, ours, theirs):
 
 def _scores(metric, models, samples):
     rows = {
-        benchmark: {m: score(metric, found[metric]) for m, found in row.items() if metric in found}
+        benchmark: {m: score(metric, by[metric]) for m, by in row.items() if metric in by}
         for benchmark, row in samples.items()
     }
     if len(rows) > 1:

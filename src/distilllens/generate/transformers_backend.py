@@ -308,10 +308,10 @@ def check_numbers(values: Tensor) -> None:
         )
 
 
-def spread_error(found: Tensor, truth: Tensor) -> float:
-    """|found - truth| / |truth| after subtracting row means, which softmax ignores."""
-    found, truth = (x - x.mean(dim=-1, keepdim=True) for x in (found, truth))
-    return float((found - truth).norm() / truth.norm().clamp(min=1e-30))
+def spread_error(logits: Tensor, truth: Tensor) -> float:
+    """|logits - truth| / |truth| after subtracting row means, which softmax ignores."""
+    logits, truth = (x - x.mean(dim=-1, keepdim=True) for x in (logits, truth))
+    return float((logits - truth).norm() / truth.norm().clamp(min=1e-30))
 
 
 class _Scores(LogitsProcessor):

@@ -1,4 +1,4 @@
-"""Replies on the disk."""
+"""The cache of a judge's replies."""
 
 import json
 import random
@@ -67,7 +67,7 @@ def test_torn_anywhere(tmp_path):
 
 
 def test_the_order_of_lines_does_not_matter(tmp_path):
-    """Not even where two lines have one key."""
+    """Not even if two lines have the same key."""
     path = tmp_path / "judge.jsonl"
     kept = filled(path, count=6)
     cache = ReplyCache(path)

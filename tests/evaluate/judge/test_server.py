@@ -1,4 +1,4 @@
-"""What is asked of a judge's server, what is retried, and what its failures become."""
+"""Requests to a judge's server, retries, and the errors for its failures."""
 
 import logging
 import sys
@@ -20,7 +20,7 @@ PARAMETERS = {"temperature": 0, "seed": 0, "max_tokens": 64}
 
 
 def connected(url, **changes):
-    """A Server, two retries and five seconds of patience."""
+    """A Server with two retries and a timeout of five seconds."""
     settings = {"key_variable": VARIABLE, "parameters": PARAMETERS, "retries": 2, "timeout": 5.0}
     return Server(url, changes.pop("model", MODEL), **(settings | changes))
 
@@ -148,7 +148,7 @@ def test_a_server_that_says_nothing():
 
 
 def test_a_server_that_keeps_failing():
-    """The last status and what it said."""
+    """The error has the last status and its reason."""
     failing = first(then=(503, {}, ERROR))
     with (
         served(failing) as (_, url),
@@ -167,7 +167,7 @@ GARBAGE = [b'{"choices": [{"mess', {"choices": []}, {"choices": 5}]
     "garbage", [PAGE, *((200, {}, body) for body in GARBAGE)], ids=lambda g: str(g[2])
 )
 def test_garbage_is_asked_again(garbage):
-    """A body that is no chat completion passes."""
+    """A body that is not a chat completion is retried."""
     with served(first(garbage)) as (stub, url), connected(url) as server:
         assert server.ask(QUESTION).text == "fine"
         assert len(stub.requests) == 2
@@ -221,7 +221,7 @@ def test_what_stays_is_not_retried(monkeypatch, status, body, kind, said):
 
 
 def test_a_key_that_is_not_there(monkeypatch):
-    """OpenAI is not asked without one, another server says whether it wants one."""
+    """OpenAI is not called without a key; another server decides whether it needs one."""
     monkeypatch.delenv(VARIABLE, raising=False)
     with pytest.raises(ValueError, match=f"environment variable {VARIABLE} holds no key, and http"):
         connected("https://api.openai.com/v1")
@@ -275,7 +275,7 @@ def as_pydantic(name):
     ],
 )
 def test_parameters_that_a_server_does_not_take(caplog, wording, names, left):
-    """Those that it names are left out; the limit of tokens is tried by its other name."""
+    """Parameters that it names are left out; the token limit is tried under its other name."""
     with served(refusing(*names, wording=wording)) as (stub, url), connected(url) as server:
         server.settle_parameters()
         server.ask(QUESTION)

@@ -105,8 +105,8 @@ def test_a_model_without_one_stream_is_refused(name, reason, family):
 @pytest.mark.parametrize(
     ("thing", "reason"),
     [
-        (None, "NoneType: the lens reads a model of transformers, got NoneType"),
-        (nn.Linear(2, 2), "Linear: it is no model of transformers"),
+        (None, "NoneType: the lens needs a transformers model, got NoneType"),
+        (nn.Linear(2, 2), "Linear: it is not a transformers model"),
     ],
 )
 def test_what_is_no_causal_model_is_refused(thing, reason):

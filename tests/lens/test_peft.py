@@ -54,7 +54,7 @@ def test_lora_on_the_head_is_never_ignored():
     model = wrapped(target_modules=["q_proj", "lm_head"])
     lens = LogitLens(model)
     check_exact(model, lens)
-    with pytest.raises(ValueError, match=r"is a peft.*Linear, no plain nn.Linear: its weight"):
+    with pytest.raises(ValueError, match=r"is a peft.*Linear, not a plain nn.Linear: its weight"):
         _ = lens.head
     with pytest.raises(ValueError, match=r"cannot be trained through the lens: .* nn.Linear"):
         lens.check_trainable()

@@ -73,7 +73,7 @@ def test_another_operation_is_not_taken_for_a_scale():
     assert lens.mode == "head"
     states, logits = families.streams("llama", model)
     assert families.error(lens.logits(states[-1]), logits) <= 1e-5
-    with pytest.raises(ValueError, match="its logits are no scale and no soft cap of what its"):
+    with pytest.raises(ValueError, match="its logits are neither a scale nor a soft cap of"):
         lens.check_trainable()
 
 

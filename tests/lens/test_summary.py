@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from distilllens.evaluate.calibration import Calibration
 from distilllens.lens.reading import Reading
-from distilllens.lens.summary import band, reliability, settled_share
+from distilllens.lens.summary import NUM_CONFIDENCE_BINS, band, reliability, settled_share
 
 
 def reading(tokens, probabilities):
@@ -44,7 +45,23 @@ def test_reliability_counts_what_is_right():
     assert found.error == pytest.approx(2 / 3 * 0.06)
 
 
+@pytest.mark.parametrize("count", [1, 47, 3000])
+def test_the_calibration_error_is_that_of_evaluations(count):
+    """The inspector's error and ``evaluate``'s, of the same predictions; 1.0 and 0.0 among them."""
+    generator = torch.Generator().manual_seed(count)
+    confidence = torch.rand(count, generator=generator)
+    confidence[0], confidence[-1] = 0.0, 1.0
+    top, targets = torch.randint(3, (2, count), generator=generator)
+    found = reliability(reading([top.tolist()], [confidence.tolist()]), targets)
+    expected = Calibration().add(confidence, top == targets)
+    assert found.error == pytest.approx(expected.ece, abs=1e-12)
+    assert found.counts == tuple(n for n in expected.count if n)
+    assert NUM_CONFIDENCE_BINS == len(expected.count) == 15
+
+
 def test_reliability_without_a_target_is_refused():
     """A mean over nothing is no number."""
-    with pytest.raises(ValueError, match="reliability needs a token that is known to follow"):
+    with pytest.raises(
+        ValueError, match="reliability needs at least one position whose next token is known"
+    ):
         reliability(reading([[1]], [[0.5]]), torch.tensor([-1]))

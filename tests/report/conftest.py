@@ -23,14 +23,14 @@ def inspected():
     students = [toys.llama(3, 16).eval(), toys.gpt2(2).eval()]
     generator = torch.Generator().manual_seed(0)
     texts = [torch.randint(2, 22, (length,), generator=generator) for length in (12, 7, 30)]
-    documents = [Passage(ids, torch.arange(len(ids))) for ids in texts[:2]]
-    documents.append(Passage(texts[2], torch.arange(20, 29)))
+    passages = [Passage(ids, torch.arange(len(ids))) for ids in texts[:2]]
+    passages.append(Passage(texts[2], torch.arange(20, 29)))
     trained = [((1, 1), (2, 3)), ()]
     return SimpleNamespace(
         teacher=teacher,
         students=students,
-        documents=documents,
-        found=inspect_models(teacher, documents, students, trained=trained),
+        passages=passages,
+        found=inspect_models(teacher, passages, students, trained=trained),
         names=["teacher & co", "<b>kd</b>", "shallow"],
         say=lambda token: NASTY.get(token, f"␣w{token}"),
     )

@@ -14,13 +14,13 @@ def test_cells_are_the_trajectory(inspected):
     words = table["words"]
     assert len(set(words)) == len(words)
     models = [inspected.teacher, *inspected.students]
-    for document, shown in zip(inspected.documents, table["documents"], strict=True):
-        at = document.positions
+    for passage, shown in zip(inspected.passages, table["documents"], strict=True):
+        at = passage.positions
         assert [words[i] for i in shown["read"]] == [
-            inspected.say(i) for i in document.ids[at].tolist()
+            inspected.say(i) for i in passage.ids[at].tolist()
         ]
         for model, cells in zip(models, shown["cells"], strict=True):
-            truth = trajectory(model, top_k=10, input_ids=document.ids[None])
+            truth = trajectory(model, top_k=10, input_ids=passage.ids[None])
             for depth, (top, p, entropy) in enumerate(cells):
                 expected = truth.tokens[depth, 0, at].tolist()
                 assert top == [[words.index(inspected.say(i)) for i in row] for row in expected]
@@ -45,11 +45,11 @@ def test_pairs_jsd_and_what_follows(inspected):
 
 def numbers(lengths, depths=13, top_k=10):
     """An inspection of one model and as many tokens as wanted, without a model."""
-    documents = tuple(Passage(torch.arange(n), torch.arange(n)) for n in lengths)
+    passages = tuple(Passage(torch.arange(n), torch.arange(n)) for n in lengths)
     shape = (depths, sum(lengths))
     tokens = torch.zeros(*shape, top_k, dtype=torch.long)
     zeros = torch.zeros(shape)
-    return Inspection(documents, Reading(tokens, tokens.float(), zeros, zeros))
+    return Inspection(passages, Reading(tokens, tokens.float(), zeros, zeros))
 
 
 @pytest.mark.parametrize(
@@ -72,10 +72,10 @@ def test_depths_that_no_student_meets_are_left_out(inspected):
     """They would only make the page larger; alone, a model shows all of its depths."""
     found = inspected.found
     shallow = Inspection(
-        found.documents, found.teacher, found.students[1:], found.comparisons[1:], ((),)
+        found.passages, found.teacher, found.students[1:], found.comparisons[1:], ((),)
     )
     cells = lens_table(shallow, ["t", "s"], str)["documents"][0]["cells"]
     assert [depth is not None for depth in cells[0]] == [True, False, True, False, True]
-    alone = Inspection(found.documents, found.teacher)
+    alone = Inspection(found.passages, found.teacher)
     cells = lens_table(alone, ["t"], str)["documents"][0]["cells"]
     assert all(depth is not None for depth in cells[0])

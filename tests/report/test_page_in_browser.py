@@ -254,7 +254,7 @@ def test_the_penalty_follows_student_and_depth(browser, page):
 def test_one_student_and_many_depths(browser, inspected, tmp_path):
     """A single student is no choice, and from five depths on they are a list."""
     deep = toys.llama(5, 16).eval()
-    found = inspect_models(inspected.teacher, inspected.documents[:1], [deep], trained=[[(2, 2)]])
+    found = inspect_models(inspected.teacher, inspected.passages[:1], [deep], trained=[[(2, 2)]])
     path = tmp_path / "page.html"
     path.write_text(render_page("t", "l", inspector_sections(found, ["t", "s"], str)))
     browser.open(path)

@@ -22,8 +22,8 @@ def test_models_stand_in_order_beside_the_reference():
     assert names == ["reference", "teacher", "start", "student"]
     said = [part.split("</p>")[0] for part in html.split('<p class="said" dir="auto">')[1:]]
     assert said[:2] == ["r", "one"]
-    assert said[2].startswith("two<i") and "cut here" in said[2]
-    assert "nothing" in said[3]
+    assert said[2].startswith("two<i") and "truncated" in said[2]
+    assert "(empty)" in said[3]
 
 
 def test_lines_can_be_scrolled_by_keys():

@@ -10,7 +10,7 @@ from distilllens.report.training import first_and_last, pairs_of, training_plots
 
 ROWS = [
     {"step": 5, "loss": 3.0, "output_loss": 2.0, "lens_loss": 1.0, "lens_loss/2:8": 1.5},
-    {"step": 5, "eval_loss": 2.5, "eval_runtime": 1.0, "eval_rouge_l": 0.25},
+    {"step": 5, "eval_loss": 2.5, "eval_runtime": 1.0, "eval_rouge_l": 25.0},
     {"step": 10, "loss": 2.0, "output_loss": 1.5, "lens_loss": 0.5, "lens_loss/10:11": 0.5},
     {"step": 10, "train_runtime": 9.0},
 ]
@@ -34,7 +34,15 @@ def test_every_number_of_the_log_is_in_a_table():
     )
     assert plots["pairs"].table.rows == (("2:8", 5, 1.5), ("10:11", 10, 0.5))
     assert plots["evaluation"].table.rows == (("total", 5, 2.5),)
-    assert plots["scores"].table.rows == (("Rouge-L", 5, 0.25),)
+    assert plots["scores"].table.rows == (("Rouge-L", 5, 25.0),)
+
+
+def test_scores_are_percents():
+    """The trainer logs Rouge-L in 0..100: caption, axis and table all give the unit."""
+    plot = by_name(ROWS)["scores"]
+    assert "in percent: 100 is the best" in plot.caption
+    assert plot.drawings[0].figure.axes[0].get_ylabel() == "score (%)"
+    assert first_and_last(ROWS).columns[0] == "nats per token, or score in %"
 
 
 def test_pairs_rise_as_numbers():
@@ -98,10 +106,5 @@ def test_first_and_last():
     """Each term in its first and its last log, whichever logs those are."""
     rows = first_and_last(ROWS).rows
     assert rows[0] == ("total", 3.0, 5, 2.0, 10)
-    assert ("lens 2:8", 1.5, 5, 1.5, 5) in rows and (
-        "evaluation: Rouge-L",
-        0.25,
-        5,
-        0.25,
-        5,
-    ) in rows
+    assert ("lens 2:8", 1.5, 5, 1.5, 5) in rows
+    assert ("evaluation: Rouge-L", 25.0, 5, 25.0, 5) in rows

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -9,9 +11,11 @@ import toys
 
 pytest.importorskip("matplotlib")
 
-from distilllens import LogitLens
+import distilllens
+import distilllens.report
+from distilllens import LogitLens, show
 from distilllens.lens import trajectory
-from distilllens.report import inspector_sections, show
+from distilllens.report import inspector_sections
 from distilllens.report.page import Plot, to_json
 
 TEXT = "the cat sat on a mat"
@@ -59,6 +63,30 @@ def tokenizer():
 def shown(models, tokenizer):
     """Both on one text."""
     return show(*models, tokenizer=tokenizer, text=TEXT)
+
+
+def test_show_has_two_names():
+    """``distilllens.report.show`` is ``distilllens.show``; other names are refused."""
+    assert distilllens.report.show is distilllens.show is show
+    with pytest.raises(AttributeError, match="'distilllens.report' has no attribute 'shows'"):
+        distilllens.report.shows  # noqa: B018
+
+
+def test_the_alias_is_lazy():
+    """Importing ``report`` loads no model code; ``show`` does. The second half shows that the
+    first could fail."""
+    heavy = ["transformers", "matplotlib", "distilllens.loading", "distilllens.workflows"]
+    code = (
+        "import json, sys, distilllens.report\n"
+        f"loaded = lambda: [name for name in {heavy} if name in sys.modules]\n"
+        "before = loaded(); distilllens.report.show\n"
+        "print(json.dumps([before, loaded()]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    before, after = json.loads(done.stdout.splitlines()[-1])
+    assert before == [] and {"transformers", "distilllens.workflows"} <= set(after)
 
 
 def test_every_token_of_the_text_is_read(models, tokenizer, shown):
@@ -140,7 +168,7 @@ def test_dropout_is_off_and_models_stay_as_they_were(tokenizer):
     ("settings", "match"),
     [
         ({"text": None}, "text is missing"),
-        ({"text": []}, "text holds no text"),
+        ({"text": []}, "text is an empty list"),
         ({"text": ["the cat", ""]}, "text 2, '', has no token"),
         ({"text": "cat " * 65}, "65 tokens, beyond the 64 positions of the model 'runs/big'"),
         ({"names": ["a"]}, r"1 names for 2 models: \['a'\]"),
@@ -166,5 +194,5 @@ def test_an_inspection_stands_alone(inspected, models, tokenizer):
     """Students or texts beside an Inspection would not be read."""
     for beside in ({"text": TEXT}, {}):
         students = () if beside else models
-        with pytest.raises(ValueError, match="give it alone"):
+        with pytest.raises(ValueError, match="already has its students and texts"):
             show(inspected.found, *students, tokenizer=tokenizer, **beside)

@@ -31,7 +31,7 @@ def confidence_plot(comparisons: Sequence[Comparison], names: Sequence[str]) -> 
     return Plot(
         "confidence",
         "Over- and underconfidence, by depth",
-        "With student's probability q and teacher's probability p. Above 0: how much the student "
+        "q is the student's probability of a token, p the teacher's. Above 0: how much the student "
         "exceeds the teacher (the sum of q - p where q > p). Below 0: how much it falls short "
         "(the sum of p - q where p > q). Both sums equal the total variation distance, because "
         "probabilities sum to 1; the colours show which tokens they come from.",
@@ -100,7 +100,7 @@ def penalty_plot(inspection: Inspection, names: Sequence[str]) -> Plot:
         "Top: the penalty f(r) of each divergence. Bottom: the share of the student's and of the "
         "teacher's probability on tokens with ratio r, at the chosen depth; the outermost bars "
         "include everything beyond. The table splits each divergence into tokens where the "
-        "student is too low (r < 1) and where it is too high (r > 1).",
+        "student is too low (r\u00a0<\u00a01) and where it is too high (r\u00a0>\u00a01).",
         tuple(variants),
         Table(("student", *columns), tuple(rows)),
         (*_student_choice(names), *choices),

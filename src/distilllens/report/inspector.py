@@ -16,7 +16,7 @@ _DIVERGENCE = (
     "of the teacher over the whole vocabulary: with its partner if lens_layers pairs it, otherwise "
     "with the teacher depth at the nearest relative depth."
 )
-_SHAPE = "Each model on its own: what it would predict if it ended at that depth."
+_SHAPE = "Each model on its own: what it would predict if it ended at each depth."
 _PREDICTS = "The most likely next tokens at every depth, from the output down to the embeddings."
 _CONFIDENCE = (
     "Whether a student puts its probability on the same tokens as the teacher, and whether the "
@@ -24,9 +24,9 @@ _CONFIDENCE = (
 )
 _PENALTY = (
     "A divergence is the sum of p · f(r) over the vocabulary, where p is the teacher's probability "
-    "and r the student's probability divided by p. Where r < 1 the student is too low, where r > 1 "
-    "it is too high. Forward KL penalises mostly tokens that are too low, reverse KL mostly tokens "
-    "that are too high, Jeffreys and JSD penalise both."
+    "and r the student's probability divided by p. Where r\u00a0<\u00a01 the student is too low, "
+    "where r\u00a0>\u00a01 it is too high. Forward KL penalises mostly tokens that are too low, "
+    "reverse KL mostly tokens that are too high, Jeffreys and JSD penalise both."
 )
 
 

@@ -111,8 +111,8 @@ def observe_models(
             observed,
             samples=samples,
             answered_by=tuple(models),
-            questions=f"Questions from {texts.description}, answered by greedy decoding with at "
-            f"most {longest} new tokens.",
+            questions=f"Taken from {texts.description}; answered by greedy decoding with at most "
+            f"{longest} new tokens.",
         )
     return replace(observed, missing=tuple(missing))
 

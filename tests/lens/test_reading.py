@@ -19,7 +19,7 @@ PASSAGES = (
 @pytest.mark.parametrize("chunk_size", [2, 128])
 @pytest.mark.parametrize("name", ["gpt2", "bert", "xlnet", "gemma3n"])
 def test_a_reading_is_the_trajectory(name, chunk_size, family):
-    """In every mode of the lens, at the positions asked for, whatever the chunks."""
+    """In every mode of the lens, at the requested positions, for any chunk size."""
     lens = LogitLens(family(name))
     found = inspect_models(lens, PASSAGES, top_k=4, chunk_size=chunk_size).teacher
     start = 0
@@ -55,7 +55,7 @@ def test_final_probability_is_that_of_the_last_depths_top_token(family):
 
 
 def test_students_are_compared_as_divergence_by_depth_says(family):
-    """Means over valid tokens, at training's pairs and at the nearest depths, of two students."""
+    """Means over valid tokens of two students, at trained pairs and at the nearest depths."""
     students, teacher = [family("gpt2"), family("gpt_neo")], family("llama")
     trained = [LayerMap([(1, 2)]), ()]
     passage = Passage(TEXTS[0], torch.arange(8))
@@ -82,7 +82,7 @@ def test_students_are_compared_as_divergence_by_depth_says(family):
 
 
 def test_passages_are_read_in_order(family):
-    """Sums over two texts are the sums of each, by their tokens; targets are the tokens behind."""
+    """Results of two texts are those of each, in order; targets are the next tokens."""
     student, teacher = LogitLens(family("gpt2")), LogitLens(family("llama"))
     both = inspect_models(teacher, PASSAGES, [student])
     alone = [inspect_models(teacher, [passage], [student]) for passage in PASSAGES]
@@ -131,7 +131,7 @@ def noting(calls, function, what=None):
 
 
 def test_unequal_vocabularies_are_read_whole_and_compared_on_what_they_share(family):
-    """Padding of a vocabulary stands in the student's own reading, not in the comparison."""
+    """Vocabulary padding is part of the student's own reading, not of the comparison."""
     student, teacher = LogitLens(families.build("gpt2", vocab_size=150)), LogitLens(family("llama"))
     found = inspect_models(teacher, PASSAGES[:1], [student], top_k=150 - 37)
     own = trajectory(student, top_k=113, input_ids=TEXTS[0][None])
@@ -146,7 +146,7 @@ def test_unequal_vocabularies_are_read_whole_and_compared_on_what_they_share(fam
 
 
 def test_settling_is_the_last_change_of_the_top_token():
-    """A token that wavers settles after its last change; one that never changes at depth 0."""
+    """A token settles after its last change; one that never changes settles at depth 0."""
     top = torch.tensor([[5, 1, 7], [5, 2, 7], [5, 1, 7], [5, 1, 9]])
     zeros = torch.zeros(4, 3)
     found = Reading(top.unsqueeze(-1), zeros.unsqueeze(-1), zeros, zeros)

@@ -1,4 +1,4 @@
-"""Scale and soft cap are read off known head outputs, whatever the size of the real logits."""
+"""Scale and soft cap are measured on known head outputs, independent of the real logits."""
 
 import lens_families as families
 import pytest
@@ -40,7 +40,7 @@ def test_a_cap_is_seen_behind_small_logits():
 
 @pytest.mark.parametrize(("dtype", "mode"), [(torch.float32, "closed"), (torch.bfloat16, "head")])
 def test_a_number_that_no_config_names_is_measured(dtype, mode):
-    """A scale written into the code is found to float32; bf16 cannot tell it, so it is not used."""
+    """A scale written into the code is found in float32; bf16 cannot resolve it."""
     model = families.build("llama").to(dtype)
     forward = model.forward
 

@@ -1,4 +1,4 @@
-"""Means, quartiles and calibration of small examples that can be counted by hand."""
+"""Means, quartiles and calibration, on small examples computed by hand."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def reading(tokens, probabilities):
 
 
 def test_a_band_is_mean_and_quartiles():
-    """As numpy has them, depth by depth; of one token all are that token."""
+    """As computed by numpy for each depth; for a single token all equal its value."""
     values = torch.randn(3, 11, generator=torch.Generator().manual_seed(0))
     found = band(values)
     quartiles = np.quantile(values.double().numpy(), [0.25, 0.5, 0.75], axis=1)
@@ -35,7 +35,7 @@ def test_settled_share_rises_to_one():
 
 
 def test_reliability_counts_what_is_right():
-    """Two bins by hand: 0.55 and 0.57, one right; 1.0, right; a token without a target is out."""
+    """Two bins by hand: 0.55 and 0.57, one correct; 1.0, correct; unknown targets are skipped."""
     found = reliability(
         reading([[1, 2, 3, 4]], [[0.55, 0.57, 1.0, 0.9]]), torch.tensor([1, 7, 3, -1])
     )
@@ -60,7 +60,7 @@ def test_the_calibration_error_is_that_of_evaluations(count):
 
 
 def test_reliability_without_a_target_is_refused():
-    """A mean over nothing is no number."""
+    """A mean over no tokens is undefined."""
     with pytest.raises(
         ValueError, match="reliability needs at least one position whose next token is known"
     ):

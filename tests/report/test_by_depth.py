@@ -10,7 +10,7 @@ DEPTHS = [(1, 2), (2, 4)]
 
 
 def test_a_png_is_written(tmp_path):
-    """The file is a PNG, nothing lies beside it, and pyplot's global state was not touched."""
+    """The file is a PNG, no other file is left, and pyplot was not imported."""
     pytest.importorskip("matplotlib")
     path = tmp_path / "figure.png"
     plot_divergence_by_depth(path, DEPTHS, {"plain KD": [0.2, 0.1], "DistillLens": [0.1, 0.05]})

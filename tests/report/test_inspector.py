@@ -1,4 +1,4 @@
-"""The inspector's page: its tables hold the numbers that lens/ gives, computed here anew."""
+"""The tables of the inspector's page, against values computed here independently."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from distilllens.report import inspector_sections, render_page
 @pytest.fixture(scope="module")
 def page(inspected):
     """The page as text."""
-    sections = inspector_sections(inspected.found, inspected.names, inspected.say)
+    sections = inspector_sections(inspected.found, inspected.names, inspected.text_of)
     return render_page("title", "lead", sections)
 
 
@@ -97,7 +97,7 @@ def test_entropy_final_token_and_settling_are_the_trajectory(inspected, tables):
 
 
 def test_confidence_and_ratios_are_sums_over_the_vocabulary(inspected, tables):
-    """What a student puts above and below its teacher, and the histogram of q / p."""
+    """The student's probability above and below the teacher's, and the histogram of q / p."""
     name, student = inspected.names[1], inspected.students[0]
     p, q = (
         torch.cat([alone(m, passage) for passage in inspected.passages], 1).double()
@@ -121,7 +121,7 @@ def test_confidence_and_ratios_are_sums_over_the_vocabulary(inspected, tables):
 
 
 def test_reliability_is_over_tokens_whose_successor_is_known(inspected, tables):
-    """Two texts end in the open: 26 of 28 tokens; weighted accuracies are the right ones."""
+    """The next token is known for 26 of 28 tokens; weighted accuracies count the correct ones."""
     for name, model in zip(inspected.names, [inspected.teacher, *inspected.students], strict=True):
         got = rows(tables["reliability"], model=name)
         assert sum(row["tokens"] for row in got) == 26
@@ -135,7 +135,7 @@ def test_reliability_is_over_tokens_whose_successor_is_known(inspected, tables):
 
 
 def test_the_sides_of_a_penalty_sum_to_the_divergence(inspected, page, tables):
-    """The small tables under the penalty show the nats of Figure 1, split in two."""
+    """The small tables beside the penalty split the nats of Figure 1 in two."""
     row = rows(
         tables["divergence"], student=inspected.names[1], student_depth=2, measure="forward_kl"
     )[0]
@@ -156,7 +156,7 @@ def test_one_model_alone_has_no_student(inspected):
 
 
 def test_one_token_has_no_successor(inspected):
-    """Nothing to be reliable about: that figure is left out, all others are drawn."""
+    """Without a known next token the reliability plot is left out; all others are drawn."""
     passage = Passage(torch.tensor([3]), torch.tensor([0]))
     found = inspect_models(inspected.teacher, [passage], inspected.students[:1])
     html = render_page("t", "l", inspector_sections(found, ["t", "s"], str))
@@ -165,7 +165,7 @@ def test_one_token_has_no_successor(inspected):
 
 @pytest.mark.slow
 def test_the_page_keeps_its_budget():
-    """12 pairs, 200 tokens and few words twice: under 3 MB."""
+    """With 12 pairs, 200 tokens and a large vocabulary the page stays under 3 MB."""
     import toys
 
     teacher = toys.llama(24, 16, vocab=5000, positions=256)
@@ -173,7 +173,7 @@ def test_the_page_keeps_its_budget():
     ids = torch.randint(2, 5000, (200,), generator=torch.Generator().manual_seed(0))
     trained = [[(s, 2 * s) for s in range(1, 12)]]
     found = inspect_models(teacher, [Passage(ids, torch.arange(200))], [student], trained=trained)
-    say = "␣word{}".format
-    html = render_page("t", "l", inspector_sections(found, ["t", "s"], say))
+    text_of = "␣word{}".format
+    html = render_page("t", "l", inspector_sections(found, ["t", "s"], text_of))
     assert '"left_out":0' in html
     assert len(html.encode()) < 3e6

@@ -1,4 +1,4 @@
-"""A run's page: what there is, in order; and in a browser."""
+"""A run's page: its sections in order, and in a browser."""
 
 import csv
 import json
@@ -27,7 +27,7 @@ RUN = Run(
 
 @pytest.fixture(scope="module")
 def observed(inspected):
-    """Two students read beside a teacher, and an answer of each."""
+    """Two students compared with a teacher, and an answer of each."""
     sample = Sample(f"Why? {NASTY}", NASTY, (NASTY, "a " * 300, ""), (False, True, False))
     return Observations(
         inspection=inspected.found,
@@ -41,7 +41,7 @@ def observed(inspected):
 
 
 def test_all_that_is_there_is_shown_in_order(observed):
-    """Glance, training, Figure 1, answers, and how to do it again."""
+    """Summary, training, Figure 1, answers, and how to reproduce the run."""
     sections = run_sections(RUN, observed)
     assert [section.title for section in sections] == [
         "At a glance",
@@ -59,7 +59,7 @@ def test_all_that_is_there_is_shown_in_order(observed):
 
 
 def test_what_is_not_there_leaves_no_empty_place():
-    """Without models, versions or command: the log and the recipe alone."""
+    """Without models, versions or command, only the log and the recipe are shown."""
     sections = run_sections(Run({}, ROWS, "a: 1\n"), Observations())
     assert [s.title for s in sections] == ["At a glance", "Training", "Reproduce this run"]
     assert len(sections[-1].parts) == 1

@@ -1,4 +1,4 @@
-"""Text on a page stays text, and says what was cut."""
+"""Text on a page is escaped, and truncated or empty answers are marked."""
 
 from distilllens.report.texts import Answers, Facts, Listing, Sample
 
@@ -15,7 +15,7 @@ def test_every_text_is_escaped():
 
 
 def test_models_stand_in_order_beside_the_reference():
-    """A column each, the reference first; the cut and the empty say so."""
+    """One column per model after the reference; truncated and empty answers are marked."""
     sample = Sample("q", "r", (" one ", "two", " \n"), (False, True, False))
     html = Answers(("teacher", "start", "student"), (sample,)).html()
     names = [part.split("</h4>")[0] for part in html.split("<h4>")[1:]]

@@ -13,7 +13,7 @@ from distilllens.lens.capture import capture
 from distilllens.lens.comparison import Comparison, compare_rows, partners
 from distilllens.lens.logit_lens import LogitLens
 from distilllens.lens.probe import accepts
-from distilllens.lens.trajectory import likeliest
+from distilllens.lens.trajectory import most_likely
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +171,7 @@ class _Parts:
     def _read(self, model, chunk, depth):
         """Store a chunk's predictions; return its log-probabilities ``[n, V]``."""
         log_p = chunk.log_p(depth)
-        tokens, probabilities, entropy = likeliest(log_p, self._top_k)
+        tokens, probabilities, entropy = most_likely(log_p, self._top_k)
         final = log_p.gather(-1, chunk.final)[:, 0].exp()
         stored = [x.cpu() for x in (tokens, probabilities, entropy, final)]
         self.readings[model][depth].append(stored)

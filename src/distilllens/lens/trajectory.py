@@ -69,7 +69,7 @@ def trajectory(model, *, depths=None, top_k: int = 5, chunk_size: int = 512, **i
     for depth in depths:
         parts = []
         for logits in _logits_in_chunks(lens, layer_states[depth], every, chunk_size):
-            parts.append(likeliest(logits.float().log_softmax(-1), top_k))
+            parts.append(most_likely(logits.float().log_softmax(-1), top_k))
         found.append([torch.cat(column) for column in zip(*parts, strict=True)])
     tokens, probabilities, entropy = (torch.stack(c) for c in zip(*found, strict=True))
     shape = (len(depths), *every.shape)
@@ -131,7 +131,7 @@ def divergence_by_depth(
     return DepthDivergence(pairs, tuple(means), count)
 
 
-def likeliest(log_p: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+def most_likely(log_p: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
     """The top k tokens ``[..., k]``, their probabilities, and the entropy ``[...]`` in nats.
 
     Args:

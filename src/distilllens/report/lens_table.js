@@ -90,11 +90,11 @@
   function show(place) {
     const { row, token } = place;
     const { read, next } = text();
-    const apart = state.student ? `, JSD ${jsd(row, token).toFixed(3)} nats` : "";
+    const distance = state.student ? `, JSD ${jsd(row, token).toFixed(3)} nats` : "";
     const follows = next[token] === null ? " ends the text" :
       [" is followed by ", make("q", {}, word(next[token]))];
     const title = make("p", { class: "where" }, `Token ${token + 1}, `,
-      make("q", {}, word(read[token])), ...[follows].flat(), apart);
+      make("q", {}, word(read[token])), ...[follows].flat(), distance);
     root.querySelector(".ten").replaceChildren(title,
       make("div", { class: "lists" }, ...models().map((model) => topTen(model, place))));
     for (const td of root.querySelectorAll(".partner")) td.classList.remove("partner");

@@ -135,7 +135,7 @@ def test_reliability_is_over_tokens_whose_successor_is_known(inspected, tables):
 
 
 def test_the_sides_of_a_penalty_sum_to_the_divergence(inspected, page, tables):
-    """The small tables beside the penalty split the nats of Figure 1 in two."""
+    """The small tables beside the penalty split the divergence of a pair in two."""
     row = rows(
         tables["divergence"], student=inspected.names[1], student_depth=2, measure="forward_kl"
     )[0]

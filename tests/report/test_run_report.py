@@ -41,7 +41,7 @@ def observed(inspected):
 
 
 def test_all_that_is_there_is_shown_in_order(observed):
-    """Summary, training, Figure 1, answers, and how to reproduce the run."""
+    """Summary, training, divergence, answers, and how to reproduce the run."""
     sections = run_sections(RUN, observed)
     assert [section.title for section in sections] == [
         "At a glance",

@@ -21,7 +21,7 @@ _BANDS = "Lines are means over tokens; bands span the middle half of the tokens.
 
 
 def divergence_plot(inspection: Inspection, names: Sequence[str]) -> Plot:
-    """Figure 1: the three divergences of every student, with rings at the trained depths.
+    """The three divergences of every student by depth, with rings at the trained depths.
 
     Args:
         names: the students' names.

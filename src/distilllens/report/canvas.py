@@ -129,7 +129,7 @@ def to_svg(figure, name: str, description: str) -> str:
 
 
 def save(figure, stem: Path, chosen: Mapping[str, str]):
-    """Write ``stem.png`` and ``stem.svg`` for a paper, with a legend; each file is atomic.
+    """Write ``stem.png`` and ``stem.svg`` for a paper, with a legend, each atomically.
 
     Args:
         chosen: choice -> value; artists marked for another value are left out.

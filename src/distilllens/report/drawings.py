@@ -91,7 +91,7 @@ def _line(axes, curve):
 
 
 def confidence(x: Sequence[float], over, under):
-    """Probability of a student above and below the teacher's, on its top tokens and the rest.
+    """A student's probability above and below the teacher's, split by the teacher's top tokens.
 
     Args:
         over, under: ``[K, 2]``, means over tokens: (the teacher's top tokens, all others).

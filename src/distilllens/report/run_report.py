@@ -99,10 +99,10 @@ def training_section(title: str, rows: Sequence[Mapping[str, Any]]) -> Section:
 
 
 def observation_sections(observed: Observations, about: str) -> list[Section]:
-    """Figure 1 and the answers, if available.
+    """The divergence by depth and the sample answers, if available.
 
     Args:
-        about: the lead text of Figure 1.
+        about: the lead text of the divergence plot.
     """
     sections = []
     if observed.inspection is not None:

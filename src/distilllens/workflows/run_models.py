@@ -49,7 +49,7 @@ def observe_run(
     folder = Path(folder) if isinstance(folder, str) else Path()
     loader = _ModelLoader(student, run["recipe"].get("models") or {}, fields, folder, trusted)
     missing, models = loader.warnings, {}
-    with _record_failure(missing, "Figure 1 and answers are left out"):
+    with _record_failure(missing, "The divergence by depth and the answers are left out"):
         tokenizer = load_tokenizer("student", str(student), trust_remote_code=trusted)
         records, description = _records(fields, folder)
         models["student"] = loader.student()
@@ -57,7 +57,7 @@ def observe_run(
         return Observations(missing=tuple(missing))
     with _record_failure(missing, "The start is left out"):
         models["start"] = loader.start(tokenizer)
-    with _record_failure(missing, "Figure 1 and the teacher's answers are left out"):
+    with _record_failure(missing, "The divergence by depth and the teacher's answers are left out"):
         models["teacher"] = loader.teacher()
     # The teacher is None after plain fine-tuning: nothing is missing then.
     available = [name for name in ("teacher", "start", "student") if models.get(name) is not None]
@@ -90,7 +90,7 @@ def observe_models(
     observed, missing = Observations(), []
     positions = least_positions(model.config for model in models.values())
     if "teacher" in models:
-        with _record_failure(missing, "Figure 1 is left out"), torch.no_grad():
+        with _record_failure(missing, "The divergence by depth is left out"), torch.no_grad():
             passages = _passages(texts, tokenizer, positions)
             students = [name for name in models if name != "teacher"]
             inspection = inspect_models(
@@ -105,7 +105,7 @@ def observe_models(
                 students=tuple(students),
                 texts=f"the first {len(passages)} texts of {texts.description}",
             )
-    with _record_failure(missing, "Answers are left out"):
+    with _record_failure(missing, "The answers are left out"):
         samples, longest = _samples(models, tokenizer, texts, positions)
         observed = replace(
             observed,

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-_NUM_BINS = 15
-_NOTHING = (0,) * _NUM_BINS
+from distilllens.lens.summary import NUM_CONFIDENCE_BINS
+
+_NOTHING = (0,) * NUM_CONFIDENCE_BINS
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,9 @@ class Calibration:
         outside = confidence[~((confidence >= 0) & (confidence <= 1))]
         if len(outside):
             raise ValueError(f"a confidence must be a probability, 0 to 1, got {float(outside[0])}")
-        bins = (confidence * _NUM_BINS).long().clamp(max=_NUM_BINS - 1)
+        bins = (confidence * NUM_CONFIDENCE_BINS).long().clamp(max=NUM_CONFIDENCE_BINS - 1)
         correct = correct.cpu().double()
-        sums = [torch.bincount(bins, w, _NUM_BINS) for w in (None, confidence, correct)]
+        sums = [torch.bincount(bins, w, NUM_CONFIDENCE_BINS) for w in (None, confidence, correct)]
         count, confidence, correct = (s.tolist() for s in sums)
         return self + Calibration(tuple(count), tuple(confidence), tuple(map(int, correct)))
 
@@ -89,9 +90,9 @@ class Calibration:
             ValueError: a name is missing or unknown, or does not have 15 numbers.
         """
         names = {name: len(numbers) for name, numbers in values.items()}
-        if names != dict.fromkeys(cls.__dataclass_fields__, _NUM_BINS):
+        if names != dict.fromkeys(cls.__dataclass_fields__, NUM_CONFIDENCE_BINS):
             raise ValueError(
-                f"a calibration has {_NUM_BINS} numbers each by "
+                f"a calibration has {NUM_CONFIDENCE_BINS} numbers each by "
                 f"{', '.join(cls.__dataclass_fields__)}, got {names}"
             )
         return cls(**{name: tuple(numbers) for name, numbers in values.items()})

@@ -50,12 +50,16 @@ def main():
 
 
 def encode(tokenizer, record, max_length):
-    """One record as a batch of one: token ids, and labels at the response tokens."""
+    """One record as a batch of one, with labels at the response tokens."""
     prompt = tokenizer(record["prompt"])["input_ids"] if "prompt" in record else []
     text = record["prompt"] + record["completion"] if "prompt" in record else record["text"]
     ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id][:max_length]
     labels = [-100] * len(prompt) + ids[len(prompt) :]
-    return {"input_ids": torch.tensor([ids]), "labels": torch.tensor([labels[: len(ids)]])}
+    return {
+        "input_ids": torch.tensor([ids]),
+        "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
+        "labels": torch.tensor([labels[: len(ids)]]),
+    }
 
 
 @torch.no_grad()
@@ -64,7 +68,8 @@ def measure(student, teacher, batches, layers, name):
     sums, cross_entropy, count = torch.zeros(1 + len(layers), dtype=torch.float64), 0.0, 0
     for batch in tqdm(batches, desc=name, leave=False):
         valid = Targets.of(batch["labels"]).mask
-        final = read_states(student, (), input_ids=batch["input_ids"]).final[valid]
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        final = read_states(student, (), **inputs).final[valid]
         loss, _ = linear_cross_entropy(final, student.head, batch["labels"][:, 1:][valid[:, :-1]])
         cross_entropy, count = cross_entropy + float(loss), count + len(final)
         if teacher is not None:

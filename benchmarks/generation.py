@@ -2,9 +2,9 @@
 
 All engines answer the same prompts with the same limit, one engine after the other, several times.
 Each draws its own random numbers, so they are compared by tokens (up to the end of each answer) per
-second. The GPT-2 has random weights and a bias on its end-of-sequence token, so answers end at random,
-after Dolly's 68 tokens on average. Another row gives the cost of our noise: choosing a token for each
-row of a batch, and the forward that gives its logits.
+second. The GPT-2 has random weights and a bias on its end-of-sequence token, so answers end at
+random, after 68 tokens on average as in Dolly. Another row gives the cost of our noise: choosing a
+token for each row of a batch, and the forward that gives its logits.
 """
 
 from __future__ import annotations

@@ -71,7 +71,9 @@ def prepare_without_student(args, tokenizer, train_dataset, eval_dataset=None) -
     """
     args = copy.copy(args)  # SFTTrainer writes into it
     args.model_init_kwargs = None
-    config = GPT2Config(vocab_size=len(tokenizer), n_embd=2, n_layer=1, n_head=1, n_positions=8)
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id")}
+    shape = {"n_embd": 2, "n_layer": 1, "n_head": 1, "n_positions": 8}
+    config = GPT2Config(vocab_size=len(tokenizer), **shape, **special)
     return _Preparer(
         GPT2LMHeadModel(config),
         args=args,

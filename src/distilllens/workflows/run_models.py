@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from distilllens.data import load_hub, load_records, to_training_examples
+from distilllens.data import load_hub, load_records, template_fields, to_training_examples
 from distilllens.data.encode import encode_example
 from distilllens.errors import first_line
 from distilllens.fingerprints import fingerprint
@@ -228,7 +228,8 @@ def _passages(texts, tokenizer, positions):
 def _samples(models, tokenizer, texts, positions):
     """Questions that leave room for an answer, with all answers; and the maximum answer length."""
     questions = [q for record in texts.records if (q := _question(record)) is not None]
-    ids = encode_prompts(tokenizer, [q.prompt for q in questions])
+    prompts, fields = [q.prompt for q in questions], [q.fields for q in questions]
+    ids = encode_prompts(tokenizer, prompts, fields)
     for longest in _ANSWER_LENGTHS:
         room = positions - longest if positions else max(map(len, ids), default=0)
         fitting = [n for n, prompt in enumerate(ids) if 0 < len(prompt) <= room]
@@ -255,11 +256,12 @@ def _samples(models, tokenizer, texts, positions):
 
 
 class _Question(NamedTuple):
-    """A prompt for the models, and what the page shows: the question and its reference."""
+    """A prompt with its template fields for the models; question and reference for the page."""
 
     prompt: Any
     question: str
     reference: str
+    fields: dict
 
 
 def _question(record):
@@ -273,10 +275,11 @@ def _question(record):
     if "prompt" not in example:
         return None
     prompt, reference = example["prompt"], _content(example["completion"])
+    fields = template_fields(record)
     if "instruction" in record:
         parts = (record["instruction"], record.get("input") or "")
-        return _Question(prompt, "\n".join(filter(None, parts)), reference)
-    return _Question(prompt, _content(prompt), reference)
+        return _Question(prompt, "\n".join(filter(None, parts)), reference, fields)
+    return _Question(prompt, _content(prompt), reference, fields)
 
 
 def _content(text):

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from distilllens.cli import main
-from distilllens.cli.demo import MARKER, TEACHER, table
+from distilllens.cli.demo import TEACHER, table
+from distilllens.workflows.demo_folder import MARKER
 
 
 def refused(capsys, argv, message):
@@ -54,7 +55,7 @@ def test_the_table_says_what_was_measured():
     text = table(result)
     assert "256 held-out questions, 7 steps, seed 3" in text
     head, teacher, kd = (line.split() for line in text.splitlines()[-3:])
-    assert head[-7:] == ["JSD", "1:2", "JSD", "4:6", "exact", "match", "seconds"]
+    assert head[-7:] == ["JSD", "1:2", "JSD", "4:6", "exact", "answers", "seconds"]
     assert teacher == ["teacher", "0.2500", "-", "-", "-", "87.5", "%", "-"]
     assert kd == ["plain", "KD", "1.5000", "0.7500", "0.1250", "0.0625", "50.0", "%", "31"]
 
@@ -67,7 +68,7 @@ def test_the_shipped_teacher_answers_and_is_small():
     from distilllens.data import to_training_examples
     from distilllens.data.synthetic import synthetic_records
     from distilllens.data.synthetic_tokenizer import synthetic_tokenizer
-    from distilllens.workflows.demo import exact_match
+    from distilllens.workflows.demo import exact_answers
 
     assert (TEACHER / "model.safetensors").stat().st_size <= 4_000_000
     model = AutoModelForCausalLM.from_pretrained(TEACHER)
@@ -77,7 +78,7 @@ def test_the_shipped_teacher_answers_and_is_small():
     assert LogitLens(model).mode == "closed"
     examples = to_training_examples(synthetic_records(128, split="held_out", seed=1))
     # tools/make_demo_teacher.py measured 0.93 on 1024 questions.
-    assert exact_match(model, examples, tokenizer) >= 0.8
+    assert exact_answers(model, examples, tokenizer) >= 0.8
 
 
 def test_a_thinned_model_keeps_the_blocks_it_names():
@@ -153,7 +154,7 @@ def test_without_matplotlib_the_table_is_still_printed(tmp_path, capsys, monkeyp
     assert main(["demo", "--steps", "1", "--output", str(tmp_path / "demo")]) == 0
     out, err = capsys.readouterr()
     assert "pip install 'distilllens[plot]'" in err
-    assert "exact match" in out
+    assert "exact answers" in out
     assert not list((tmp_path / "demo").glob("*.png"))
     assert "report.html" in err and "report.html" not in out
     assert not (tmp_path / "demo" / "report.html").exists()

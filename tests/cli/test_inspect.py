@@ -147,8 +147,8 @@ def test_bad_input_is_one_line_and_status_2(workshop, capsys, name):
     ("output", "message"),
     [
         ("teacher", "--output teacher is a folder; name a file in it"),
-        ("nowhere/page.html", "there is no folder nowhere; make it first"),
-        ("train.jsonl/page.html", "there is no folder train.jsonl; make it first"),
+        ("nowhere/page.html", "there is no folder nowhere; create it first"),
+        ("train.jsonl/page.html", "there is no folder train.jsonl; create it first"),
     ],
 )
 def test_an_output_that_cannot_be_written(workshop, capsys, output, message):
@@ -173,7 +173,7 @@ def test_models_that_do_not_fit(workshop, capsys):
         for file in (workshop / name).glob("tokenizer*"):
             file.unlink()
     assert inspect(*PAIR, *PROMPT) == 2
-    assert "no tokenizer lies beside 'teacher'" in capsys.readouterr().err
+    assert "no tokenizer found for 'teacher'" in capsys.readouterr().err
     (workshop / "deep" / "student" / "model.safetensors").write_bytes(b"")
     assert inspect("--model", "deep/student", *PROMPT) == 2
     assert "cannot load the model 'deep/student'" in capsys.readouterr().err

@@ -175,7 +175,7 @@ def test_a_run_that_is_not_finished(copy, capsys):
     (copy / "out" / "checkpoint-4" / "complete.json").unlink()
     assert main(["report", "out"]) == 0
     text = page(copy)
-    assert "This run is not finished: what its newest checkpoint, of step 2, says." in text
+    assert "This run is not finished; the report shows its newest checkpoint, step 2." in text
     assert [step for what, step, _ in tables(copy)["terms"] if what == "total"] == [1, 2]
     assert "divergence" in tables(copy) and answers(text)
     shutil.rmtree(copy / "out" / "checkpoint-2")
@@ -304,7 +304,7 @@ def test_only_the_first_process_makes_the_page(monkeypatch):
     job = SimpleNamespace(report=True)
     args = SimpleNamespace(output_dir="nowhere", trust_remote_code=False)
     monkeypatch.setattr(train, "_run", lambda *_: "done")
-    monkeypatch.setattr(train, "_leave_report", lambda *call: made.append(call) or "a page")
+    monkeypatch.setattr(train, "_write_report", lambda *call: made.append(call) or "a page")
     for rank, count in (("1", 0), ("0", 1)):
         monkeypatch.setenv("RANK", rank)
         line = train.run_job(job, None, args, {})

@@ -285,7 +285,7 @@ BAD = {
     "no output_dir": ({"output_dir": None}, [], "output_dir is missing"),
     "bare no": ({"save_strategy": False}, [], 'write "no" in quotes'),
     "text that is a list": ({"model_name_or_path": ["a"]}, [], "takes one value, got the list"),
-    "folder that is a number": ({"output_dir": 3}, [], "output_dir must be a text, got 3"),
+    "folder that is a number": ({"output_dir": 3}, [], "output_dir must be text, got 3"),
     "empty list": ({"train_file": []}, [], "train_file is empty"),
     "paths that are numbers": ({"train_file": [1, 2]}, [], "train_file must be a path or a list"),
     "accumulation 0": ({"gradient_accumulation_steps": 0}, [], "gradient_accumulation_steps must"),
@@ -348,7 +348,7 @@ BAD = {
             "use_peft": True,
         },
         [],
-        "use_peft trains an adapter beside weights",
+        "use_peft trains an adapter for existing weights",
     ),
     "student of no kind": (
         {
@@ -357,7 +357,7 @@ BAD = {
             "tokenizer_name_or_path": "student",
         },
         [],
-        "student_config makes no model",
+        "student_config is not valid",
     ),
 }
 

@@ -5,33 +5,31 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterable
 from importlib import import_module
 
+from distilllens.cli.terminal import command_output
 from distilllens.errors import one_line
 
 COMMANDS = {
-    "demo": "the whole story on a built-in teacher and data, offline, in about two minutes",
-    "cache": "run a teacher once and keep its states for training without it",
-    "train": "SFT, distillation or distillation through the logit lens: what the weights say",
-    "report": "the page that a run of train leaves, made again",
-    "evaluate": "answers to benchmarks, their metrics, and scores with error bars",
-    "compare": "results of evaluations side by side, and who is better beyond noise",
-    "inspect": "a page on what teacher and students say at every depth, and how far they are apart",
+    "demo": "distil a small built-in teacher into two students, offline, in about two minutes",
+    "train": "train a student: SFT, knowledge distillation or DistillLens",
+    "cache": "run a teacher once and store its hidden states, to train without the teacher",
+    "report": "rebuild the HTML report of a training run",
+    "evaluate": "answer benchmarks and score the answers, with error bars",
+    "compare": "compare the results of evaluations, with confidence intervals",
+    "inspect": "show what models predict at every depth, on an HTML page",
 }
 
 _EXAMPLES = """\
 examples:
   distilllens demo
   distilllens train --config recipe.yaml
-  distilllens train --help
-  distilllens cache --config recipe.yaml --teacher_cache caches/teacher
-  distilllens report runs/student
   distilllens evaluate --model runs/student --benchmark test.jsonl --output results
-  distilllens inspect --teacher demo/teacher --student demo/kd --prompt TEXT --output page.html
   torchrun --nproc_per_node 2 -m distilllens train --config recipe.yaml
 
-Exit status: 0; 2 with one line on standard error for bad input. Set DISTILLLENS_DEBUG=1 to see
-where an error came from.
+"distilllens COMMAND --help" explains a command. Exit status: 0, or 2 with a one-line message on
+standard error for bad input; DISTILLLENS_DEBUG=1 shows the traceback.
 """
 
 
@@ -47,11 +45,40 @@ class OneLineParser(argparse.ArgumentParser):
         raise ValueError(f"{message} (see {self.prog} --help)")
 
 
+class CommandParser(OneLineParser):
+    """The parser of a command, with the flags that every command has."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        # main() takes it off before a command parses: output begins before parsing ends.
+        self.add_argument(
+            "--verbose", action="store_true", help="show the libraries' messages and progress bars"
+        )
+
+
+def add_flags(parser, flags: Iterable[tuple]) -> None:
+    """Declare flags, each ``(name, type or default or settings, metavar, help)``."""
+    for name, kind, metavar, text in flags:
+        if kind is bool:
+            settings = {"action": "store_true"}
+        elif isinstance(kind, dict):
+            settings = {"metavar": metavar, **kind}
+        elif isinstance(kind, type):
+            settings = {"metavar": metavar, "type": kind}
+        else:
+            settings = {"metavar": metavar, "type": type(kind), "default": kind}
+            text += f" (default: {kind:g})" if isinstance(kind, float) else f" (default: {kind})"
+        parser.add_argument(f"--{name}", help=text, **settings)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 2 for bad input, 130 when interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    verbose = "--verbose" in argv
+    argv = [word for word in argv if word != "--verbose"]
     try:
-        return _dispatch(argv)
+        with command_output(verbose=verbose):
+            return _dispatch(argv)
     except KeyboardInterrupt:
         print("distilllens: interrupted", file=sys.stderr)
         return 130
@@ -69,14 +96,15 @@ def main(argv: list[str] | None = None) -> int:
 def _dispatch(argv):
     if argv and argv[0] in COMMANDS:
         return import_module(f"distilllens.cli.{argv[0]}").main(argv[1:])
-    commands = "\n".join(f"  {name:8} {what}" for name, what in COMMANDS.items())
+    commands = "\n".join(f"  {name:9} {what}" for name, what in COMMANDS.items())
     parser = OneLineParser(
         prog="distilllens",
         description="Distil a causal language model through the logit lens.",
+        usage="distilllens COMMAND ...",
         epilog=f"commands:\n{commands}\n\n{_EXAMPLES}",
     )
     parser.add_argument("--version", action="version", version=_version())
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
     parser.parse_args(argv or ["--help"])
     raise AssertionError("unreachable: a known command was dispatched above")
 

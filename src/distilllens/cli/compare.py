@@ -1,11 +1,13 @@
-"""``distilllens compare``: results folders side by side, and who is better beyond noise."""
+"""``distilllens compare``: the results of evaluations in one table, with confidence intervals."""
 
 from __future__ import annotations
 
+from distilllens.cli import CommandParser
+
 _DESCRIPTION = """\
-Print the scores of one or more results folders of distilllens evaluate in one table, and for every
-pair of models the difference with the interval of a paired bootstrap over the examples that both
-have. "better" and "worse" mean that the interval does not hold 0.
+Print the scores in one or more results folders of distilllens evaluate as one table, and for every
+pair of models the difference with a confidence interval: a paired bootstrap over the examples that
+both answered. "better" and "worse" mean that the interval does not contain 0.
 
 examples:
   distilllens compare results/student results/plain-kd
@@ -16,25 +18,14 @@ examples:
 
 def main(argv: list[str]) -> int:
     """Run the command; raises ValueError for a folder without finished results."""
-    import json
-
-    from distilllens.cli import OneLineParser
-
-    parser = OneLineParser(prog="distilllens compare", description=_DESCRIPTION)
-    parser.add_argument("folders", nargs="+", metavar="DIR", help="of distilllens evaluate")
-    parser.add_argument("--metric", nargs="+", help="only these (default: all there are)")
-    parser.add_argument("--json", action="store_true", help="print JSON, unrounded")
+    parser = CommandParser(prog="distilllens compare", description=_DESCRIPTION)
+    parser.add_argument(
+        "folders", nargs="+", metavar="DIR", help="results folder of distilllens evaluate"
+    )
+    parser.add_argument("--metric", nargs="+", help="show only these metrics (default: all)")
+    parser.add_argument("--json", action="store_true", help="print JSON with unrounded numbers")
     args = parser.parse_args(argv)
+    from distilllens.workflows.compare import compare_results
 
-    from distilllens.evaluate.board import board
-    from distilllens.evaluate.table import read_table
-    from distilllens.evaluate.tables import as_json, as_markdown
-
-    found = board([read_table(folder) for folder in args.folders])
-    for metric in args.metric or ():
-        if metric not in found.scores:
-            raise ValueError(
-                f"--metric {metric!r} is not in these results; they have {', '.join(found.scores)}"
-            )
-    print(json.dumps(as_json(found), indent=1) if args.json else as_markdown(found, args.metric))
+    print(compare_results(args.folders, metrics=args.metric, as_json=args.json))
     return 0

@@ -1,4 +1,4 @@
-"""``distilllens evaluate``: answers to benchmarks, their metrics, and scores with error bars."""
+"""``distilllens evaluate``: answer benchmarks and score the answers, with error bars."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import os
 import sys
 from pathlib import Path
 
+from distilllens.cli import CommandParser, add_flags
+from distilllens.cli.terminal import quiet_libraries, stage
+
 _DESCRIPTION = """\
 Answer benchmarks with one or more models and score the answers: Rouge-L, exact match, perplexity of
-the references and calibration; on request SBERT similarity, KL to a teacher and an LLM judge. Means
-come with standard errors over examples and over seeds, pairs of models with a bootstrap interval.
+the references and calibration; optionally SBERT similarity, KL(teacher || model) and an LLM judge.
+Means have standard errors over examples and over seeds; differences between models have bootstrap
+confidence intervals.
 
 examples:
   distilllens evaluate --model runs/student --benchmark test.jsonl --output results/student
@@ -23,18 +27,20 @@ examples:
   torchrun --nproc_per_node 4 -m distilllens evaluate --model runs/student \\
       --benchmark test.jsonl --output results/student
 
-Benchmarks are files of instruction / input / output, one object a line, or names: dolly, selfinst,
-vicuna, sni, unni (MiniLLM's files on the hub). The same command again goes on where it stopped;
-with --teacher, --sbert or --judge added it adds that metric.
+A benchmark is a JSONL file with instruction / input / output records, or a name: dolly, selfinst,
+vicuna, sni or unni (MiniLLM's files on the hub). The same command resumes after an interruption;
+with --teacher, --sbert or --judge it adds that metric to existing results.
 """
 
 
 def main(argv: list[str]) -> int:
     """Run the command; raises ValueError for bad input before anything is written."""
     args = _parser().parse_args(argv)
+    stage("loading torch and transformers")
     from distilllens.generate.decoding import Decoding
     from distilllens.workflows.evaluate import Plan, evaluate
 
+    quiet_libraries()
     plan = Plan(
         models=tuple(args.model),
         benchmarks=tuple(args.benchmark),
@@ -77,13 +83,9 @@ def _judge(args):
 
 
 def _parser():
-    from distilllens.cli import OneLineParser
-
-    parser = OneLineParser(prog="distilllens evaluate", description=_DESCRIPTION)
-    for title, flags in _FLAGS.items():
-        group = parser.add_argument_group(title)
-        for name, settings in flags.items():
-            group.add_argument(f"--{name}", **settings)
+    parser = CommandParser(prog="distilllens evaluate", description=_DESCRIPTION)
+    for title, flags in _GROUPS.items():
+        add_flags(parser.add_argument_group(title), flags)
     return parser
 
 
@@ -95,64 +97,36 @@ def _seeds(text):
         raise argparse.ArgumentTypeError(message) from None
 
 
-_FLAGS = {
-    "what": {
-        "model": {
-            "action": "extend",
-            "nargs": "+",
-            "required": True,
-            "metavar": "DIR",
-            "help": "a folder or hub id; several are compared",
-        },
-        "benchmark": {
-            "action": "extend",
-            "nargs": "+",
-            "required": True,
-            "metavar": "FILE-OR-NAME",
-            "help": "a file of records, or dolly, selfinst, vicuna, sni, unni",
-        },
-        "output": {"required": True, "metavar": "DIR", "help": "the results folder"},
-        "limit": {"type": int, "metavar": "N", "help": "the first N examples of each benchmark"},
-        "max_prompt_length": {"type": int, "metavar": "TOKENS", "help": "leave out longer prompts"},
-        "chat": {
-            "action": "store_true",
-            "help": "put instructions to the model's chat template instead of Alpaca's prompt",
-        },
-    },
-    "decoding (the defaults are the paper's)": {
-        "seeds": {
-            "type": _seeds,
-            "default": (10, 20, 30, 40, 50),
-            "metavar": "N,N,...",
-            "help": "of the sampling (default: 10,20,30,40,50)",
-        },
-        "greedy": {"action": "store_true", "help": "the likeliest token instead of sampling"},
-        "temperature": {"type": float, "default": 1.0, "help": "default: 1"},
-        "top_p": {"type": float, "default": 1.0, "help": "default: 1"},
-        "max_new_tokens": {"type": int, "default": 256, "help": "longest answer (default: 256)"},
-    },
-    "further metrics": {
-        "teacher": {"metavar": "DIR", "help": "KL(teacher || model) on the references"},
-        "sbert": {
-            "metavar": "MODEL",
-            "help": "cosine similarity to the references by this sentence-transformers model",
-        },
-        "judge": {"metavar": "MODEL", "help": "a model of an OpenAI-compatible server"},
-        "judge_url": {"metavar": "URL", "help": "its address (default: OpenAI's)"},
-        "judge_key": {
-            "default": "OPENAI_API_KEY",
-            "metavar": "VARIABLE",
-            "help": "environment variable with its key (default: OPENAI_API_KEY)",
-        },
-        "judge_budget": {"type": float, "metavar": "USD", "help": "do not ask if it costs more"},
-    },
-    "machine": {
-        "batch_size": {"type": int, "default": 32, "help": "answers at a time (default: 32)"},
-        "dtype": {
-            "default": "auto",
-            "help": "of the weights: auto (as saved, default), float32, bfloat16, float16",
-        },
-        "device": {"help": "default: an accelerator if there is one, else cpu"},
-        "backend": {"default": "transformers", "help": "transformers (default) or vllm"},
-    },
+_SEVERAL = {"action": "extend", "nargs": "+", "required": True}
+_SEEDS = {"type": _seeds, "default": (10, 20, 30, 40, 50)}
+_GROUPS = {
+    "models and data": (
+        ("model", _SEVERAL, "DIR", "a folder or hub id; several models are compared"),
+        ("benchmark", _SEVERAL, "FILE-OR-NAME", "a file, or dolly, selfinst, vicuna, sni, unni"),
+        ("output", {"required": True}, "DIR", "folder for the results"),
+        ("limit", int, "N", "only the first N examples of each benchmark"),
+        ("max_prompt_length", int, "N", "leave out prompts with more than N tokens"),
+        ("chat", bool, None, "use the model's chat template instead of the Alpaca prompt"),
+    ),
+    "decoding (the defaults are the paper's)": (
+        ("seeds", _SEEDS, "N,N,...", "sampling seeds (default: 10,20,30,40,50)"),
+        ("greedy", bool, None, "always take the most likely token; no sampling"),
+        ("temperature", 1.0, "X", "sampling temperature"),
+        ("top_p", 1.0, "X", "sample among the most likely tokens with this total probability"),
+        ("max_new_tokens", 256, "N", "length of the longest answer in tokens"),
+    ),
+    "more metrics": (
+        ("teacher", str, "DIR", "KL(teacher || model) on the references"),
+        ("sbert", str, "MODEL", "similarity to the references by this sentence-transformers model"),
+        ("judge", str, "MODEL", "scores by this model of an OpenAI-compatible server"),
+        ("judge_url", str, "URL", "address of the judge's server; OpenAI's by default"),
+        ("judge_key", "OPENAI_API_KEY", "VARIABLE", "environment variable with the API key"),
+        ("judge_budget", float, "USD", "do not start judging if the estimated cost is higher"),
+    ),
+    "machine": (
+        ("batch_size", 32, "N", "number of answers generated together"),
+        ("dtype", "auto", "DTYPE", "precision: auto (as saved), float32, bfloat16 or float16"),
+        ("device", str, "NAME", "device of the models; an accelerator by default, if there is one"),
+        ("backend", "transformers", "NAME", "transformers or vllm"),
+    ),
 }

@@ -1,4 +1,4 @@
-"""A YAML recipe, read with the care that YAML's traps ask for."""
+"""Read a YAML recipe and check its fields, with hints for YAML's pitfalls."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def read_recipe(path: str) -> dict:
     except UnicodeDecodeError as error:
         raise ValueError(f"recipe {path} is not UTF-8: {error}") from None
     except RecursionError:
-        raise ValueError(f"recipe {path} is nested too deeply to be a recipe") from None
+        raise ValueError(f"recipe {path} is nested too deeply") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else path
@@ -34,13 +34,13 @@ def read_recipe(path: str) -> dict:
 
 
 def check_recipe(path: str, recipe: dict, actions: dict):
-    """Refuse fields that do not exist and values of a wrong type, with what would be right.
+    """Refuse unknown fields and values of a wrong type.
 
     Args:
-        actions: field -> argparse action, whose ``type`` says what the field takes.
+        actions: field -> argparse action, whose ``type`` is the type of the field.
 
     Raises:
-        ValueError: the first one.
+        ValueError: the first one, and what would be right.
     """
     for name, value in recipe.items():
         if name not in actions:
@@ -58,7 +58,7 @@ def _check_value(path, name, value, action):
             f"{path}: lens_layers is the number {value}: YAML reads 2:8 as 128; "
             'write it in quotes, "2:8" or "2:8,4:16"'
         )
-    kind = getattr(action.type, "__name__", "")  # a name: transformers wraps some of the types
+    kind = getattr(action.type, "__name__", "")  # by name: transformers wraps some types
     if kind == "string_to_bool":
         if value not in (True, False):
             raise ValueError(f"{path}: {name} must be true or false, got {value!r}")
@@ -67,15 +67,15 @@ def _check_value(path, name, value, action):
     elif isinstance(value, bool):
         word = "no" if value is False else "yes"
         raise ValueError(
-            f"{path}: {name} must be a text, got {value}: "
+            f"{path}: {name} must be text, got {value}: "
             f'YAML reads a bare {word} as {str(value).lower()}; write "{word}" in quotes'
         )
     elif not isinstance(value, str | dict | list) and name != "lens_layers":
-        raise ValueError(f"{path}: {name} must be a text, got {value!r}")
+        raise ValueError(f"{path}: {name} must be text, got {value!r}")
     elif isinstance(value, list) and action.nargs is None and name != "report_to":
         raise ValueError(f"{path}: {name} takes one value, got the list {value!r}")
     elif value == "" or value == []:
-        raise ValueError(f"{path}: {name} is empty; leave it out, or give it a value")
+        raise ValueError(f"{path}: {name} is empty; give it a value, or leave it out")
 
 
 def _check_number(path, name, value, whole):
@@ -95,5 +95,5 @@ def _number_hint(text):
         return ""
     if "e" in text.lower() and "." not in text:
         mantissa, exponent = text.lower().split("e")
-        return f": YAML reads it as text without a point; write {mantissa}.0e{exponent}"
+        return f": YAML reads it as text without a decimal point; write {mantissa}.0e{exponent}"
     return f"; write {number:g} without quotes"

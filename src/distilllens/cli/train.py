@@ -6,11 +6,12 @@ import os
 import sys
 
 from distilllens.cli.recipe import check_recipe, read_recipe
+from distilllens.cli.terminal import quiet_libraries, stage
 
 _DESCRIPTION = """\
-Train a student. The weights say what happens: with a teacher, knowledge distillation at the output
-(output_weight) and through the logit lens (lens_weight); without one, and with
-cross_entropy_weight 1, supervised fine-tuning.
+Train a student. The loss weights select the method: DistillLens (lens_weight above 0, the default),
+plain knowledge distillation (lens_weight 0), or supervised fine-tuning (cross_entropy_weight 1 and
+no teacher).
 
 examples:
   distilllens train --config examples/dolly_cpu/distilllens.yaml
@@ -19,9 +20,8 @@ examples:
       --train_file train.jsonl --output_dir runs/student --lens_layers 2:8,4:16
   torchrun --nproc_per_node 2 -m distilllens train --config recipe.yaml
 
-A recipe is YAML with the names of the flags below; a flag overrides it. The same command again goes
-on from the last whole checkpoint. The final model lies in output_dir itself, and report.html, a
-page on how the run went; --no_report leaves it out.
+The same command resumes an interrupted run from its last complete checkpoint. The final model and a
+report of the run (report.html) are written to output_dir.
 """
 
 
@@ -32,39 +32,42 @@ def main(argv: list[str]) -> int:
         return 0
     from distilllens.workflows.train import run_job
 
+    quiet_libraries()
     say(run_job(*arguments))
     return 0
 
 
-def read_arguments(
-    argv: list[str], command: str, description: str, output_dir: str | None = None
-) -> tuple | None:
-    """What recipe and flags say: ``(job, model, training, given)``; None when help was printed.
+def read_arguments(argv: list[str], command: str, description: str, output_dir: str | None = None):
+    """The ``Arguments`` in recipe and flags; None after help was printed.
 
     Args:
-        output_dir: in place of what they say.
+        output_dir: replaces the one in recipe and flags.
 
     Raises:
-        ValueError: a recipe or flag that cannot be read; what can be seen before the heavy imports
-            is said before them.
+        ValueError: a recipe or flag that cannot be read. The recipe is read before the heavy
+            imports.
     """
     argv = [part for word in argv for part in _split_config(word)]
     path, flags = _take_config(argv)
     if "--config" in flags:
         raise ValueError("--config is given twice; a run has one recipe, and flags override it")
+    if (everything := _help_flags(flags)) is not None:
+        from distilllens.cli.train_help import print_help
+
+        print_help(command, description, everything=everything)
+        return None
     recipe = read_recipe(path) if path is not None else {}
     if not argv:
         raise ValueError(
             f"distilllens {command} needs --config recipe.yaml or flags "
             f"(see distilllens {command} --help)"
         )
+    stage("loading torch, transformers and trl")
     from distilllens.cli.train_arguments import make_parser, parse
 
     parser = make_parser(command, description)
-    if any(flag in ("-h", "--help") for flag in flags):
-        parser.print_help()
-        return None
-    # The first action of a name is the flag itself; true ones have a "--no_..." of the same name.
+    # The first action of a field is its own flag; fields that default to true also have a
+    # "--no_..." flag of the same name.
     check_recipe(path, recipe, {action.dest: action for action in reversed(parser._actions)})
     if output_dir is not None:
         flags = [*flags, "--output_dir", output_dir]
@@ -88,3 +91,10 @@ def _take_config(argv):
     if at + 1 == len(argv):
         raise ValueError("--config needs the path of a recipe")
     return argv[at + 1], argv[:at] + argv[at + 2 :]
+
+
+def _help_flags(flags):
+    """True for help on every field, False for the usual help, None for neither."""
+    if any(flag in ("--help-all", "--help_all") for flag in flags):
+        return True
+    return False if any(flag in ("-h", "--help") for flag in flags) else None

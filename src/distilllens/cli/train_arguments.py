@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import fields
+from typing import NamedTuple
 
 from trl import ModelConfig, TrlParser
 
@@ -12,28 +12,35 @@ from distilllens.train.config import DistillLensConfig
 from distilllens.workflows.train_inputs import JobArguments
 
 
+class Arguments(NamedTuple):
+    """Three dataclasses, and name -> value of the fields that were set."""
+
+    job: JobArguments
+    model: ModelConfig
+    training: DistillLensConfig
+    given: dict
+
+
 class _Parser(TrlParser):
-    """TrlParser with errors of one line and, in help, the examples as they are written."""
+    """TrlParser with one-line errors."""
 
     error = OneLineParser.error
 
 
 def make_parser(command: str, description: str) -> _Parser:
-    """A parser of all three dataclasses; ``--config`` is taken off before it sees the flags."""
+    """A parser of all three dataclasses; ``--config`` is removed before it parses the flags."""
     parser = _Parser(
         (JobArguments, ModelConfig, DistillLensConfig),
         prog=f"distilllens {command}",
         description=description,
-        usage=f"distilllens {command} --config recipe.yaml [--FIELD VALUE ...]",
         allow_abbrev=False,
     )
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--config", metavar="YAML", help="A recipe: the flags below, as YAML.")
+    parser.add_argument("--config", metavar="YAML", help="recipe: the flags below as YAML")
     return parser
 
 
-def parse(parser: _Parser, recipe: dict, flags: list[str]) -> tuple:
-    """``(job, model, training, given)``: three dataclasses and the fields that were set, by name.
+def parse(parser: _Parser, recipe: dict, flags: list[str]) -> Arguments:
+    """The arguments in a recipe and in flags; flags override the recipe.
 
     Raises:
         ValueError: an unknown flag, or a value that its field does not take.
@@ -51,4 +58,4 @@ def parse(parser: _Parser, recipe: dict, flags: list[str]) -> tuple:
         for field in fields(part)
         if field.name in names
     }
-    return job, model, training, given
+    return Arguments(job, model, training, given)

@@ -62,7 +62,9 @@ class DistillLensConfig(SFTConfig):
 
     teacher_model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "The teacher: a folder or a hub id. Without one, training is plain SFT."},
+        metadata={
+            "help": "The teacher: a folder or hub id. Without a teacher, training is plain SFT."
+        },
     )
     teacher_model_init_kwargs: dict[str, Any] | str | None = field(
         default=None,
@@ -73,99 +75,113 @@ class DistillLensConfig(SFTConfig):
     teacher_cache: str | None = field(
         default=None,
         metadata={
-            "help": "Folder of a teacher cache: the teacher runs once, and its states are "
-            "read from there ever after. If it lacks any, the teacher that is named adds them."
+            "help": "Folder of a teacher cache, from which training reads the teacher's states. "
+            "States that are missing from it are added by teacher_model_name_or_path."
         },
     )
     teacher_cache_dtype: str = field(
         default="auto",
         metadata={
-            "help": 'How states are stored: "auto" (as the teacher gives them, exact) or "int8" '
-            "(with a scale for each state; lossy, and the loss is measured)."
+            "help": 'How states are stored: "auto" (exact, in the dtype of the teacher) or "int8" '
+            "(one scale per state; lossy, and the error is reported)."
         },
     )
     output_divergence: str = field(
         default="reverse_kl",
         metadata={
-            "help": "Divergence between the last predictions; docs/divergences.md has the names."
+            "help": "Divergence between the models' outputs, such as reverse_kl, forward_kl or "
+            "jsd; docs/divergences.md lists all."
         },
     )
     output_divergence_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Its parameters, such as {beta: 0.5} or {alpha: 0.1}."}
+        default=None,
+        metadata={"help": "Parameters of output_divergence, such as {beta: 0.5} or {alpha: 0.1}."},
     )
     output_weight: float = field(default=1.0, metadata={"help": "Weight of the output divergence."})
     cross_entropy_weight: float = field(
-        default=0.0, metadata={"help": "Weight of the cross-entropy with the labels."}
+        default=0.0, metadata={"help": "Weight of the cross-entropy on the labels."}
     )
     lens_divergence: str = field(
         default="jsd",
-        metadata={"help": "Divergence between intermediate predictions, read by the logit lens."},
+        metadata={
+            "help": "Divergence between the models' intermediate predictions, read through the "
+            "logit lens."
+        },
     )
     lens_beta: float = field(
-        default=0.5, metadata={"help": "beta of lens_divergence jsd; 0.5 is the symmetric one."}
+        default=0.5, metadata={"help": "beta of lens_divergence jsd; 0.5 is symmetric."}
     )
     lens_divergence_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Parameters of any other lens_divergence."}
+        default=None, metadata={"help": "Parameters of a lens_divergence other than jsd."}
     )
     lens_weight: float = field(
         default=1.0,
-        metadata={"help": "Weight of the lens divergence (a mean over the pairs). 0 is plain KD."},
+        metadata={
+            "help": "Weight of the lens divergence, which is a mean over the depth pairs; 0 is "
+            "plain KD."
+        },
     )
     lens_layers: str = field(
         default="auto",
         metadata={
-            "help": 'Which depths meet: "auto", a number of pairs such as "3", or student:teacher '
-            'pairs such as "2:8,4:16" (in quotes in YAML).'
+            "help": 'The depth pairs to compare: "auto", a number of pairs such as "3", or '
+            'student:teacher pairs such as "2:8,4:16" (in quotes in YAML).'
         },
     )
     lens_norm: bool = field(
         default=True,
         metadata={
-            "help": "Apply the final norm before the head at every depth (the published code: no)."
+            "help": "Apply the final norm before the head at every depth (the published code does "
+            "not)."
         },
     )
     lens_pair_fraction: float = field(
         default=1.0,
         metadata={
-            "help": "Share of the pairs, in (0, 1], that the lens term is estimated on in each "
-            "step; 1 is all."
+            "help": "Share of the depth pairs, in (0, 1], on which each step estimates the lens "
+            "divergence."
         },
     )
     lens_token_fraction: float = field(
         default=1.0,
         metadata={
-            "help": "Share of the response tokens, in (0, 1], that the lens term is estimated on "
-            "in each step; 1 is all."
+            "help": "Share of the response tokens, in (0, 1], on which each step estimates the "
+            "lens divergence."
         },
     )
     temperature: float = field(
         default=1.0,
-        metadata={"help": "Divides both models' logits, at output and lens alike; no T^2 factor."},
+        metadata={
+            "help": "Divides the logits of both models, at the output and in the lens; losses are "
+            "not multiplied by T^2."
+        },
     )
 
     eval_generate: bool = field(
         default=False,
         metadata={
-            "help": "Each evaluation also answers the evaluation data and scores the answers by "
-            "Rouge-L; the best checkpoint by it is the final model."
+            "help": "Also generate answers to the evaluation data and score them with Rouge-L; the "
+            "checkpoint with the best score becomes the final model."
         },
     )
     eval_generate_kwargs: dict[str, Any] | str | None = field(
         default=None,
         metadata={
-            "help": "How it answers, such as {greedy: true, limit: 200}: max_new_tokens (256), "
-            "temperature (1), top_p (1), greedy (false), seed (10), limit (all), batch_size (32)."
+            "help": "How eval_generate generates, such as {greedy: true, limit: 200}: "
+            "max_new_tokens (256), temperature (1), top_p (1), greedy (false), seed (10), limit "
+            "(all), batch_size (32)."
         },
     )
 
     # These three depend on the machine when they are not set (None).
     bf16: bool | None = field(
-        default=None, metadata={"help": "bf16 autocast; by default where an accelerator has it."}
+        default=None,
+        metadata={"help": "bf16 autocast. Not set: on if the accelerator supports it."},
     )
     activation_checkpointing: bool | None = field(
         default=None,
         metadata={
-            "help": "Recompute activations in backward; by default on an accelerator only.",
+            "help": "Recompute activations in the backward pass. Not set: on with an accelerator.",
             "nargs": "?",
             "const": True,
         },
@@ -173,7 +189,7 @@ class DistillLensConfig(SFTConfig):
     gradient_checkpointing: bool | None = field(
         default=None,
         metadata={
-            "help": "The older name of activation_checkpointing.",
+            "help": "Older name of activation_checkpointing.",
             "nargs": "?",
             "const": True,
         },

@@ -1,1 +1,1 @@
-"""One file per command: what it does, from files to files, callable from Python."""
+"""One file per command: its work, from files to files, callable from Python."""

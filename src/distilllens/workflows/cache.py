@@ -1,8 +1,9 @@
-"""``distilllens cache``: run a teacher once over a recipe's data and keep its states."""
+"""``distilllens cache``: run a teacher once over a recipe's data and store its states."""
 
 from __future__ import annotations
 
 import copy
+import logging
 
 from distilllens.data import to_dataset
 from distilllens.train import _trl
@@ -16,22 +17,26 @@ from distilllens.workflows.identity import teacher_identity
 from distilllens.workflows.train import one_line_errors
 from distilllens.workflows.train_inputs import JobArguments
 
+logger = logging.getLogger(__name__)
+
 
 def write_cache(job: JobArguments, model, args: DistillLensConfig) -> str:
-    """Write the teacher cache that a run of these arguments reads; returns a line on it.
+    """Write the teacher cache for a training run with these arguments; returns a line on it.
 
-    Of the student only tokenizer and configuration are read.
+    Only the student's tokenizer and configuration are read. After an interruption, the same call
+    resumes.
 
     Args:
         model: a ``trl.ModelConfig``: the student.
 
     Raises:
-        ValueError: as ``workflows.train.run_job``; no ``teacher_cache`` or teacher is named.
+        ValueError: as ``workflows.train.run_job``, or no ``teacher_cache`` or teacher is named.
     """
     for name in ("teacher_cache", "teacher_model_name_or_path"):
         if not getattr(args, name):
             raise ValueError(f"distilllens cache needs {name}")
     train_inputs.check_student(job, model)
+    logger.info("loading the tokenizer and the data")
     tokenizer = train_inputs.load_student_tokenizer(job, model, args)
     records = train_inputs.load_all(job, tokenizer)
     config = train_inputs.load_student_config(job, model, args, tokenizer)
@@ -46,7 +51,7 @@ def write_cache(job: JobArguments, model, args: DistillLensConfig) -> str:
 
 def _filled(args, tokenizer, records, student_layers):
     args = copy.copy(args)
-    args.eval_generate = False  # nothing is answered
+    args.eval_generate = False  # no answers are needed
     examples = {role: to_dataset(rows) for role, rows in records.items()}
     collation = Collation.prepared(args, tokenizer, examples["train"], examples.get("eval"))
     check_counts(len(records["train"]), collation)

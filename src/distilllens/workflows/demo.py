@@ -1,11 +1,13 @@
-"""The demo's work: build, train twice, measure. It imports torch and trl, so it loads late."""
+"""``distilllens demo``: distil a teacher into two students of the same start, and compare them."""
 
 from __future__ import annotations
 
 import copy
+import logging
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers import (
@@ -15,45 +17,84 @@ from transformers import (
     LlamaForCausalLM,
     set_seed,
 )
-from transformers.utils import logging as transformers_logging
 
 from distilllens.data import to_dataset, to_training_examples
 from distilllens.data.synthetic import synthetic_records
 from distilllens.divergence import divergence
+from distilllens.files import write_atomically
 from distilllens.generate.decoding import Decoding
 from distilllens.generate.transformers_backend import TransformersBackend
 from distilllens.layer_map import LayerMap
 from distilllens.lens import LogitLens, divergence_by_depth
-from distilllens.report import Observations
+from distilllens.report import plot_divergence_by_depth
 from distilllens.train import DistillLensConfig, DistillLensTrainer
+from distilllens.workflows.demo_folder import FIGURE, PAGE, check_demo, claim, write_marker
+from distilllens.workflows.demo_page import demo_page
 from distilllens.workflows.run_models import Texts, observe_models
+
+logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 32
 LEARNING_RATE = 1e-3  # at twice this, rounding alone moves the result (LOG.md)
 NUM_HELD_OUT = 256
 NUM_READ, NUM_ASKED = 64, 8  # on the page
-# A student starts as a copy of these blocks of the teacher, counted from 1. From random weights a
-# student of this size would need ten times the demo's steps; published ones start pre-trained.
+# A student starts as a copy of these teacher blocks, counted from 1. From random weights it would
+# need ten times the steps; published students start pre-trained.
 STUDENT_BLOCKS = (1, 3, 5, 6)
 RUNS = (("plain KD", "kd", {"lens_weight": 0.0}), ("DistillLens", "distilllens", {}))
 
 
-def run_demo(
-    teacher_dir: Path, output: Path, *, steps: int, seed: int
-) -> tuple[dict, Observations, list[dict]]:
-    """Train both students, save all models under ``output``.
+class Demo(NamedTuple):
+    """What a demo measured, as ``demo.json`` has it, and its page; None if it cannot be drawn."""
 
-    Returns what was measured, what a page shows of the models, and the log of DistillLens.
+    result: dict
+    page: Path | None
+
+
+def run_demo(teacher: str | Path, output: str | Path, *, steps: int = 300, seed: int = 0) -> Demo:
+    """Train both students; write models, figure, page and ``demo.json`` into ``output``.
+
+    Args:
+        teacher: the folder of a Llama and its tokenizer.
+        steps: training steps of each student.
+        seed: of the questions and of their order.
+
+    Raises:
+        ValueError: steps < 1, a negative seed, an output that is a file or holds other things.
+        OSError: an output that cannot be written.
     """
-    transformers_logging.disable_progress_bar()
+    output = Path(output)
+    check_demo(output, steps, seed)
+    claim(output)
+    result, models, tokenizer, log = _trained(teacher, output, steps, seed)
+    held_out = synthetic_records(NUM_HELD_OUT, split="held_out", seed=seed)
+    texts = Texts(held_out, "the held-out questions", NUM_READ, NUM_ASKED)
+    pairs = [tuple(map(int, pair.split(":"))) for pair in result["pairs"]]
+    logger.info("reading all models at every depth, answering %d questions", NUM_ASKED)
+    observed = observe_models(models, tokenizer, texts, trained=pairs[:-1])
+    curves = {row["name"]: row["jsd"] for row in result["rows"] if row["seconds"] is not None}
+    page = output / PAGE
+    try:
+        plot_divergence_by_depth(output / FIGURE, pairs, curves)
+        command = f"distilllens demo --steps {steps} --seed {seed}"
+        write_atomically(page, demo_page(result, observed, log, command))
+    except ImportError as error:
+        logger.warning("no figure and no %s: %s", PAGE, error)
+        page = None
+    write_marker(output, {**result, "finished": True})
+    return Demo(result, page)
+
+
+def _trained(teacher_dir, output, steps, seed):
+    """Train and save both students: ``(result, name -> model, tokenizer, DistillLens's log)``."""
     tokenizer = AutoTokenizer.from_pretrained(teacher_dir)
     teacher = AutoModelForCausalLM.from_pretrained(teacher_dir, dtype=torch.float32).eval()
     set_seed(seed)
-    # Models this small gain nothing from a second thread, and waiting for it is slow under load.
+    # A second thread does not speed up models this small, and slows them down under load.
     torch.set_num_threads(1)
     start = thinned(teacher, STUDENT_BLOCKS)
     layers = (start.config.num_hidden_layers, teacher.config.num_hidden_layers)
-    # The lens pairs of training, and the output as a last one.
+    # The lens pairs of training, then the output.
     pairs = LayerMap([*LayerMap.evenly("auto", *layers), layers])
     held_out = synthetic_records(NUM_HELD_OUT, split="held_out", seed=seed)
     records = synthetic_records(min(steps * BATCH_SIZE, 8000), seed=seed)
@@ -73,8 +114,6 @@ def run_demo(
         models[name] = student
     teacher.save_pretrained(output / "teacher")
     tokenizer.save_pretrained(output / "teacher")
-    texts = Texts(held_out, "the held-out questions", NUM_READ, NUM_ASKED)
-    observed = observe_models(models, tokenizer, texts, trained=pairs.pairs[:-1])
     result = {
         "steps": steps,
         "seed": seed,
@@ -82,11 +121,11 @@ def run_demo(
         "pairs": [f"{student}:{teacher}" for student, teacher in pairs],
         "rows": rows,
     }
-    return result, observed, log
+    return result, models, tokenizer, log
 
 
 def make_llama(tokenizer, *, layers: int, width: int, heads: int) -> LlamaForCausalLM:
-    """A Llama of a size for the demo, from torch's global random state."""
+    """A small Llama with random weights, drawn from torch's global random state."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -96,7 +135,7 @@ def make_llama(tokenizer, *, layers: int, width: int, heads: int) -> LlamaForCau
             num_attention_heads=heads,
             max_position_embeddings=128,
             tie_word_embeddings=True,
-            # Llama's own 0.02 is meant for widths in the thousands; narrow ones learn faster so.
+            # Llama's own 0.02 is for widths in the thousands; narrow models learn faster with this.
             initializer_range=0.05,
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
@@ -106,11 +145,11 @@ def make_llama(tokenizer, *, layers: int, width: int, heads: int) -> LlamaForCau
 
 
 def thinned(model: LlamaForCausalLM, blocks: tuple[int, ...]) -> LlamaForCausalLM:
-    """A copy of a Llama that keeps only these of its blocks, counted from 1."""
+    """A copy of a Llama with only these of its blocks, counted from 1."""
     config = copy.deepcopy(model.config)
     config.num_hidden_layers = len(blocks)
     thin = LlamaForCausalLM(config)
-    thin.load_state_dict(model.state_dict(), strict=False)  # the blocks that are too many stay out
+    thin.load_state_dict(model.state_dict(), strict=False)  # ignores surplus blocks
     for block, number in zip(thin.model.layers, blocks, strict=True):
         block.load_state_dict(model.model.layers[number - 1].state_dict())
     return thin
@@ -121,7 +160,7 @@ def train(student, teacher, records, tokenizer, name, *, steps, seed, **settings
 
     ``settings`` go to DistillLensConfig.
     """
-    print(f"{name}: {steps} steps", flush=True)
+    logger.info("training %s: %d steps", name, steps)
     settings = {
         "per_device_train_batch_size": BATCH_SIZE,
         "learning_rate": LEARNING_RATE,
@@ -175,13 +214,16 @@ def measure(name, model, teacher, pairs, records, tokenizer, seconds=None) -> di
         "cross_entropy": float(model(**inputs, labels=labels).loss),
         "kl": kl,
         "jsd": list(jsd),
-        "exact_match": exact_match(model, examples, tokenizer),
+        "exact_match": exact_answers(model, examples, tokenizer),
         "seconds": seconds,
     }
 
 
-def exact_match(model, examples: list[dict], tokenizer) -> float:
-    """Share of examples whose greedy answer is the completion to the letter, in 0..1."""
+def exact_answers(model, examples: list[dict], tokenizer) -> float:
+    """Share of examples, 0 to 1, whose greedy answer equals the completion character for character.
+
+    Not ``evaluate.exact.exact_match``, which normalises answers first.
+    """
     longest = max(len(ids) for ids in tokenizer([e["completion"] for e in examples])["input_ids"])
     decoding = Decoding(max_new_tokens=longest + 1, greedy=True)
     backend = TransformersBackend(model, tokenizer, decoding)

@@ -33,7 +33,7 @@ def demo_page(result: dict, observed: Observations, log: list[dict], command: st
         command: the command that reproduces the demo.
     """
     columns = ["", "cross-entropy", "KL(teacher \u2016 student)"]
-    columns += [*(f"JSD {pair}" for pair in result["pairs"]), "exact match", "seconds"]
+    columns += [*(f"JSD {pair}" for pair in result["pairs"]), "exact answers", "seconds"]
     rows = [_row(row, len(result["pairs"])) for row in result["rows"]]
     run = Run({}, log, recipe="", command=command, versions=versions())
     sections = [

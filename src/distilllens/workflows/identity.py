@@ -1,4 +1,4 @@
-"""What tells a run's models from others, before they are loaded."""
+"""Fingerprints of a run's models, taken before the models are loaded."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def student_identity(model, config) -> dict:
 
 
 def teacher_identity(args):
-    """The fingerprint of the named teacher, or of the one whose cache is read; None for neither.
+    """The fingerprint of the named teacher, or of the one in the teacher cache; None for neither.
 
     Raises:
-        ValueError: a teacher or a cache that is not there.
+        ValueError: a teacher or a cache that cannot be found.
     """
     teacher = args.teacher_model_name_or_path
     if not teacher:

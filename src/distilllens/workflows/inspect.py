@@ -1,12 +1,14 @@
-"""The inspector's work: models and texts, one reading of all, a page. It imports torch."""
+"""``distilllens inspect``: models and texts, read at every depth, on one HTML page."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
-from transformers.utils import logging as transformers_logging
 
 from distilllens.data import load_records, to_training_examples
 from distilllens.data.encode import encode_example
@@ -24,64 +26,109 @@ from distilllens.loading import (
     shortest_names,
 )
 from distilllens.report import inspector_sections, render_page, save_figures, token_text
+from distilllens.workflows.inspect_checks import check_inspection
+
+logger = logging.getLogger(__name__)
 
 
-def run(args) -> str:
-    """Read the models of the flags, write page and figures; returns what was written, a sentence.
+def write_inspection(
+    output: str | Path,
+    *,
+    teacher: str | None = None,
+    students: Sequence[str] = (),
+    model: str | None = None,
+    prompt: str | None = None,
+    data: Sequence[str] | None = None,
+    limit: int = 8,
+    max_length: int = 512,
+    lens_layers: str | int = "auto",
+    dtype: str = "float32",
+    figures: str | Path | None = None,
+    trust_remote_code: bool = False,
+) -> str:
+    """Read models at every depth, write the page and figures; returns a line on what was written.
+
+    Args:
+        output: the page to write.
+        teacher, students: folders or hub ids; or
+        model: a single model, for the classic logit lens.
+        prompt: a text of which every token is read; or
+        data: data files of which the tokens that predict a response are read.
+        limit: number of records of ``data`` to read.
+        max_length: number of tokens to read of a record.
+        lens_layers: the depth pairs used in training, to be marked.
+        dtype: "float32", "bfloat16" or "float16".
+        figures: a folder for all figures as PNG and SVG; none by default.
 
     Raises:
-        ValueError: models, tokenizers, depths or texts that do not go together.
+        ValueError: arguments, models, tokenizers, depths or texts that do not go together.
         OSError: a file that cannot be written.
+        ImportError: matplotlib is missing.
     """
-    transformers_logging.disable_progress_bar()
-    names = [args.model] if args.model else [args.teacher, *args.student]
-    roles = ["model"] if args.model else ["teacher", *["student"] * len(args.student)]
+    output, figures = Path(output), figures and Path(figures)
+    check_inspection(
+        output,
+        teacher=teacher,
+        students=students,
+        model=model,
+        prompt=prompt,
+        data=data,
+        limit=limit,
+        max_length=max_length,
+        figures=figures,
+    )
+    names = [model] if model else [teacher, *students]
+    roles = ["model"] if model else ["teacher", *["student"] * len(students)]
     models = list(zip(roles, names, strict=True))
-    trusted = args.trust_remote_code
-    configs = [load_config(role, name, trust_remote_code=trusted) for role, name in models]
-    tokenizer = _shared_tokenizer(models, args)
-    documents, count = _documents(args, tokenizer, least_positions(configs))
-    lenses = [_lens(role, name, args) for role, name in models]
-    largest = max(int(document.ids.max()) for document in documents)
+    loading = {"trust_remote_code": trust_remote_code}
+    configs = [load_config(role, name, **loading) for role, name in models]
+    tokenizer = _shared_tokenizer(models, **loading)
+    positions = least_positions(configs)
+    if prompt is not None:
+        passages, source = [_prompt(prompt, tokenizer, positions)], "one prompt"
+    else:
+        length = min(max_length, positions or max_length)
+        passages, source = _passages(load_records(data), tokenizer, limit, length)
+    found = _read(models, passages, lens_layers, getattr(torch, dtype), loading)
+    labels = _labels(names)
+    sections = inspector_sections(found, labels, partial(token_text, tokenizer))
+    first, *others = labels
+    title = f"{', '.join(others)} beside {first}" if others else f"Logit lens of {first}"
+    page = render_page(title, _lead(models, source, dtype, found.trained), sections)
+    return _write(output, page, figures, sections)
+
+
+def _read(models, passages, lens_layers, dtype, loading):
+    """The models at every depth, each on all passages: an Inspection."""
+    logger.info("loading %s", ", ".join(name for _, name in models))
+    lenses = [_lens(role, name, dtype, **loading) for role, name in models]
+    largest = max(int(passage.ids.max()) for passage in passages)
     for (role, name), lens in zip(models, lenses, strict=True):
         check_vocabulary(f"{role} {name!r}", lens.model, largest)
     trained = [
-        LayerMap.resolve_or_none(args.lens_layers, student.num_layers, lenses[0].num_layers) or ()
+        LayerMap.resolve_or_none(lens_layers, student.num_layers, lenses[0].num_layers) or ()
         for student in lenses[1:]
     ]
-    found = inspect_models(
-        lenses[0],
-        tqdm(documents, desc="reading", unit="text", disable=len(documents) == 1),
-        lenses[1:],
-        trained=trained,
-    )
-    labels = _labels(names)
-    sections = inspector_sections(found, labels, partial(token_text, tokenizer))
-    teacher, *students = labels
-    title = f"{', '.join(students)} beside {teacher}" if students else f"Logit lens of {teacher}"
-    page = render_page(title, _lead(args, models, trained, count), sections)
-    return _write(args, page, sections)
+    bar = tqdm(passages, desc="reading", unit="text", disable=len(passages) == 1)
+    return inspect_models(lenses[0], bar, lenses[1:], trained=trained)
 
 
-def _write(args, page, sections):
-    write_atomically(args.output, page)
-    written = f"wrote {args.output} ({len(page.encode()) / 1e6:.1f} MB)"
-    if args.figures is None:
+def _write(output, page, figures, sections):
+    write_atomically(output, page)
+    written = f"wrote {output} ({len(page.encode()) / 1e6:.1f} MB)"
+    if figures is None:
         return written
-    args.figures.mkdir(parents=True, exist_ok=True)
-    save_figures(sections, args.figures)
-    return f"{written}, and the figures into {args.figures}"
+    figures.mkdir(parents=True, exist_ok=True)
+    save_figures(sections, figures)
+    return f"{written}, and the figures into {figures}"
 
 
-def _shared_tokenizer(models, args):
+def _shared_tokenizer(models, **loading):
     """The first model's that has one; all others must number the same tokens alike."""
-    found = [
-        (name, find_tokenizer(role, name, trust_remote_code=args.trust_remote_code))
-        for role, name in models
-    ]
+    found = [(name, find_tokenizer(role, name, **loading)) for role, name in models]
     there = [(name, tokenizer) for name, tokenizer in found if tokenizer is not None]
     if not there:
-        raise ValueError(f"no tokenizer lies beside {models[0][1]!r}; save one into its folder")
+        raise ValueError(f"no tokenizer found for {models[0][1]!r}; save one into its folder")
     for name, tokenizer in there[1:]:
         try:
             check_tokenizers(tokenizer, there[0][1])
@@ -90,37 +137,30 @@ def _shared_tokenizer(models, args):
     return there[0][1]
 
 
-def _lens(role, name, args):
-    model = load_model(
-        role, name, dtype=getattr(torch, args.dtype), trust_remote_code=args.trust_remote_code
-    )
+def _lens(role, name, dtype, **loading):
+    model = load_model(role, name, dtype=dtype, **loading)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return LogitLens(model.to(device).eval())
 
 
-def _documents(args, tokenizer, positions):
-    """The texts as documents, and how they were chosen, a sentence."""
-    if args.prompt is not None:
-        return [_prompt(args.prompt, tokenizer, positions)], "one prompt"
-    records = load_records(args.data)
-    length = min(args.max_length, positions or args.max_length)
+def _passages(records, tokenizer, limit, length):
+    """The responses of the first records, and how they were chosen, a sentence."""
     encoded = [
-        encode_example(example, tokenizer)
-        for example in to_training_examples(records[: args.limit])
+        encode_example(example, tokenizer) for example in to_training_examples(records[:limit])
     ]
-    documents = [d for ids, first in encoded if (d := target_passage(ids, first, length))]
-    if not documents:
+    passages = [p for ids, first in encoded if (p := target_passage(ids, first, length))]
+    if not passages:
         raise ValueError(
             f"none of the {len(encoded)} records has a response within {length} tokens; "
             "raise --max_length, or shorten the prompts"
         )
-    return documents, f"the first {len(encoded)} of {len(records)} records, {length} tokens at most"
+    return passages, f"the first {len(encoded)} of {len(records)} records, {length} tokens at most"
 
 
 def target_passage(ids: list[int], first: int, length: int) -> Passage | None:
-    """An encoded example as a document, its targets within ``length`` to look at; None without."""
+    """The targets of an encoded example within its first ``length`` tokens; None without any."""
     ids = torch.tensor(ids[:length], dtype=torch.long)
-    # A position is read for the token behind it: the first of a text is nobody's prediction.
+    # A position predicts the token after it, so nothing predicts the first token.
     places = torch.arange(max(first, 1), max(first, 1, len(ids))) - 1
     return Passage(ids, places) if len(places) else None
 
@@ -145,8 +185,8 @@ def _labels(names):
     return [f"{label} ({number})" for number, label in enumerate(labels)]
 
 
-def _lead(args, models, trained, count):
-    said = "; ".join(f"{role}: {name}" for role, name in models)
-    pairs = dict.fromkeys(str(m) for m in trained if m)
+def _lead(models, source, dtype, trained):
+    shown = "; ".join(f"{role}: {name}" for role, name in models)
+    pairs = dict.fromkeys(",".join(f"{s}:{t}" for s, t in each) for each in trained if each)
     paired = f" Paired depths, student:teacher: {' and '.join(pairs)}." if pairs else ""
-    return f"{said}. Read from {count}, in {args.dtype}.{paired}"
+    return f"{shown}. Read from {source}, in {dtype}.{paired}"

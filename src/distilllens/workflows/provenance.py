@@ -1,4 +1,4 @@
-"""What a run notes of how it was made: command, fields, versions."""
+"""How a run was started: command, fields and versions, for its report."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from distilllens.train.model_card import LIBRARIES
 
 
 def record_of(given: Mapping) -> dict:
-    """What a report needs beside a run's identity; none of it decides what is learned.
+    """What a report shows beside a run's identity; it does not affect what is learned.
 
     Args:
         given: the fields that were set.
     """
-    # hub_token is among them.
+    # hub_token must not be written.
     shown = {name: value for name, value in given.items() if not name.startswith("hub_")}
     return {
         "command": command_line(),
@@ -30,7 +30,7 @@ def record_of(given: Mapping) -> dict:
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python and of the libraries that decide a run's result."""
+    """The versions of Python and of the libraries that affect a run's result."""
     return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
 
 

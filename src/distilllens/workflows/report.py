@@ -1,52 +1,55 @@
-"""The report's work: a run's folder, its models on a few texts, one page. It imports torch."""
+"""``distilllens report``: a training run and its models on a few texts, on one HTML page."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
-from transformers.utils import logging as transformers_logging
 
 from distilllens.files import write_atomically
 from distilllens.report import Run, render_page, require_plotting, run_sections
 from distilllens.report.training import pairs_of
 from distilllens.train.config import DistillLensConfig
 from distilllens.train.run_folder import read_run, read_state
-from distilllens.workflows.outputs import check_page
+from distilllens.workflows.outputs import check_count, check_page
 from distilllens.workflows.run_models import observe_run
 
+logger = logging.getLogger(__name__)
 PAGE = "report.html"
-NUM_TEXTS = 4
 _SECRET = ("hub_token", "token")
 
 
 def write_report(
-    folder: Path,
-    output: Path | None = None,
+    folder: str | Path,
+    output: str | Path | None = None,
     *,
-    limit: int = NUM_TEXTS,
+    limit: int = 4,
     trust_remote_code: bool = False,
 ) -> str:
-    """Read a run and its models, write the page; returns what was written, a sentence.
+    """Read a run and its models, write the page; returns a line on what was written.
 
     Args:
-        output: the page; by default ``report.html`` in the run's folder.
-        limit: how many texts are read and how many questions are asked.
+        folder: the ``output_dir`` of the run.
+        output: the page; ``report.html`` in the run's folder by default.
+        limit: number of texts to read, and of questions to answer.
         trust_remote_code: whether code that comes with a model may run.
 
     Raises:
-        ValueError: no run, or one without a readable log.
+        ValueError: no training run, or a log that cannot be read.
         OSError: a page that cannot be written.
         ImportError: matplotlib is missing.
     """
+    check_count("--limit", limit)
     require_plotting()
-    output = output or folder / PAGE
+    folder = Path(folder)
+    output = Path(output or folder / PAGE)
     note = read_run(folder)
     where, state = read_state(folder)
     check_page(output)
-    transformers_logging.disable_progress_bar()
-    fields = fields_of(note)
+    logger.info("writing the report: reading the models of %s at every depth", folder)
+    fields = _fields(note)
     rows = state["log_history"]
     observed = observe_run(where, note, fields, pairs_of(rows), limit, trust_remote_code)
     run = Run(
@@ -58,14 +61,14 @@ def write_report(
     )
     title = f"Training run: {folder.resolve().name}"
     page = render_page(title, _lead(note, fields, state), run_sections(run, observed))
-    # A lone half of a surrogate pair, which JSON may name, is no text that a file can hold.
+    # JSON can hold half a surrogate pair, which UTF-8 cannot.
     page = page.encode("utf-8", "replace").decode("utf-8")
     write_atomically(output, page)
     return f"the report is {output}"
 
 
-def fields_of(note: Mapping) -> dict:
-    """The fields that were set; of a run that did not note them all, those of its identity."""
+def _fields(note: Mapping) -> dict:
+    """The fields that were set; for runs of older versions, those that identify the run."""
     identity = dict(note["recipe"]["fields"])
     identity.pop("number of processes", None)
     given = note.get("given")
@@ -74,11 +77,11 @@ def fields_of(note: Mapping) -> dict:
 
 def _lead(note, fields, state):
     student, teacher = _student(fields), _teacher(fields)
-    what = f"{student}, taught by {teacher}." if teacher else f"{student}, fine-tuned."
+    what = f"{student}, distilled from {teacher}." if teacher else f"{student}, fine-tuned."
     if note.get("finished") is True:
         return what
     step = state.get("global_step")
-    return f"{what} This run is not finished: what its newest checkpoint, of step {step}, says."
+    return f"{what} This run is not finished; the report shows its newest checkpoint, step {step}."
 
 
 def _facts(note, fields, state):
@@ -112,11 +115,11 @@ def _student(fields):
 def _teacher(fields):
     cache = fields.get("teacher_cache")
     named = fields.get("teacher_model_name_or_path")
-    return str(named) if named else f"the states in {cache}" if cache else None
+    return str(named) if named else f"the teacher cache {cache}" if cache else None
 
 
 def _loss(fields):
-    """The weighted terms; a field that was not set has its default."""
+    """The weighted terms of the loss; fields that were not set have their defaults."""
 
     def value(name):
         return fields.get(name, DistillLensConfig.__dataclass_fields__[name].default)

@@ -1,4 +1,4 @@
-"""``distilllens train``: one run from files to a final model: check everything, then write."""
+"""``distilllens train``: one run from files to a final model and its report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _METRICS = ("loss", *sorted(term.log_name for term in TERMS))
 
 
 class _Begun(TrainerCallback):
-    """Notes the run in its folder once everything is prepared and the first step comes next."""
+    """Write run.json once everything is prepared, right before the first step."""
 
     def __init__(self, note):
         self.note, self.begun = note, False
@@ -40,29 +40,33 @@ class _Begun(TrainerCallback):
 
 
 def run_job(job: JobArguments, model, args: DistillLensConfig, given: dict) -> str:
-    """Train as the arguments say, and leave a report; returns a line or two on what lies where.
+    """Train a student and write a report; returns a line or two on where the results are.
+
+    Called again with the same arguments, it resumes from the last complete checkpoint.
 
     Args:
-        model: a ``trl.ModelConfig``: the student, and how it is loaded.
-        given: the fields that were set.
+        model: a ``trl.ModelConfig``: the student, and how to load it.
+        given: name -> value of the fields that were set; together with data and models they
+            identify the run.
 
     Raises:
-        ValueError: anything wrong with data, models or folder, before the folder is touched.
+        ValueError: data, models, fields or a folder that do not fit, before the folder is changed.
     """
     if (line := _run(job, model, args, given)) is None:
         return f"{args.output_dir} holds the finished run of this recipe; nothing to do"
-    # The processes have parted by now: the first alone stays for the page.
-    if job.report and os.environ.get("RANK", "0") == "0":
-        line += f"\n{_leave_report(args)}"
+    # The process group has ended: only the main process writes the page.
+    if job.report and os.environ.get("RANK", "0") == "0" and (written := _write_report(args)):
+        line += f"\n{written}"
     return line
 
 
 def _run(job, model, args, given):
-    """Train; returns a line, or None where the run is finished already."""
+    """Train; returns a line, or None if the run is finished already."""
     train_inputs.check_student(job, model)
     _check_metric(args)
     _check_folders(args)
     args = train_inputs.with_student_settings(job, model, args)
+    logger.info("loading the tokenizer and the data")
     tokenizer = train_inputs.load_student_tokenizer(job, model, args)
     records = train_inputs.load_all(job, tokenizer)
     student, config = train_inputs.load_student(job, model, args, tokenizer)
@@ -76,7 +80,7 @@ def _run(job, model, args, given):
     checkpoint = run_folder.resume_point(args.output_dir, identity)
     if run_folder.is_finished(args.output_dir):
         return None
-    checkpoint = _asked_for(args, checkpoint, config.to_dict())
+    checkpoint = _chosen(args, checkpoint, config.to_dict())
 
     record = record_of(given)
     begun = _Begun(lambda: run_folder.write_run(args.output_dir, identity, **record))
@@ -94,7 +98,7 @@ def _run(job, model, args, given):
 
 
 def _scorer(args, records, tokenizer, config):
-    """What scores answers to the evaluation data during training, or None."""
+    """The function that scores answers to the evaluation data during training, or None."""
     if not args.eval_generate:
         return None
     if "eval" not in records:
@@ -104,20 +108,21 @@ def _scorer(args, records, tokenizer, config):
     return partial(scorer, records["eval"])
 
 
-def _leave_report(args):
-    """Make the page of a run that has just ended; returns a line on it, or on why there is none."""
+def _write_report(args):
+    """Write the report of a run that has ended; returns a line on it, or None after a warning."""
     from distilllens.workflows.report import write_report
 
     gc.collect()  # the trainer and its models
     try:
         return write_report(Path(args.output_dir), trust_remote_code=args.trust_remote_code)
-    except Exception as error:  # the run is whole, whatever a page, a disk or a library says
-        return f"distilllens: warning: no report of {args.output_dir}: {one_line(error)}"
+    except Exception as error:  # the model is saved: a failed report must not fail the run
+        logger.warning("no report of %s: %s", args.output_dir, one_line(error))
+        return None
 
 
 @contextmanager
 def one_line_errors(what, begun=lambda: False):
-    """Turn a library's refusal of a value, in its own way, into one line, unless work has begun."""
+    """Turn any error of a library into a one-line ValueError, unless the work has begun."""
     try:
         yield
     except (ValueError, OSError, ImportError):
@@ -135,8 +140,8 @@ def _check_folders(args):
     cache, output = Path(args.teacher_cache).resolve(), Path(args.output_dir).resolve()
     if output in (cache, *cache.parents):
         raise ValueError(
-            f"teacher_cache {args.teacher_cache} lies in output_dir {args.output_dir}, which holds "
-            "one run and nothing else; name a folder beside it"
+            f"teacher_cache {args.teacher_cache} lies in output_dir {args.output_dir}, which must "
+            "hold nothing but the run; name another folder"
         )
 
 
@@ -144,31 +149,31 @@ def _check_metric(args):
     name = (args.metric_for_best_model or "loss").removeprefix("eval_")
     known = _METRICS + (HIGHER_IS_BETTER if args.eval_generate else ())
     if name not in known and not name.startswith("lens_loss/"):
-        asked = "; it needs eval_generate" if name in HIGHER_IS_BETTER else ""
+        hint = "; it needs eval_generate" if name in HIGHER_IS_BETTER else ""
         raise ValueError(
-            f"metric_for_best_model {name!r} is never measured{asked}; "
+            f"metric_for_best_model {name!r} is never measured{hint}; "
             f"known: {', '.join(known)}, lens_loss/1:2 and so on"
         )
 
 
-def _asked_for(args, checkpoint, config):
-    """The checkpoint to resume from: the run's own, unless the recipe names another or none."""
-    asked = args.resume_from_checkpoint
-    if str(asked).lower() == "false" and checkpoint is not None:
+def _chosen(args, checkpoint, config):
+    """The checkpoint to resume from: the run's own, unless resume_from_checkpoint names another."""
+    named = args.resume_from_checkpoint
+    if str(named).lower() == "false" and checkpoint is not None:
         raise ValueError(
-            f"resume_from_checkpoint is false, but {checkpoint} is there; "
-            "choose another output_dir to start again"
+            f"resume_from_checkpoint is false, but {checkpoint} exists; "
+            "choose another output_dir to start from scratch"
         )
-    if asked is not None and str(asked).lower() not in ("true", "false"):
-        run_folder.check_checkpoint(asked, config)
-        checkpoint = Path(asked)
+    if named is not None and str(named).lower() not in ("true", "false"):
+        run_folder.check_checkpoint(named, config)
+        checkpoint = Path(named)
     if checkpoint is not None:
-        logger.warning("resuming from %s", checkpoint)
+        logger.info("resuming from %s", checkpoint)
     return checkpoint
 
 
 def _save_final(trainer, identity, record):
-    """Save beside, then move the files in, so that no half-written model is ever there."""
+    """Save to a temporary folder, then move the files: the final model is never incomplete."""
     output_dir = Path(trainer.args.output_dir)
     part = output_dir / "final.part"
     trainer.save_model(str(part))

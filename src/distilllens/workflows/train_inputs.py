@@ -1,4 +1,4 @@
-"""What a run starts from: its arguments, examples, tokenizer, student and configurations."""
+"""The inputs of a training run: arguments, records, tokenizer, student and configurations."""
 
 from __future__ import annotations
 
@@ -21,44 +21,52 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class JobArguments:
-    """What a run trains on, and where a student without weights comes from."""
+    """The data of a run, and the student if it starts from random weights.
+
+    Raises:
+        ValueError: fields that contradict each other.
+    """
 
     train_file: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Training data: files or folders of .jsonl, .json or .txt (each may be .gz)."
+            "help": "Training data: .jsonl, .json or .txt files (or .gz), or folders of these."
         },
     )
     eval_file: list[str] | None = field(
-        default=None, metadata={"help": "Evaluation data, as train_file."}
+        default=None, metadata={"help": "Evaluation data, in the same formats as train_file."}
     )
     dataset_name: str | None = field(
-        default=None, metadata={"help": "A data set of the hub, instead of train_file."}
+        default=None, metadata={"help": "A dataset on the Hugging Face hub, instead of train_file."}
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Its configuration."})
-    dataset_train_split: str = field(default="train", metadata={"help": "Its training split."})
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "The configuration of dataset_name."}
+    )
+    dataset_train_split: str = field(
+        default="train", metadata={"help": "The training split of dataset_name."}
+    )
     dataset_test_split: str | None = field(
-        default=None, metadata={"help": "Its evaluation split; none by default."}
+        default=None, metadata={"help": "The evaluation split of dataset_name."}
     )
     max_prompt_length: int | None = field(
         default=None,
-        metadata={"help": "Leave out records whose prompt has more tokens (the paper: 256)."},
+        metadata={"help": "Leave out records with a longer prompt, in tokens (paper: 256)."},
     )
     student_config: dict[str, Any] | str | None = field(
         default=None,
         metadata={
-            "help": "Start from random weights of this configuration, such as {model_type: gpt2, "
+            "help": "Start from random weights with this configuration, such as {model_type: gpt2, "
             "n_layer: 4, n_embd: 128, n_head: 4}, instead of model_name_or_path."
         },
     )
     tokenizer_name_or_path: str | None = field(
-        default=None, metadata={"help": "The tokenizer, where the student's folder has none."}
+        default=None, metadata={"help": "The tokenizer, if the student's folder has none."}
     )
     report: bool = field(
         default=True,
         metadata={
-            "help": "Leave report.html in output_dir at the end: losses over time, divergence by "
-            "depth before and after, answers side by side."
+            "help": "Write report.html to output_dir after training: losses over the steps, "
+            "divergence by depth before and after, answers side by side."
         },
     )
 
@@ -70,24 +78,22 @@ class JobArguments:
         if self.student_config is not None and "model_type" not in self.student_config:
             raise ValueError("student_config needs a model_type, such as gpt2 or llama")
         if (self.train_file is None) == (self.dataset_name is None):
-            raise ValueError(
-                "name the training data by train_file or by dataset_name, one of the two"
-            )
+            raise ValueError("name the training data by either train_file or dataset_name")
         if self.dataset_name is not None and self.eval_file is not None:
             raise ValueError(
-                "eval_file goes with train_file; with dataset_name: dataset_test_split"
+                "eval_file goes with train_file; with dataset_name, set dataset_test_split"
             )
         if self.dataset_name is None and self.dataset_test_split is not None:
             raise ValueError(
-                "dataset_test_split goes with dataset_name; with train_file: eval_file"
+                "dataset_test_split goes with dataset_name; with train_file, set eval_file"
             )
 
 
 def load_all(job, tokenizer) -> dict[str, list[dict]]:
-    """role -> records; those with prompts beyond ``max_prompt_length`` are left out.
+    """Role ("train", "eval") -> records with prompts of at most ``max_prompt_length`` tokens.
 
     Raises:
-        ValueError: data that cannot be read, with file and line; no example left.
+        ValueError: data that cannot be read, with file and line; no record is left.
     """
     if job.dataset_name is not None:
         splits = {"train": job.dataset_train_split, "eval": job.dataset_test_split}
@@ -104,7 +110,7 @@ def load_all(job, tokenizer) -> dict[str, list[dict]]:
             records[role], dropped = drop_long_prompts(rows, tokenizer, job.max_prompt_length)
             if dropped:
                 logger.warning(
-                    "%d of %d %s examples have prompts of more than %d tokens; they are left out",
+                    "leaving out %d of %d %s records with prompts longer than max_prompt_length %d",
                     dropped,
                     len(rows),
                     role,
@@ -114,7 +120,7 @@ def load_all(job, tokenizer) -> dict[str, list[dict]]:
 
 
 def files_of(job) -> list[Path]:
-    """The data files a run reads."""
+    """The data files that a run reads."""
     names = [name for names in (job.train_file, job.eval_file) for name in names or ()]
     return list(data_files(names)) if names else []
 
@@ -129,7 +135,7 @@ def load_student_tokenizer(job, model, args):
     tokenizer = load_tokenizer(
         "student",
         name,
-        advice="name a folder or hub id that has one, or set tokenizer_name_or_path",
+        advice="name a folder or hub id with a tokenizer, or set tokenizer_name_or_path",
         revision=None if job.tokenizer_name_or_path else model.model_revision,
         trust_remote_code=args.trust_remote_code,
     )
@@ -139,7 +145,7 @@ def load_student_tokenizer(job, model, args):
 
 
 def with_student_settings(job, model, args):
-    """A copy of ``args`` in which ``model_init_kwargs`` loads the student as the recipe says."""
+    """A copy of ``args`` whose ``model_init_kwargs`` load the student with its settings."""
     if job.student_config is not None:
         return copy.copy(args)
     settings = {
@@ -156,7 +162,7 @@ def load_student(job, model, args, tokenizer):
     """``(student, config)``: a name for the trainer to load, or a model with random weights.
 
     Raises:
-        ValueError: a configuration that cannot be loaded or makes no model.
+        ValueError: a configuration that cannot be loaded or is not valid.
     """
     if job.student_config is not None:
         student = random_student(job.student_config, tokenizer, args.seed)
@@ -165,10 +171,10 @@ def load_student(job, model, args, tokenizer):
 
 
 def load_student_config(job, model, args, tokenizer):
-    """The student's configuration; no weights are loaded or drawn.
+    """The student's configuration, without its weights.
 
     Raises:
-        ValueError: it cannot be loaded, or ``student_config`` makes none.
+        ValueError: it cannot be loaded, or ``student_config`` is not valid.
     """
     if job.student_config is not None:
         return random_student_config(job.student_config, tokenizer)
@@ -181,10 +187,10 @@ def load_student_config(job, model, args, tokenizer):
 
 
 def random_student_config(student_config: dict, tokenizer):
-    """The configuration of a student with random weights; special tokens are the tokenizer's.
+    """The configuration of a student with random weights and the tokenizer's special tokens.
 
     Raises:
-        ValueError: a setting that the model type does not have, or a value that it refuses.
+        ValueError: a setting that the model type does not have, or a value it refuses.
     """
     settings = {
         "vocab_size": len(tokenizer),
@@ -195,43 +201,48 @@ def random_student_config(student_config: dict, tokenizer):
     try:
         _check_names(student_config)
         return AutoConfig.for_model(**settings)
-    except Exception as error:  # configuration classes raise whatever they like
-        raise ValueError(f"student_config makes no model: {first_line(error)}") from error
+    except Exception as error:  # configuration classes raise errors of any kind
+        raise ValueError(f"student_config is not valid: {first_line(error)}") from error
 
 
 def random_student(student_config: dict, tokenizer, seed: int):
-    """A model with random weights: two recipes of one seed start from the same ones.
+    """A model with random weights: the same weights for the same seed.
 
     Raises:
-        ValueError: as ``random_student_config``, or a configuration that makes no model.
+        ValueError: as ``random_student_config``, or a model that cannot be built.
     """
     config = random_student_config(student_config, tokenizer)
     set_seed(seed)
     try:
         student = AutoModelForCausalLM.from_config(config)
-    except Exception as error:  # models raise whatever they like
-        raise ValueError(f"student_config makes no model: {first_line(error)}") from error
+    except Exception as error:  # models raise errors of any kind
+        raise ValueError(f"student_config is not valid: {first_line(error)}") from error
     student.config.name_or_path = f"random weights, {student_config}"
     return student
 
 
 def check_student(job, model):
+    """Refuse a student that is not named exactly once.
+
+    Raises:
+        ValueError: no student, two students, or settings that need another kind of student.
+    """
     if (job.student_config is None) == (model.model_name_or_path is None):
         raise ValueError(
-            "name the student by model_name_or_path (a folder or hub id) or by student_config "
-            "(random weights), one of the two"
+            "name the student by either model_name_or_path (a folder or hub id) or student_config "
+            "(random weights)"
         )
     if job.student_config is not None and job.tokenizer_name_or_path is None:
         raise ValueError("a student from student_config needs tokenizer_name_or_path")
     if job.student_config is not None and model.use_peft:
         raise ValueError(
-            "use_peft trains an adapter beside weights that student_config only draws: train the "
-            "student first, then name it by model_name_or_path"
+            "use_peft trains an adapter for existing weights, but student_config starts from "
+            "random ones: train the student first, then name it by model_name_or_path"
         )
 
 
 def _check_names(student_config):
-    """Configuration classes keep any name they are given; a misspelt one would go unnoticed."""
+    """Refuse unknown names: configuration classes accept any, so a typo would go unnoticed."""
     default = AutoConfig.for_model(student_config["model_type"])
     known = {*default.to_dict(), *default.attribute_map, "model_type"}
     for name in student_config:

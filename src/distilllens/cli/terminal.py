@@ -1,0 +1,105 @@
+"""Terminal output of a command: one line a stage, warnings that stand out, few progress bars."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+_OWN = logging.getLogger("distilllens")
+_LIBRARIES = ("accelerate", "peft", "transformers", "trl")
+# Warnings of transformers that are wrong or do not matter here.
+_HARMLESS = (
+    "Token indices sequence length is longer",  # examples are truncated after tokenization
+    "Model config: ",  # distilllens cache prepares data with a placeholder model
+    "The tokenizer has new PAD/BOS/EOS tokens",
+)
+# The quiet command that is running; what is put on it is undone at its end.
+_quiet: list[ExitStack] = []
+
+
+class _Terminal(logging.Handler):
+    """Print messages to standard error, on the main process only."""
+
+    def emit(self, record):
+        if os.environ.get("RANK", "0") != "0":
+            return
+        try:
+            text = self.format(record)
+            _print(f"distilllens: warning: {text}" if record.levelno >= logging.WARNING else text)
+        except Exception:
+            self.handleError(record)
+
+
+@contextmanager
+def command_output(*, verbose: bool = False) -> Iterator[None]:
+    """Print the messages of ``distilllens`` in this block; all handlers are removed at its end.
+
+    Unless ``verbose``, warnings of the libraries look like ours, and their other messages and bars
+    are hidden from ``quiet_libraries()`` on.
+    """
+    if any(isinstance(handler, _Terminal) for handler in _OWN.handlers):
+        yield
+        return
+    handler = _Terminal()
+    with ExitStack() as stack:
+        _attach(stack, _OWN, handler)
+        stack.callback(_OWN.setLevel, _OWN.level)
+        _OWN.setLevel(logging.INFO)
+        if not verbose:
+            # datasets reads it when it is imported.
+            if "HF_DATASETS_DISABLE_PROGRESS_BARS" not in os.environ:
+                os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+                stack.callback(os.environ.pop, "HF_DATASETS_DISABLE_PROGRESS_BARS", None)
+            for name in _LIBRARIES:
+                _attach(stack, logging.getLogger(name), handler)
+            handler.addFilter(_matters)
+            stack.callback(setattr, warnings, "showwarning", warnings.showwarning)
+            warnings.showwarning = _show_warning
+            _quiet.append(stack)
+            stack.callback(_quiet.remove, stack)
+        yield
+
+
+def stage(text: str) -> None:
+    """Print a line on what the command does next."""
+    logging.getLogger(__name__).info(text)
+
+
+def quiet_libraries() -> None:
+    """Hide the bars of transformers and its own handler; call it after the heavy imports."""
+    if not _quiet:
+        return
+    from distilllens.workflows.quiet import hidden_library_bars
+
+    stack = _quiet[-1]
+    stack.enter_context(hidden_library_bars())
+    library = logging.getLogger("transformers")
+    for handler in [h for h in library.handlers if not isinstance(h, _Terminal)]:
+        library.removeHandler(handler)
+        stack.callback(library.addHandler, handler)
+
+
+def _attach(stack, logger, handler):
+    logger.addHandler(handler)
+    stack.callback(logger.removeHandler, handler)
+
+
+def _matters(record):
+    return not record.getMessage().startswith(_HARMLESS)
+
+
+def _show_warning(message, category, *_, **__):
+    if not issubclass(category, (DeprecationWarning, FutureWarning, PendingDeprecationWarning)):
+        _OWN.warning(" ".join(str(message).split()))
+
+
+def _print(text):
+    # A line that is written past tqdm would break the bar that is shown.
+    if "tqdm" in sys.modules:
+        sys.modules["tqdm"].tqdm.write(text, file=sys.stderr)
+    else:
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,37 @@
+"""``distilllens compare``: the results of evaluations in one table, with confidence intervals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from os import PathLike
+
+from distilllens.evaluate import tables
+from distilllens.evaluate.board import board
+from distilllens.evaluate.table import read_table
+
+
+def compare_results(
+    folders: Sequence[str | PathLike],
+    *,
+    metrics: Sequence[str] | None = None,
+    as_json: bool = False,
+) -> str:
+    """Scores and differences of results folders, as Markdown or JSON.
+
+    Args:
+        folders: the ``output`` folders of evaluations.
+        metrics: show only these in Markdown; all by default. JSON has all of them, unrounded.
+
+    Raises:
+        ValueError: a folder without finished results, or a metric that was not measured.
+    """
+    found = board([read_table(folder) for folder in folders])
+    for metric in metrics or ():
+        if metric not in found.scores:
+            raise ValueError(
+                f"--metric {metric!r} is not in these results; they have {', '.join(found.scores)}"
+            )
+    if as_json:
+        return json.dumps(tables.as_json(found), indent=1)
+    return tables.as_markdown(found, metrics)

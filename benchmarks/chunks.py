@@ -1,4 +1,4 @@
-"""linear_divergence over its chunk sizes: why the default is what it is."""
+"""linear_divergence by chunk size: the reason for the default."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Sampled answers: tokens a second of ours, of batches that nothing leaves, of one at a time.
+"""Sampled answers: tokens per second of ours, of fixed batches, and of one prompt at a time.
 
 All engines answer the same prompts with the same limit, one engine after the other, several times.
-Each draws its own random numbers, so what counts is tokens (up to the end of each answer) a second.
-The GPT-2 has random weights and a bias on its end-of-sequence token: answers end as unevenly as
-chance wills, on average after Dolly's 68 tokens. Beside the engines stands what our noise costs:
-choosing a token for each row of a batch, and the forward that gives its logits.
+Each draws its own random numbers, so they are compared by tokens (up to the end of each answer) per
+second. The GPT-2 has random weights and a bias on its end-of-sequence token, so answers end at
+random, after 68 tokens on average as in Dolly. Another row gives the cost of our noise: choosing a
+token for each row of a batch, and the forward that gives its logits.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STORY_PROMPT, STORY_LIMIT = 24, 384  # tokens; of the checkpoint's prompts
 
 
 def cases(options) -> list[dict]:
-    """The random GPT-2, and the checkpoint where one is named; each is a process."""
+    """The random GPT-2, and the checkpoint if one is given; each is a process."""
     base = {"batch": BATCH, "repeats": REPEATS}
     if options.toy:
         return [{**base, **TOY, "batch": 4, "repeats": 1, "name": "toy"}]
@@ -171,7 +171,7 @@ def checkpoint(case: dict):
 
 
 class Numbers:
-    """A tokenizer that writes ids as they are."""
+    """A tokenizer that writes ids as numbers."""
 
     pad_token_id = None
 
@@ -184,7 +184,7 @@ class Numbers:
 
 @torch.no_grad()
 def noise(model, case: dict) -> dict:
-    """Seconds of choosing a batch of tokens with noise, and of the forward behind their logits."""
+    """Seconds of choosing a batch of tokens with noise, and of the forward before it."""
     from distilllens.generate.decoding import Decoding, add_gumbel_, noise_keys
     from distilllens.generate.transformers_backend import tempered
 

@@ -1,6 +1,7 @@
 """The parts of benchmarks/gpu.sh, each a process of its own: `python -m benchmarks.gpu PART`.
 
-A row is stored in gpu.jsonl as soon as it is measured; one that is begun and not finished says so.
+A row is stored in gpu.jsonl as soon as it is measured. A case that was started and did not finish
+leaves a row that says so. `adopt --results DIR` copies the rows of DIR into benchmarks/results.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from benchmarks import rows
 
 LOSS = ("gpt2", "qwen", "gpt2-long", "qwen-long", "precision")
-PARTS = ("environment", "tests", *LOSS, "steps", "table")
+PARTS = ("environment", "tests", *LOSS, "steps", "table", "adopt")
 ROOT = Path(__file__).parents[1]
 
 
@@ -27,6 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
 
         print(gpu_tables.short(options.results))
         return 0
+    if options.part == "adopt":
+        return adopt(options.results)
     if options.part == "tests":
         return run_tests(options)
     import torch
@@ -53,31 +56,47 @@ def parse(arguments):
     return parser.parse_args(arguments)
 
 
+def adopt(folder: Path) -> int:
+    """Copy rows into benchmarks/results, and drop rows there of cases that no longer exist."""
+    from benchmarks import gpu_loss, gpu_steps
+
+    found = rows.load(folder, "gpu")
+    if unfinished := [row["name"] for row in found if row.get("skipped") == UNFINISHED]:
+        print(f"left out, did not finish: {', '.join(unfinished)}", file=sys.stderr)
+    for row in found:
+        if row["name"] not in unfinished:
+            rows.store(rows.RESULTS, "gpu", row)
+    names = {case["name"] for part in LOSS for case in gpu_loss.cases(part, toy=False)}
+    rows.keep(rows.RESULTS, "gpu", names | gpu_steps.names() | {"environment", "tests"})
+    return 0
+
+
 def store(options, row):
-    """Keep a row and say it in one line."""
+    """Store a row and print it in one line."""
     rows.store(options.results, "gpu", row)
-    print(said(row), flush=True)
+    print(as_line(row), flush=True)
 
 
-def said(row: dict) -> str:
+def as_line(row: dict) -> str:
     """A row in one line."""
     if row["name"] == "environment":
-        return ", ".join(f"{key} {value}" for key, value in row.items() if key not in _UNSAID)
+        return ", ".join(f"{key} {value}" for key, value in row.items() if key not in _NOT_SHOWN)
     if "skipped" in row or "summary" in row:
         return f"{row['name']}: {row.get('skipped') or row['summary']}"
     if "mean_s" in row:
-        return f"{row['name']}: {1e3 * row['mean_s']:.1f} ms, {row['tokens_per_s']} tokens/s"
-    error = f", value off by {row['value_error']:.0e}" if "value_error" in row else ""
+        busy = f", GPU busy {1e3 * row['busy_s']:.1f} ms" if "busy_s" in row else ""
+        return f"{row['name']}: {1e3 * row['mean_s']:.1f} ms, {row['tokens_per_s']} tokens/s{busy}"
+    error = f", relative error {row['value_error']:.0e}" if "value_error" in row else ""
     wrong = " WRONG" if "wrong" in row else ""
     memory = f"{row['peak_bytes'] >> 20} MiB, first call {row['first_s']:.1f} s"
     return f"{row['name']}: {1e3 * row['median_s']:.2f} ms, {memory}{error}{wrong}"
 
 
-_UNSAID = ("name", "operation", "load", "machine")
+_NOT_SHOWN = ("name", "operation", "load", "machine")
 
 
 def environment(device) -> dict:
-    """What rows.py says, and the card."""
+    """The environment as in rows.py, and the GPU."""
     import torch
 
     about = rows.environment(torch.get_num_threads())
@@ -92,7 +111,7 @@ def environment(device) -> dict:
 
 
 def driver() -> str:
-    """The driver's version by nvidia-smi; empty where there is no such program."""
+    """The driver's version according to nvidia-smi; empty without that program."""
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=20)
@@ -102,13 +121,13 @@ def driver() -> str:
 
 
 def run_tests(options) -> int:
-    """The tests marked gpu, one after the other."""
+    """Run the tests marked gpu."""
     row = {"name": "tests", "operation": "tests"}
-    store(options, {**row, "skipped": UNFINISHED})
+    rows.store(options.results, "gpu", {**row, "skipped": UNFINISHED})
     marked = [
         file for file in ROOT.glob("tests/**/test_*.py") if "mark.gpu" in file.read_text("utf-8")
     ]
-    # Warnings of other versions than the pinned ones are no failure here.
+    # Warnings of versions other than the pinned ones are not failures here.
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-rf", "--durations=3"]
     command += ["-p", "no:cacheprovider", "-W", "default", *map(str, sorted(marked))]
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
@@ -123,12 +142,12 @@ def run_tests(options) -> int:
     return 1 if process.returncode else 0
 
 
-OURS = ("chunked", "triton", "reference")
-UNFINISHED = "did not finish in its time"
+OURS = ("auto", "chunked", "triton", "reference")
+UNFINISHED = "did not finish in time"
 
 
 def run_cases(options, device, about) -> int:
-    """The cases of a loss part; after one that broke the device the rest get a new process."""
+    """The cases of a loss part; after one that broke the device, the rest run in a new process."""
     from benchmarks import gpu_loss
 
     found = gpu_loss.cases(options.part, options.toy)
@@ -153,7 +172,7 @@ def run_cases(options, device, about) -> int:
 
 
 def broken(device) -> bool:
-    """Whether the device takes no work any more: after an illegal access the process is lost."""
+    """Whether the device accepts no more work, as after an illegal memory access."""
     import torch
 
     if device.type != "cuda":
@@ -174,6 +193,8 @@ def run_steps(options, device, about) -> int:
     """Whole training steps."""
     from benchmarks import gpu_steps
 
+    if rows.version_of("distilllens") == "none":
+        print("distilllens is not installed (pip install --no-deps .): no cache can be written")
     failed = False
     for row in gpu_steps.measure(options.toy, device):
         failed = failed or "skipped" in row

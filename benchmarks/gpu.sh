@@ -1,23 +1,25 @@
 #!/usr/bin/env bash
 # Measure a GPU in one command: the tests marked gpu, the loss of every engine, whole training
-# steps, and the errors of TF32 and autocast. Under 8 minutes on an H100-class card.
+# steps, and the errors of TF32 and autocast. About 5 minutes on an H100 or H200.
 #
 #     make .venv/installed && bash benchmarks/gpu.sh      in a checkout
-#     .venv/bin/pip install liger-kernel                  first, to measure that rival too
-#     bash benchmarks/gpu.sh --results DIR                rows and a log go to DIR
-#     bash benchmarks/gpu.sh --parts "gpt2 steps"         some of the parts
-#     bash benchmarks/gpu.sh --toy --results DIR          a rehearsal on the CPU
+#     .venv/bin/pip install liger-kernel                  before that, to measure Liger-Kernel too
+#     bash benchmarks/gpu.sh --results DIR                write rows and a log to DIR
+#     bash benchmarks/gpu.sh --parts "gpt2 steps"         run only these parts
+#     bash benchmarks/gpu.sh --toy --results DIR          rehearse on the CPU
+#     python -m benchmarks.gpu adopt --results DIR        copy the rows of DIR to benchmarks/results
 #
-# Without .venv, $PYTHON or python3 needs the packages of pyproject.toml. Rows go to
-# benchmarks/results/gpu.jsonl. Every part is a process with a time limit, and $LIMIT seconds
-# (default 460) limit them all; the exit status is 1 if one fails, and its name is printed.
+# Without .venv, $PYTHON or python3 must have the packages of pyproject.toml and this one installed.
+# Rows go to benchmarks/results/gpu.jsonl. Every part is a process with a time limit; $LIMIT seconds
+# (default 460) limit all of them together. If a part fails, its name is printed at the end and the
+# exit status is 1.
 set -u
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 
 usage() { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' benchmarks/gpu.sh; exit "$1"; }
 
-# Parts and their seconds, the most valuable first.
-PARTS="tests:130 gpt2:110 qwen:110 gpt2-long:80 qwen-long:90 steps:120 precision:50"
+# Parts and their limits in seconds, the most valuable first.
+PARTS="tests:130 gpt2:110 steps:150 qwen:110 gpt2-long:80 qwen-long:90 precision:50"
 LIMIT=${LIMIT:-460}
 
 toy=() results= parts=
@@ -35,11 +37,12 @@ done
 
 python=${PYTHON:-python3}
 [ -n "${PYTHON:-}" ] || [ ! -x .venv/bin/python ] || python=.venv/bin/python
-export PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}$PWD/src" PYTHONUNBUFFERED=1
+# This checkout first: an installed copy lends nothing but its metadata.
+export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 HF_DATASETS_DISABLE_PROGRESS_BARS=1
 export TRANSFORMERS_VERBOSITY=error TOKENIZERS_PARALLELISM=false
 export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-0}
-# Triton's interpreter takes the kernels' place where there is no GPU.
+# Without a GPU, Triton's interpreter runs the kernels.
 [ ${#toy[@]} -eq 0 ] || export TRITON_INTERPRET=1 CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1
 
 part() {

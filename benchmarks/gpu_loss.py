@@ -1,7 +1,7 @@
 """The loss on a GPU: seconds, memory and errors of value and gradients, ours and rivals'.
 
-Every engine is held to float64 on the very numbers that it is timed on: whole rows, autograd, the
-reference's program, some rows at a time.
+The result of every engine is compared with float64 on the numbers that it is timed on: the program
+of ``reference`` with autograd, some rows at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from benchmarks import loss
 from benchmarks.meter import PeakMemory, wait
 from benchmarks.rivals import ENGINES, liger, missing, ours
-from distilllens.linear_divergence.chunked import default_chunk_size
+from distilllens.linear_divergence.tiles import default_chunk_size
 
 SHAPES = {
     "gpt2": loss.SHAPE,
@@ -28,6 +28,7 @@ SHAPES = {
     "precision": {"vocab": 8195, "student_width": 768, "teacher_width": 1600},
 }
 ON_GPU = {
+    "auto": partial(ours, impl="auto"),
     "chunked": ENGINES["chunked"],
     "triton": partial(ours, impl="triton"),
     "TRL": ENGINES["TRL"],
@@ -37,7 +38,7 @@ ON_GPU = {
 }
 # Relative errors of the value and of gradients (by their norms) above which a row is wrong.
 BOUNDS = {"float32": (1e-5, 1e-3), "TF32": (2e-3, 3e-2), "bfloat16": (1e-2, 5e-2)}
-TIMED_SECONDS = 4.0  # of one case, three calls at least
+TIMED_SECONDS = 2.0  # per case, but at least three calls
 _BLOCK = 256  # rows of the truth
 
 
@@ -53,19 +54,25 @@ def cases(part: str, toy: bool) -> list[dict]:
     def add(engine, dtype="bfloat16", **more):
         found.append(_finished(shape, {"engine": engine, "tokens": n, "dtype": dtype, **more}, toy))
 
-    for engine in ("chunked", "triton"):
-        for size in (None, *(size for size in sizes if size <= n)):
-            add(engine, chunk=size)
-    for size in dict.fromkeys((sizes[0] // 2, sizes[1], n)):
-        add("products", chunk=size)
+    for engine in ("auto", "triton", "chunked"):
+        add(engine)
+    for size in sizes:
+        if size <= n:
+            add("triton", chunk=size)
+    # Qwen's vocabulary is aligned.
+    floors = ("products", "products, aligned rows", "products, aligned")
+    floors = floors if shape == "gpt2" else floors[:1]
+    for engine in floors:
+        add(engine, chunk=n)
     add("TRL")
     if part == "gpt2":
         add("reference")
         for tf32 in (False, True):
-            add("products", "float32", chunk=n, tf32=tf32)
+            for engine in floors:
+                add(engine, "float32", chunk=n, tf32=tf32)
             for engine in ("chunked", "triton", "TRL"):
                 add(engine, "float32", tf32=tf32)
-    add("Liger, eager")
+        add("Liger, eager")
     add("Liger")  # last: its compilation takes longest
     return found
 
@@ -92,7 +99,7 @@ def _finished(shape, case, toy):
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Two heads, a few sets of rows to take in turn, and the truth of the first."""
+    """Two heads, a few sets of rows to use in turn, and the float64 result of the first."""
 
     head: Tensor
     teacher_head: Tensor
@@ -108,13 +115,12 @@ def measure(case: dict, device: torch.device) -> dict:
     shape = ("vocab", "student_width", "teacher_width", "tokens", "dtype")
     given = problem(*(case[key] for key in shape), device)
     call, row = make_call(case, given), dict(case)
-    if case["engine"] in ("chunked", "triton"):
-        default = default_chunk_size(case["tokens"], case["vocab"], device)
-        row["chunk_used"] = case.get("chunk") or default
+    if case["engine"] in ("auto", "chunked", "triton"):
+        row["chunk_used"] = case.get("chunk") or default_chunk(case, device)
     start = time.perf_counter()
     found = call(0)
     wait(device)
-    row["first_s"] = round(time.perf_counter() - start, 4)  # compiles, where there is something to
+    row["first_s"] = round(time.perf_counter() - start, 4)  # with compilation
     if found:
         row |= errors(case, found, given.truth)
     del found
@@ -125,7 +131,7 @@ def measure(case: dict, device: torch.device) -> dict:
         once = time.perf_counter() - start
     given.head.grad = None
     with PeakMemory(device) as peak:
-        # Anew: products get their tiles when they are made.
+        # Again, because the tiles of products are allocated here.
         call = make_call(case, given)
         call(0)
     row |= timed(call, device, min(case["repeats"], max(3, int(TIMED_SECONDS / once))))
@@ -134,6 +140,14 @@ def measure(case: dict, device: torch.device) -> dict:
     row["tflop_per_s"] = round(case["gflop"] / row["median_s"] / 1e3, 3)
     given.head.grad = None
     return row
+
+
+def default_chunk(case: dict, device: torch.device) -> int:
+    """The chunk size that an engine of ours uses by itself."""
+    kernel = case["engine"] == "triton" or (case["engine"] == "auto" and device.type == "cuda")
+    half = case["dtype"] == "bfloat16" or case.get("autocast")
+    dtype = torch.bfloat16 if half else torch.float32
+    return default_chunk_size(case["tokens"], case["vocab"], device, dtype if kernel else None)
 
 
 @functools.lru_cache(maxsize=1)
@@ -164,10 +178,11 @@ def truth(student, head, teacher, teacher_head) -> tuple[Tensor, Tensor, Tensor]
 
 
 def make_call(case: dict, given: Problem):
-    """A function of the number of a set: value and gradients, or None of products."""
-    if case["engine"] == "products":
+    """A function of the number of a set: value and gradients; of products nothing."""
+    if case["engine"].startswith("products"):
         student, teacher = given.sets[0]
-        products = loss.products([student, given.head, teacher, given.teacher_head], case["chunk"])
+        tensors = [student, given.head, teacher, given.teacher_head]
+        products = loss.products(tensors, case["chunk"], case["engine"])
         return lambda at: products()
     engine = ON_GPU[case["engine"]]
     chunk = {"chunk_size": case["chunk"]} if case.get("chunk") else {}
@@ -186,7 +201,7 @@ def make_call(case: dict, given: Problem):
 
 
 def errors(case: dict, found, right) -> dict:
-    """Relative errors against the truth, and "wrong" where one is over its bound."""
+    """Relative errors against float64, and "wrong" if one exceeds its bound."""
     names = ("value_error", "student_gradient_error", "head_gradient_error")
     row = {}
     for name, one, other in zip(names, found, right, strict=True):
@@ -195,7 +210,7 @@ def errors(case: dict, found, right) -> dict:
     kind = "bfloat16" if case.get("autocast") else "TF32" if case.get("tf32") else case["dtype"]
     of_value, of_gradients = BOUNDS[kind]
     bounds = (of_value, of_gradients, of_gradients)
-    # Written so that NaN is over any bound.
+    # Written so that NaN exceeds any bound.
     over = [name for name, bound in zip(names, bounds, strict=True) if not row[name] <= bound]
     if over:
         row["wrong"] = ", ".join(f"{name} {row[name]:.1e}" for name in over)
@@ -203,7 +218,7 @@ def errors(case: dict, found, right) -> dict:
 
 
 def timed(call, device: torch.device, repeats: int) -> dict:
-    """Seconds of calls over the sets in turn; on a GPU by its own events, none of them awaited."""
+    """Seconds of calls over the sets in turn; on a GPU by CUDA events, without waiting between."""
     seconds = []
     if device.type == "cuda":
         events = [[torch.cuda.Event(enable_timing=True) for _ in "be"] for _ in range(repeats)]

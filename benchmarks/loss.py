@@ -1,7 +1,10 @@
 """linear_divergence and its rivals: seconds and memory of value and gradients together.
 
-The floor is the four matrix products alone (both projections, both gradients), over chunks, with
-every tile allocated beforehand: no engine that projects once can beat it.
+The floor is the four matrix products alone (both projections, both gradients), chunk by chunk, with
+every tile allocated beforehand: an engine that projects once can only beat it with faster products.
+On a GPU products are faster where rows are aligned, so there the floor has variants at odd
+vocabularies: "products, aligned rows" pads the rows of the tiles, and "products, aligned" also
+splits the vocabulary into its largest multiple of 16 bytes and the rest.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ def cases(options) -> list[dict]:
 
 
 def finished(case: dict, options) -> dict:
-    """A case with shape, name and flops a call."""
+    """A case with shape, name and flops per call."""
     case = {**(TOY if options.toy else SHAPE), **case}
     chunk = f" {case['chunk']}" if case.get("chunk") else ""
     case["name"] = f"{case['engine']}{chunk} {case['dtype']} N{case['tokens']}"
@@ -58,7 +61,7 @@ _WHO = ("student", "teacher")
 
 
 def seconds(case: dict, gflop_per_s: float) -> float:
-    """A guess for the whole case: its flops, half as much again for the rivals, and its start."""
+    """An estimate for the whole case: flops, more for slower engines, and the process's start."""
     speed = gflop_per_s * (4 if case["dtype"] == "bfloat16" and case["engine"] != "TRL" else 1)
     slower = {"reference": 2.5, "published formula": 3, "TRL": 1.5, "Liger": 3}
     skipped = case["engine"] in WHOLE and case["tokens"] > 4096
@@ -110,8 +113,8 @@ def inputs(case: dict) -> list[torch.Tensor]:
 
 def make_call(case: dict, tensors):
     """A function that computes value and gradients once."""
-    if case["engine"] == "products":
-        return products(tensors, case["chunk"])
+    if case["engine"].startswith("products"):
+        return products(tensors, case["chunk"], case["engine"])
     student, head, *teacher = tensors
     engine = ENGINES[case["engine"]]
     chunk = {"chunk_size": case["chunk"]} if case.get("chunk") else {}
@@ -123,19 +126,34 @@ def make_call(case: dict, tensors):
     return call
 
 
-def products(tensors, chunk):
+def products(tensors, chunk, layout="products"):
     """The four matrix products of a call, and nothing else."""
     student, head, teacher, teacher_head = (tensor.detach() for tensor in tensors)
-    tiles = [student.new_empty(chunk, head.shape[0]) for _ in range(2)]
+    tiles = [new_tile(student, chunk, len(head), padded=layout != "products") for _ in range(2)]
+    slices = [slice(0, len(head))]
+    unit = 16 // head.element_size()
+    if layout == "products, aligned" and len(head) % unit:
+        cut = len(head) - len(head) % unit
+        slices = [slice(0, cut), slice(cut, len(head))]
     hidden_gradient, head_gradient = torch.empty_like(student), torch.empty_like(head)
 
     def call():
         for start in range(0, len(student), chunk):
             rows = slice(start, start + chunk)
             ours, theirs = (tile[: len(student[rows])] for tile in tiles)
-            torch.mm(student[rows], head.T, out=ours)
-            torch.mm(teacher[rows], teacher_head.T, out=theirs)
-            torch.mm(ours, head, out=hidden_gradient[rows])
-            torch.addmm(head_gradient, ours.T, student[rows], beta=start > 0, out=head_gradient)
+            for words in slices:
+                torch.mm(student[rows], head[words].T, out=ours[:, words])
+                torch.mm(teacher[rows], teacher_head[words].T, out=theirs[:, words])
+            for words in slices:
+                sides, out = (ours[:, words], head[words]), hidden_gradient[rows]
+                torch.addmm(out, *sides, beta=words.start > 0, out=out)
+                sides, out = (ours[:, words].T, student[rows]), head_gradient[words]
+                torch.addmm(out, *sides, beta=start > 0, out=out)
 
     return call
+
+
+def new_tile(like, rows, size, *, padded):
+    """A tile, whose rows begin at multiples of 128 bytes if ``padded``."""
+    unit = 128 // like.element_size() if padded else 1
+    return like.new_empty(rows, -(-size // unit) * unit)[:, :size]

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 
 def timed(call, repeats: int) -> dict:
-    """Wall and processor seconds of ``repeats`` calls; warming up is the caller's."""
+    """Wall and processor seconds of ``repeats`` calls; the caller warms up first."""
     seconds, processor = [], []
     for _ in range(repeats):
         start, started = time.perf_counter(), time.process_time()
@@ -36,11 +36,11 @@ def timed(call, repeats: int) -> dict:
 
 
 class PeakMemory:
-    """``with PeakMemory() as peak: ...`` -> ``peak.bytes`` beside what was resident at its start.
+    """``with PeakMemory() as peak: ...`` -> ``peak.bytes`` above what was resident at the start.
 
-    On a CUDA ``device`` it is what torch's allocator gave to tensors there. Else it is memory of
-    the process: Linux forgets the high-water mark on request. Elsewhere it is that of the whole
-    process, and right if nothing before came as high.
+    On a CUDA ``device`` it is the memory that torch's allocator gave to tensors. Otherwise it is
+    memory of the process, whose high-water mark Linux resets on request; on other systems the
+    result is right only if the process never used more before.
     """
 
     def __init__(self, device: torch.device | None = None):
@@ -66,13 +66,13 @@ class PeakMemory:
 
 
 def wait(device: torch.device) -> None:
-    """Return when all that is queued on a GPU is done; elsewhere nothing is queued."""
+    """Wait until a GPU has finished all queued work; other devices queue nothing."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def available_bytes() -> int:
-    """Memory that a process may still take without swapping."""
+    """Memory that a process can still allocate without swapping."""
     path = Path("/proc/meminfo")
     if path.exists():
         return int(re.search(r"MemAvailable:\s+(\d+)", path.read_text())[1]) * 1024
@@ -80,7 +80,7 @@ def available_bytes() -> int:
 
 
 def too_large(needs: int) -> str | None:
-    """Why so many bytes are not asked for: a quarter of what is free stays free."""
+    """Why so many bytes are not allocated, or None; a quarter of the free memory stays free."""
     free = available_bytes()
     if needs <= 0.75 * free:
         return None
@@ -88,7 +88,7 @@ def too_large(needs: int) -> str | None:
 
 
 class LiveBytes(TorchDispatchMode):
-    """The largest sum of bytes of storages that are made inside it and alive at one time."""
+    """The largest number of bytes alive at one time in storages that are created inside it."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What steps.py measures: a student, its optimizer and a way to step, one Runner a pipeline."""
+"""What steps.py measures: a Runner per pipeline, with a student, an optimizer and a step."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def refused(pipeline: str) -> str | None:
 
 
 class Runner:
-    """A student, its optimizer and a way to step; it remembers what each step took."""
+    """A student, its optimizer and a step; it records the seconds of each step."""
 
     def __init__(self, pipeline, case, student, optimizer, *, collate, step):
         self.pipeline, self.case, self.student = pipeline, case, student
@@ -79,13 +79,13 @@ class Runner:
         self.seconds, self.lengths, self.more = [], [], {}
 
     def fill(self):
-        """Gradients and optimizer state exist and are resident, as they are during training."""
+        """Make gradients and optimizer state resident, as they are during training."""
         for weight in self.student.parameters():
             weight.grad = torch.empty_like(weight).fill_(0)
         self.optimizer.step()
 
     def forget(self):
-        """Begin to measure here."""
+        """Discard the measurements so far."""
         self.seconds, self.lengths = [], []
 
     def run(self, rows):
@@ -99,7 +99,7 @@ class Runner:
         self.lengths.append(dolly.lengths(rows))
 
     def row(self, **more):
-        """What was measured up to here."""
+        """The measurements so far."""
         student, teacher, _ = models(self.case)
         found = [
             flops(self.pipeline, student, teacher, r, num_pairs(self.case)) for r in self.lengths
@@ -176,7 +176,7 @@ def _is_half(case):
 
 
 def make_runners(case: dict, rows, tokenizer, folder: Path, warm=None):
-    """A runner for each pipeline, ``warm`` run once, and a row for each that cannot run here."""
+    """A runner for each pipeline, after one run of ``warm``, and rows of those that cannot run."""
     teacher, runners, skipped = make_model(case, "teacher").eval(), [], []
     for pipeline in case["pipelines"]:
         reason = refused(pipeline) or (_too_large(case) if pipeline == "published" else None)

@@ -1,4 +1,4 @@
-"""What we are measured against: the published formula and pipeline, TRL and Liger-Kernel.
+"""What we compare with: the published formula and pipeline, TRL and Liger-Kernel.
 
 The published code was not used: its loss and its step are written here from their formulas.
 """
@@ -17,7 +17,7 @@ EPSILON = 1e-8  # of the published formula
 
 
 def published_jsd(student_logits, teacher_logits):
-    """``[..., V]`` logits -> JSD a token, in whole float32 tensors: log(m + 1e-8), m = (p+q)/2."""
+    """``[..., V]`` logits -> JSD per token, whole float32 tensors: log(m + 1e-8), m = (p+q)/2."""
     student_logits, teacher_logits = student_logits.float(), teacher_logits.float()
     q, p = student_logits.softmax(-1), teacher_logits.softmax(-1)
     log_m = torch.log((p + q) / 2 + EPSILON)
@@ -27,7 +27,7 @@ def published_jsd(student_logits, teacher_logits):
 
 
 def published_reverse_kl(student_logits, teacher_logits):
-    """``[..., V]`` logits -> KL(student || teacher) a token, whole float32 tensors."""
+    """``[..., V]`` logits -> KL(student || teacher) per token, whole float32 tensors."""
     log_q = student_logits.float().log_softmax(-1)
     log_p = teacher_logits.float().log_softmax(-1)
     return (log_q.exp() * (log_q - log_p)).sum(-1)
@@ -97,7 +97,7 @@ def whole_tensors(engine) -> float:
 
 
 class PublishedPipeline:
-    """A training step as it is published: rows padded to one length, every logit held.
+    """A training step as published: rows padded to one length, all logits kept.
 
     The final logits and those of every pair are there at once for all positions, from raw states
     (no final norm), for the student and for the teacher, which runs in every step. A fair rival

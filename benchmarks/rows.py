@@ -1,4 +1,4 @@
-"""Rows: one JSON object a line, one file a part; a new measurement replaces the row of its name."""
+"""Rows: one JSON object per line, one file per part; a new row replaces the one of its name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def load(folder: Path, part: str) -> list[dict]:
 
 
 def store(folder: Path, part: str, row: dict) -> None:
-    """Put a row in the place of its name, or at the end; the file is whole at any moment."""
+    """Replace the row of this name, or append it; the file is complete at every moment."""
     rows = {old["name"]: old for old in load(folder, part)} | {row["name"]: row}
     _write(Path(folder) / f"{part}.jsonl", rows.values())
 
@@ -34,7 +34,7 @@ def keep(folder: Path, part: str, names: set[str]) -> None:
 
 
 def environment(threads: int) -> dict:
-    """What a row says about where it was measured."""
+    """Versions, threads, load and commit, which every row records."""
     return {
         "threads": threads,
         "load": round(os.getloadavg()[0], 1),
@@ -46,7 +46,7 @@ def environment(threads: int) -> dict:
 
 
 def version_of(name: str) -> str:
-    """The version of a package that may be missing."""
+    """The version of a package, "none" if it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -1,17 +1,17 @@
 """Measure, and store rows in benchmarks/results: every case in a process of its own.
 
-    python -m benchmarks.run --list                    what there is, and how long each part takes
+    python -m benchmarks.run --list                    the cases, and how long each part takes
     python -m benchmarks.run                           everything
     python -m benchmarks.run loss chunks               two parts
     python -m benchmarks.run loss --only "N2048"       cases whose name has this text in it
     python -m benchmarks.run steps --data DOLLY_DIR --tokenizer GPT2_DIR     on real rows
     python -m benchmarks.run generation --model DIR --prompts FILE      also of a trained model
-    python -m benchmarks.run --toy                     tiny shapes, a minute, rows are thrown away
+    python -m benchmarks.run --toy                     tiny shapes, a minute, rows are discarded
     python -m benchmarks.tables                        write the tables of README.md and docs/
 
-Rows are stored one by one and replace the older row of the same name: a part that fails or is
+Rows are stored one by one and replace the older row of the same name, so a part that fails or is
 stopped loses nothing that was measured before. On a busy machine only `median_cpu_s` with
-`--threads 1` says anything.
+`--threads 1` is meaningful.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MARK = "ROW "  # of a line that is a row; everything else a library prints is p
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the parts asked for; the exit status is 1 if a case failed."""
+    """Run the given parts; the exit status is 1 if a case failed."""
     options = parse(arguments)
     if options.case:
         return run_case(json.loads(options.case))
@@ -59,14 +59,16 @@ def parse(arguments):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--list", action="store_true", help="cases and durations; nothing runs")
+    parser.add_argument("--list", action="store_true", help="list cases and durations, run nothing")
     parser.add_argument("--only", default="", help="cases whose name has this text in it")
-    parser.add_argument("--toy", action="store_true", help="tiny shapes: does it all work?")
-    parser.add_argument("--threads", type=int, help="of torch; default its own")
+    parser.add_argument(
+        "--toy", action="store_true", help="tiny shapes: check that everything runs"
+    )
+    parser.add_argument("--threads", type=int, help="torch's threads (default: torch's choice)")
     parser.add_argument("--data", help="Dolly's training records, a file or its folder")
     parser.add_argument("--tokenizer", help="a folder with the tokenizer for --data")
-    parser.add_argument("--model", help="a folder: a trained model that answers too")
-    parser.add_argument("--prompts", help="records whose prompts, or first words, --model answers")
+    parser.add_argument("--model", help="folder of a trained model to measure as well")
+    parser.add_argument("--prompts", help="records whose prompts or first words --model continues")
     parser.add_argument("--rows", type=int, default=50, help="rows of GPT-2's steps (default 50)")
     parser.add_argument("--results", type=Path, help="where rows go (default benchmarks/results)")
     parser.add_argument("--gflops", type=float, default=100, help="speed assumed by --list")

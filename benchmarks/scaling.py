@@ -1,4 +1,4 @@
-"""Time and memory over the number of tokens, and of layer pairs; rows and a figure."""
+"""Time and memory by the number of tokens and of layer pairs; rows and a figure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FIGURE = Path(__file__).parents[1] / "docs" / "scaling.png"
 
 
 def cases(options) -> list[dict]:
-    """Narrow models, so that a point takes a second; memory does not know the width."""
+    """Narrow models, so that a point takes a second; memory does not depend on the width."""
     shape, unit = (TOY, 4) if options.toy else (SHAPE, 512)
     found = [{"over": "tokens", "engine": "chunked", "tokens": unit * 2**k} for k in range(5)]
     found += [{"over": "tokens", "engine": "reference", "tokens": unit * 2**k} for k in range(3)]
@@ -61,7 +61,7 @@ def measure(case: dict):
 
 
 def lens_call(case: dict):
-    """A call of the whole objective, and the bytes that grow by themselves: rows and gradients."""
+    """A call of the whole objective, and the bytes of rows and gradients that it must hold."""
     torch.manual_seed(0)
     pairs, n, vocab = case["pairs"], case["tokens"], case["vocab"]
     depths = range(pairs + 1)

@@ -1,8 +1,8 @@
 """Whole training steps: plain KD, DistillLens, DistillLens from a cache, TRL, as published.
 
 Ours are real DistillLensTrainers: their collator, training_step, clipping and AdamW. All pipelines
-of a group see the same rows, one after the other row by row, so that a drift of the machine hits
-all of them. "published" is alone: its every row is 512 tokens long.
+of a group take turns on the same rows, so that a drift of the machine affects all of them.
+"published" runs alone, because each of its rows is 512 tokens long.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAIN = ("plain KD", "DistillLens", "DistillLens, cached teacher")
 
 
 def cases(options) -> list[dict]:
-    """Groups of pipelines by shape; each group or lonely pipeline is a process."""
+    """Groups of pipelines by shape; each group is a process."""
     if options.toy:
         plan = [("toy", 3, 1, (1, 2))]
     else:
@@ -54,7 +54,7 @@ def cases(options) -> list[dict]:
 
 
 def seconds(case: dict, gflop_per_s: float) -> float:
-    """A guess from the flop model, AdamW, and building the models."""
+    """An estimate: the flop model, AdamW, and the construction of the models."""
     student, teacher, batch = models(case)
     build, adam = (25, 0.4) if case["shape"] == "gpt2" else (12, 0.02)
     typical = [[(139, 68)] * batch]
@@ -85,7 +85,7 @@ def measure(case: dict):
 
 
 def measure_steps(case: dict, folder: Path):
-    """Interleaved steps of a group; a row for each pipeline, stored anew as it goes on."""
+    """Interleaved steps of a group; the row of each pipeline is stored again as it grows."""
     tokenizer, found = token_rows(case)
     size = SHAPES[case["shape"]]["batch"]
     batches = [found[at : at + size] for at in range(0, len(found), size)]
@@ -103,7 +103,7 @@ def measure_steps(case: dict, folder: Path):
 
 
 def measure_lengths(case: dict, folder: Path):
-    """The same with random rows of one length at a time: prompts of 64, answers that grow."""
+    """The same with random rows of one length at a time: prompts of 64 tokens, longer answers."""
     shape, rng = SHAPES[case["shape"]], random.Random(0)
     tokenizer, _ = token_rows({**case, "steps": 1})
     found = {
@@ -124,7 +124,7 @@ def measure_lengths(case: dict, folder: Path):
 
 
 def measure_memory(case: dict, folder: Path):
-    """Peaks of a step of median rows, then of the longest, beside weights, gradients, AdamW."""
+    """Peaks of a step with median rows, then the longest, above weights, gradients and AdamW."""
     tokenizer, found = token_rows({**case, "steps": 50})
     found = sorted(found, key=lambda row: len(row["input_ids"]))
     size = SHAPES[case["shape"]]["batch"]

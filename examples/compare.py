@@ -1,4 +1,4 @@
-"""How far students are from their teacher on held-out data, at the output and by depth.
+"""Compare students with their teacher on held-out data, at the output and by depth.
 
     python examples/compare.py --teacher runs/dolly/teacher --student runs/dolly/kd \
         --student runs/dolly/distilllens --data DOLLY_DEV.jsonl --layers 1:2,2:4,3:6
@@ -20,14 +20,16 @@ from distilllens.targets import Targets
 
 
 def main():
-    """Measure every student and print the table."""
+    """Measure the teacher and every student; print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--teacher", required=True)
-    parser.add_argument("--student", required=True, action="append")
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--layers", required=True, type=LayerMap.parse)
+    parser.add_argument("--teacher", required=True, help="folder or hub id")
+    parser.add_argument("--student", required=True, action="append", help="may be repeated")
+    parser.add_argument("--data", required=True, help="file of records")
+    parser.add_argument(
+        "--layers", required=True, type=LayerMap.parse, help='student:teacher pairs, as "1:2,2:4"'
+    )
     parser.add_argument("--limit", type=int, default=200, help="records (default: 200)")
-    parser.add_argument("--max_length", type=int, default=256)
+    parser.add_argument("--max_length", type=int, default=256, help="tokens (default: 256)")
     args = parser.parse_args()
 
     tokenizer = AutoTokenizer.from_pretrained(args.teacher)
@@ -48,12 +50,16 @@ def main():
 
 
 def encode(tokenizer, record, max_length):
-    """One record as a batch of one: ids, and labels where the response is."""
+    """One record as a batch of one, with labels at the response tokens."""
     prompt = tokenizer(record["prompt"])["input_ids"] if "prompt" in record else []
     text = record["prompt"] + record["completion"] if "prompt" in record else record["text"]
     ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id][:max_length]
     labels = [-100] * len(prompt) + ids[len(prompt) :]
-    return {"input_ids": torch.tensor([ids]), "labels": torch.tensor([labels[: len(ids)]])}
+    return {
+        "input_ids": torch.tensor([ids]),
+        "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
+        "labels": torch.tensor([labels[: len(ids)]]),
+    }
 
 
 @torch.no_grad()
@@ -62,7 +68,8 @@ def measure(student, teacher, batches, layers, name):
     sums, cross_entropy, count = torch.zeros(1 + len(layers), dtype=torch.float64), 0.0, 0
     for batch in tqdm(batches, desc=name, leave=False):
         valid = Targets.of(batch["labels"]).mask
-        final = read_states(student, (), input_ids=batch["input_ids"]).final[valid]
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        final = read_states(student, (), **inputs).final[valid]
         loss, _ = linear_cross_entropy(final, student.head, batch["labels"][:, 1:][valid[:, :-1]])
         cross_entropy, count = cross_entropy + float(loss), count + len(final)
         if teacher is not None:

@@ -1,4 +1,4 @@
-"""Engines agree, the flop model is torch's own count, and the tables are what the rows give."""
+"""Engines agree, the flop model equals torch's own count, and the tables match the rows."""
 
 import copy
 import importlib
@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 NAMES = ("chunks", "dolly", "loss", "meter", "rivals", "rows", "run", "scaling")
-NAMES += ("pipelines", "steps", "tables", "generation", "gpu", "gpu_loss", "gpu_tables")
+NAMES += ("pipelines", "steps", "step_tables", "tables", "generation")
+NAMES += ("gpu", "gpu_loss", "gpu_steps", "gpu_tables")
 bench = {name: importlib.import_module(f"benchmarks.{name}") for name in NAMES}
 TOY = {**bench["loss"].TOY, "tokens": 24, "dtype": "float32", "repeats": 1}
 # Toy logits are below 10; m is at least 1e-5, so that log(m + 1e-8) is off by less than 1e-3.
@@ -53,16 +54,40 @@ def test_the_published_epsilon_makes_equal_models_negative():
     assert bench["rivals"].published_jsd(logits, logits).item() == pytest.approx(-5.0e-4, rel=0.02)
 
 
-@pytest.mark.parametrize("engine", ["products", "chunked", "TRL"])
+@pytest.mark.parametrize("engine", ["products", "products, aligned", "chunked", "TRL"])
 def test_flops_of_a_loss(engine):
     """The stored flops are what torch counts: 2 N V (dt + 3 ds); TRL projects three times."""
     loss = bench["loss"]
     case = loss.finished({**TOY, "engine": engine}, options())
-    call = loss.make_call({**case, "chunk": 8} if engine == "products" else case, loss.inputs(case))
+    case |= {"chunk": 8} if engine.startswith("products") else {}
+    call = loss.make_call(case, loss.inputs(case))
     with FlopCounterMode(display=False) as counter:
         call()
     uncounted = 4 * 24 * 211 * 8 if engine == "TRL" else 0  # torch leaves out addmm_
     assert counter.get_total_flops() + uncounted == round(case["gflop"] * 1e9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_aligned_floor_is_aligned(dtype, monkeypatch):
+    """Every product of "products, aligned" has rows and sizes that are multiples of 16 bytes."""
+    loss, seen, unit = bench["loss"], [], 16 // dtype.itemsize
+    for name in ("mm", "addmm"):
+        product = getattr(torch, name)
+
+        def watched(*given, out, product=product, **more):
+            seen.extend([*given[-2:], out])
+            return product(*given, out=out, **more)
+
+        monkeypatch.setattr(torch, name, watched)
+    case = {"engine": "products, aligned", "chunk": 5, "tokens": 7, "dtype": str(dtype)[6:]}
+    tensors = loss.inputs({**case, "vocab": 211, "student_width": 8, "teacher_width": 16})
+    loss.make_call(case, tensors)()
+    large = [matrix for matrix in seen if max(matrix.shape) > 200]
+    assert len(large) == 2 * 4 * 2  # chunks, products, and two matrices of each
+    for matrix in large:
+        along, across = matrix.stride().index(1), 1 - matrix.stride().index(1)
+        assert matrix.stride(across) % unit == 0 and matrix.data_ptr() % 16 == 0
+        assert matrix.shape[along] % unit == 0
 
 
 @pytest.mark.parametrize("pipeline", ["plain KD", "DistillLens", "TRL", "published"])
@@ -148,7 +173,7 @@ def test_every_case_of_a_part_measures(part, tmp_path):
 
 def test_toy_steps_measure_and_make_tables(tmp_path):
     """A group of interleaved pipelines and its tables; what is not there yet is a row as well."""
-    steps, rows, tables = bench["steps"], bench["rows"], bench["tables"]
+    steps, rows, tables = bench["steps"], bench["rows"], bench["step_tables"]
     cases = [c for c in steps.cases(options()) if c["name"] in ("toy steps", "toy steps published")]
     for case in cases:
         for row in steps.measure(case):
@@ -187,10 +212,11 @@ def test_the_gpu_command_rehearses_on_the_cpu(tmp_path):
             assert "skipped" in row
             continue
         assert row["median_s"] > 0 and row["peak_bytes"] >= 0
-        if case["engine"] != "products" and not case["engine"].startswith("Liger"):
+        if not case["engine"].startswith(("products", "Liger")):
             assert "wrong" not in row and row["value_error"] < 1e-2
     steps = [row for row in found.values() if row["operation"] == "training step"]
     assert [row["steps"] for row in steps] == [3] * 3
+    assert [len(row["first_seconds"]) for row in steps] == [3] * 3
     assert {row["dtype"] for row in steps} == {"bfloat16"}
     tables = bench["gpu_tables"].TABLES
     assert "| ours, `triton` 4 |" in tables["gpu-loss"](tmp_path)
@@ -217,6 +243,37 @@ def test_a_gpu_case_that_fails_loses_nothing(tmp_path, monkeypatch, capfd):
     again = gpu_options(tmp_path / "again", "precision", "--after", cases[0]["name"])
     assert gpu.run_cases(again, device, {}) == 1  # it goes on where the device broke
     assert [row["engine"] for row in rows.load(tmp_path / "again", "gpu")] == ["chunked"]
+
+
+def test_rows_of_another_folder_are_adopted(tmp_path, monkeypatch, capsys):
+    """They replace rows of their name; unfinished ones are left out, vanished cases dropped."""
+    gpu, rows = bench["gpu"], bench["rows"]
+    kept, stale, new = (case["name"] for case in bench["gpu_loss"].cases("qwen", toy=False)[:3])
+    ours, theirs = tmp_path / "results", tmp_path / "measured"
+    for name in (kept, stale, "a case of the past"):
+        rows.store(ours, "gpu", {"name": name, "value": 1})
+    for name in (stale, new, *bench["gpu_steps"].names(), "environment", "tests"):
+        rows.store(theirs, "gpu", {"name": name, "value": 2})
+    rows.store(theirs, "gpu", {"name": kept, "skipped": gpu.UNFINISHED})
+    monkeypatch.setattr(rows, "RESULTS", ours)
+    assert gpu.main(["adopt", "--results", str(theirs)]) == 0
+    found = {row["name"]: row["value"] for row in rows.load(ours, "gpu")}
+    assert found.pop(kept) == 1 and set(found.values()) == {2} and len(found) == 7
+    assert kept in capsys.readouterr().err
+
+
+def test_unfinished_tests_are_a_row_and_no_line(tmp_path, monkeypatch, capfd):
+    """The row says that they did not finish; only the result is printed."""
+    gpu, rows = bench["gpu"], bench["rows"]
+
+    def killed(*given, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu.subprocess, "Popen", killed)
+    with pytest.raises(KeyboardInterrupt):
+        gpu.main(["tests", "--results", str(tmp_path)])
+    assert rows.load(tmp_path, "gpu")[0]["skipped"] == gpu.UNFINISHED
+    assert gpu.UNFINISHED not in capfd.readouterr().out
 
 
 def test_a_wrong_value_marks_its_row():

@@ -1,4 +1,4 @@
-"""What the pages say is so: tests, files, links, defaults and snippets exist as written."""
+"""What the pages claim is true: tests, files, links, defaults and snippets exist as written."""
 
 import ast
 import re
@@ -6,13 +6,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
+from transformers import LlamaConfig
 
 import distilllens
 from distilllens import LayerMap
 from distilllens import divergence as named_divergence
 from distilllens.divergence import parameters
+from distilllens.fingerprints import fingerprint
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "distilllens"
@@ -21,6 +24,26 @@ FRONT = [ROOT / name for name in ("README.md", "CHANGELOG.md", "LOG.md")]
 PAGES = [page for page in (*FRONT, *DOCS) if page.exists()]
 # Of the machine a page was written on; spelled apart, or this file would be a finding.
 PRIVATE = [f"/{folder}/" for folder in ("work", "root", "tmp")] + ["shared" + "/"]
+# Test files that are not named after one source file.
+WIDER_TESTS = {
+    "lens/test_peft.py",
+    "linear_divergence/test_door.py",
+    "linear_divergence/test_gpu.py",
+    "linear_divergence/test_new_divergence.py",
+    "linear_divergence/test_terms.py",
+    "linear_divergence/test_waiting.py",
+    "report/test_page_in_browser.py",
+    "test_architecture.py",
+    "test_benchmarks.py",
+    "test_docs.py",
+    "test_examples.py",
+    "test_import.py",
+    "test_notebooks.py",
+    "test_old_files.py",
+    "train/test_answers.py",
+    "train/test_distributed.py",
+    "train/test_invariance.py",
+}
 TEST_NAME = re.compile(r"tests/[\w/]+\.py::\w+")
 TREE_LINE = re.compile(r"^(?P<indent>(?:│   |    )*)[├└]── (?P<name>[\w.]+/?)")
 
@@ -48,6 +71,29 @@ def missing_tests(text):
         if not (ROOT / path).is_file() or name not in names_of_tests(text_of(ROOT / path)):
             missing.append(named)
     return missing
+
+
+def ledger_names(text):
+    """The code spans of the ledger's tables in the column of what implements a statement."""
+    names = set()
+    for head, rows in re.findall(r"^(\|.*\|)\n\|[-|]+\|\n((?:\|.*\n)+)", text, re.MULTILINE):
+        heads = [cell.strip() for cell in head.strip("|").split("|")]
+        columns = [n for n, cell in enumerate(heads) if cell in ("function", "here")]
+        if columns and heads[-1] == "test":
+            cells = [row.strip("|").split("|")[columns[0]] for row in rows.splitlines()]
+            names |= {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+    return names
+
+
+def exists(name, known):
+    """Whether a name is among those known or resolves from ``distilllens``."""
+    if name.split(":")[0] in known:
+        return True
+    try:
+        resolve_name(f"distilllens.{name.split('(')[0]}")
+    except (ImportError, AttributeError, ValueError):
+        return False
+    return True
 
 
 def files_in_tree(block):
@@ -123,6 +169,22 @@ def test_a_wrong_name_is_found():
     assert missing_tests(f"`{right}`, `{wrong[0]}`, `{wrong[1]}`") == wrong
 
 
+def test_the_ledger_names_functions_that_exist(capsys):
+    """Each resolves from ``distilllens``, or is a recipe's field, a command or a flag."""
+    from distilllens.cli import evaluate
+    from distilllens.cli.train_arguments import make_parser
+
+    known = {action.dest for action in make_parser("train", "")._actions}
+    with pytest.raises(SystemExit):
+        evaluate.main(["--help"])
+    known |= {"distilllens evaluate", *re.findall(r"--\w+", capsys.readouterr().out)}
+    names = ledger_names(text_of(ROOT / "docs" / "paper.md"))
+    assert {"LogitLens.logits", "sampling.draw_pairs", "distilllens evaluate"} < names
+    assert [name for name in sorted(names) if not exists(name, known)] == []
+    for wrong in ("lens.no_such", "Objective.no_such", "--no_such", "no_such"):
+        assert not exists(wrong, known)
+
+
 def test_nine_deviations_are_listed():
     """The second table of the ledger has a row for each, and each names a test."""
     rows = re.findall(r"^\| (\d)\. (.*)$", text_of(ROOT / "docs" / "paper.md"), re.MULTILINE)
@@ -146,14 +208,34 @@ def test_recipes_state_the_papers_settings():
         assert LayerMap.resolve(recipe["lens_layers"], *layers) == pairs, path
         assert recipe["learning_rate"] == float(cell["peak learning rate"]), path
         assert recipe["num_train_epochs"] == int(cell["epochs"]), path
-        rows_a_device = int(cell["rows a device x devices"].split()[0])
+        rows_a_device = int(cell["rows per device x devices"].split()[0])
         assert recipe["per_device_train_batch_size"] == rows_a_device, path
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/design.md"])
-def test_the_tree_is_the_disk(page):
-    """Every source file is listed, and every listed file exists."""
-    assert tree_differences(ROOT / page) == {"not there": set(), "not listed": set()}
+def test_the_tree_is_the_disk():
+    """docs/design.md lists every source file, and every listed file exists."""
+    page = ROOT / "docs" / "design.md"
+    assert tree_differences(page) == {"not there": set(), "not listed": set()}
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name != "design.md"], ids=lambda p: p.name)
+def test_the_tree_is_drawn_once(page):
+    """A second tree would have to be kept in step."""
+    assert "├──" not in text_of(page)
+
+
+def test_tests_are_named_after_what_they_test():
+    """tests/ROOM/test_X.py tests ROOM/X.py, or is listed as one that tests several files."""
+    rooms = {path.parent.relative_to(SOURCE) for path in SOURCE.rglob("__init__.py")}
+    files = {path.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
+    assert {path.parent for path in files} == rooms
+    wider = {path.as_posix() for path in files if not (SOURCE / source_of(path)).is_file()}
+    assert wider == WIDER_TESTS
+
+
+def source_of(test):
+    """The source file that a test file is named after."""
+    return test.with_name(test.name.removeprefix("test_"))
 
 
 def test_the_tree_is_read_by_its_indentation():
@@ -224,6 +306,55 @@ def test_the_table_of_fields_is_todays():
     assert tool.rewritten(page) == page, "run python tools/config_table.py"
 
 
+def test_the_table_of_errors_is_todays():
+    """What does not vary in the messages of docs/training.md is in strings of the code."""
+    table = text_of(ROOT / "docs" / "training.md").split("| message | meaning |")[1]
+    messages = re.findall(r"^\| `([^`]+)` \|", table.split("\n\n")[0], re.MULTILINE)
+    assert len(messages) >= 10
+    nodes = [n for path in SOURCE.rglob("*.py") for n in ast.walk(ast.parse(text_of(path)))]
+    strings = {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    varies = r"\.\.\.|[\d\[\],:]+|\bN\b|\w*_\w*|\b(?:student|teacher)(?:'s)?\b"
+    for message in messages:
+        parts = [part.strip() for part in re.split(varies, message)]
+        fixed = [part for part in parts if " " in part]
+        assert fixed, message
+        assert [p for p in fixed if not any(p in text for text in strings)] == [], message
+
+
+def changed(content, at):
+    """The bytes with one of them flipped."""
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+def test_fingerprints_read_what_the_training_page_says(tmp_path):
+    """Files of up to 2 MiB whole; of larger ones name, size and 512 samples of 4 KiB."""
+    said = text_of(ROOT / "docs" / "training.md")
+    assert "512 samples of 4 KiB" in said and "up to 2 MiB" in said
+    number, size, whole = 512, 2**12, 2**21
+
+    def weights(content, name="model.safetensors"):
+        folder = tmp_path / "model"
+        folder.mkdir()
+        (folder / name).write_bytes(content)
+        found = fingerprint(str(folder), LlamaConfig())["weights"]
+        shutil.rmtree(folder)
+        return found
+
+    small, large = bytes(whole), bytes(2 * whole)
+    places = [0, 1, size - 1, size, whole // 2 - 1, whole // 2, whole - size - 1, whole - 1]
+    places += [sample * size + offset for sample in (100, 300, 510) for offset in (-1, 0, 1)]
+    assert weights(small) not in {weights(changed(small, at)) for at in places}
+
+    last = len(large) - size
+    samples = [last * sample // (number - 1) for sample in range(number)]
+    seen = [at for start in (samples[0], samples[200], samples[-1]) for at in (start, start + 4095)]
+    assert weights(large) not in {weights(changed(large, at)) for at in seen}
+    gaps = [start + size for start in (samples[0], samples[200], samples[-2])]
+    assert {weights(changed(large, at)) for at in gaps} == {weights(large)}
+    assert weights(large + b"\0") != weights(large)
+    assert weights(large, "other.safetensors") != weights(large)
+
+
 def test_the_table_of_divergences_is_todays():
     """Names, parameters and defaults of docs/divergences.md are those of the code."""
     text = text_of(ROOT / "docs" / "divergences.md")
@@ -262,7 +393,7 @@ def test_snippets_run(page, tmp_path):
         shutil.copytree(SOURCE / "cli" / "demo_teacher", tmp_path / "demo" / folder)
     code = "\n".join(blocks_of("python", text_of(page)))
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=240
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     for said in re.findall(r"# -> (.*)$", code, re.MULTILINE):

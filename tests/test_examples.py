@@ -1,4 +1,4 @@
-"""Every recipe in examples/ is read and means what the paper's table says; the script runs."""
+"""Every recipe in examples/ parses and has the settings of the paper's table; the script runs."""
 
 import json
 import runpy
@@ -26,7 +26,7 @@ PAPER = {
     "path", sorted(EXAMPLES.rglob("*.yaml")), ids=lambda p: p.relative_to(EXAMPLES).as_posix()
 )
 def test_a_recipe_is_read(path, tmp_path):
-    """All fields exist and parse; only paths are left to the command line."""
+    """All fields exist and parse; only paths are missing, which the command line gives."""
     parser = make_parser("train", "")  # a recipe sets a parser's defaults
     recipe = read_recipe(path)
     check_recipe(str(path), recipe, {action.dest: action for action in reversed(parser._actions)})
@@ -52,7 +52,7 @@ def test_every_setting_of_the_paper_has_a_recipe():
 
 
 def test_compare_prints_a_row_for_every_model(tmp_path, monkeypatch, capsys):
-    """A student that is the teacher is 0 from it at every depth; another is not."""
+    """The teacher is 0 from itself at the output and at every depth; another model is not."""
     toys.llama(3, 16).save_pretrained(tmp_path / "teacher")
     toys.llama(3, 16, seed=1).save_pretrained(tmp_path / "other")
     toys.tokenizer().save_pretrained(tmp_path / "teacher")

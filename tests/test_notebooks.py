@@ -1,4 +1,4 @@
-"""The notebooks of examples/ are whole, carry no outputs, and run at toy size."""
+"""The notebooks of examples/ are valid, have no outputs, and run with toy models."""
 
 import ast
 import json
@@ -36,7 +36,7 @@ def run(cells):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_a_notebook_is_whole_and_clean(path):
-    """nbformat 4.5: every cell has its keys and an id of its own; nothing was left by a run."""
+    """nbformat 4.5: every cell has its keys and a unique id, and no outputs."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
     assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
@@ -53,7 +53,7 @@ def test_a_notebook_is_whole_and_clean(path):
 
 
 def test_read_a_model_runs(tmp_path, monkeypatch, capsys):
-    """With toy models in the place of the demo's it shows three pages and prints every depth."""
+    """With toy models instead of the demo's, it shows three pages and prints every depth."""
     monkeypatch.chdir(tmp_path)
     settings = {
         "TEACHER": "big",

@@ -1,8 +1,8 @@
-"""Flops and bytes of a training step, by term, from shapes alone.
+"""Flops and bytes of a training step, by term, computed from shapes alone.
 
 Symbols: T tokens of a row, n of them targets, V words; a model has L blocks of width d whose
 weights are W (12 L d^2 for GPT-2); s is the student, t the teacher; P layer pairs.
-docs/performance.md writes the formulas out; tests hold them to torch's own count of flops.
+docs/performance.md lists the formulas; tests compare them with torch's own count of flops.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Model:
-    """What costs depend on. Embedding and head are one matrix, as in GPT-2, unless ``untied``."""
+    """The sizes that costs depend on. Embedding and head are one matrix unless ``untied``."""
 
     layers: int
     width: int
@@ -22,6 +22,7 @@ class Model:
 
     @property
     def weights(self) -> int:
+        """The number of weights: blocks, embedding and head."""
         return self.block_weights + self.vocab * self.width * (1 + self.untied)
 
 
@@ -31,13 +32,13 @@ def gpt2(layers: int, width: int, vocab: int = 50257) -> Model:
 
 
 def forward_flops(model: Model, lengths: list[int]) -> int:
-    """``2 W T + 4 L d T^2`` a row; attention is counted without the saving of a causal mask."""
+    """``2 W T + 4 L d T^2`` per row; attention is counted as if there were no causal mask."""
     blocks = 2 * model.block_weights * sum(lengths)
     return blocks + 4 * model.layers * model.width * sum(length**2 for length in lengths)
 
 
 def divergence_flops(n: int, student: Model, teacher: Model, projections: int = 1) -> int:
-    """``2 n V (t dt + (t + 2) ds)``: both projections t times, and the two gradient products."""
+    """``2 n V (k dt + (k + 2) ds)``: k ``projections`` of both, and two gradient products."""
     widths = projections * teacher.width + (projections + 2) * student.width
     return 2 * n * student.vocab * widths
 
@@ -62,14 +63,14 @@ def step_flops(
 ) -> dict[str, int]:
     """Flops of one optimizer step by term, for ``rows`` of (tokens, targets).
 
-    ``share`` is that of the (pair, token) combinations that the lens reads. "published" pads every
-    row to ``length`` and reads every position; "TRL" projects twice for a KL.
+    ``share`` is the fraction of (pair, token) combinations that the lens measures. "published" pads
+    every row to ``length`` and measures every position; "TRL" projects twice for a KL.
     """
     lengths, n = [tokens for tokens, _ in rows], sum(targets for _, targets in rows)
     if pipeline == "published":
         lengths, n = [length] * len(rows), length * len(rows)
     lens, live = PIPELINES.get(pipeline, (pipeline == "published", True))
-    # Ours also reports a cross-entropy: one projection more, without a gradient.
+    # Ours also logs a cross-entropy: one more projection, without a gradient.
     extra = 2 * n * student.vocab * student.width if pipeline in PIPELINES else 0
     projections = 2 if pipeline == "TRL" else 1
     forward = forward_flops(student, lengths)
@@ -84,8 +85,9 @@ def step_flops(
     }
 
 
-# Passes over a float32 [n, V] block: eager counts the reads and writes of linear_divergence's
-# jsd; fused is the two logit tiles and the gradient, each written once and read by what follows.
+# Passes over a float32 [n, V] block: EAGER counts the reads and writes of linear_divergence's jsd
+# in torch; FUSED counts two logit tiles and the gradient, each written once and read by the next
+# operation.
 EAGER, FUSED = 38, 7
 
 
@@ -100,9 +102,9 @@ def step_bytes(
     passes: int = EAGER,
     chunk: int = 256,
 ) -> dict[str, int]:
-    """Bytes to and from main memory by term, for our own pipelines; ``size`` is a weight's.
+    """Bytes to and from main memory by term, for our own pipelines; a weight has ``size`` bytes.
 
-    Weights once a pass, activations 16 numbers a token, block and width; heads once a chunk.
+    Weights once per pass, 16 activations per token, block and unit of width, heads once per chunk.
     """
     lens, live = PIPELINES[pipeline]
     tokens, n = sum(row[0] for row in rows), sum(row[1] for row in rows)
@@ -113,7 +115,7 @@ def step_bytes(
 
     def divergence(count):
         chunks = -(-count // chunk)
-        # Two readings of the student's head, one of the teacher's, a sum that is read and written.
+        # The student's head is read twice, the teacher's once; a sum is read and written.
         heads = size * (2 * student.width + teacher.width) + 2 * 4 * student.width
         return student.vocab * (chunks * heads + 4 * passes * count)
 
@@ -129,17 +131,17 @@ def step_bytes(
 
 
 def roofline_seconds(flops: dict, bytes_: dict, rate: float, bandwidth: float) -> dict[str, float]:
-    """For each term the larger of flops / rate and bytes / bandwidth."""
+    """Seconds by term: the larger of flops / rate and bytes / bandwidth."""
     return {term: max(flops[term] / rate, bytes_[term] / bandwidth) for term in flops}
 
 
 def cache_bytes(teacher: Model, n: int, pairs: int, size: int = 2) -> int:
-    """A teacher cache: states of the mapped depths and the last one, for every target."""
+    """Bytes of a teacher cache: states of the mapped depths and the last one, for every target."""
     return (pairs + 1) * n * teacher.width * size
 
 
-# NVIDIA's data sheet of the H100 SXM: dense bf16 tensor cores, HBM3. Nobody reaches the peak:
-# half of the flops and 80 % of the bandwidth are what well-tuned training code gets.
+# NVIDIA's data sheet of the H100 SXM: dense bf16 tensor cores, HBM3. No program reaches the peak;
+# half of the flops and 80 % of the bandwidth are what well-tuned training code achieves.
 H100 = {"rate": 0.5 * 989e12, "bandwidth": 0.8 * 3.35e12}
 LLAMA_7B = Model(32, 4096, 32000, 6_476_005_376, untied=True)
 TINYLLAMA = Model(22, 2048, 32000, 968_884_224, untied=True)

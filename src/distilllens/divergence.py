@@ -17,7 +17,7 @@ from torch import Tensor
 
 # Below every log-probability whose exponential is not 0, in float64 too.
 _FLOOR = -1e4
-# Tokens that are looked at before the whole vocabulary is sorted.
+# The most likely tokens, which are tried before the whole vocabulary is sorted.
 _TOP = 256
 
 
@@ -29,7 +29,7 @@ def divergence(name: str, **params: float) -> Callable[[Tensor, Tensor], Tensor]
         p, q = teacher_logits.softmax(-1), student_logits.softmax(-1)
         (p * (p.log() - q.log())).sum(-1)
 
-    with ``0 * log 0 = 0`` and everything taken from log-softmax: no epsilon anywhere.
+    with ``0 * log 0 = 0`` and everything computed from log-softmax, without an epsilon.
 
     ==================  ==============================================  ===============  =========
     name                definition                                      parameters       range
@@ -59,7 +59,7 @@ def divergence(name: str, **params: float) -> Callable[[Tensor, Tensor], Tensor]
 
     Raises:
         ValueError: an unknown name or parameter (the message lists the known ones), or a parameter
-            out of its range.
+            outside its range.
 
     Source: arXiv 2602.13567 (jsd, jeffreys); Hinton et al. 2015 (forward_kl); Gu et al. 2024
     (reverse_kl); Agarwal et al. 2024 (jsd with beta); Wu et al. 2024 (adaptive_kl); Ko et al. 2024
@@ -86,7 +86,7 @@ def divergence(name: str, **params: float) -> Callable[[Tensor, Tensor], Tensor]
 
 
 def parameters(name: str, given: Mapping[str, float]) -> dict[str, float]:
-    """Every parameter of the divergence ``name``: its defaults, then the checked ``given``.
+    """Every parameter of the divergence ``name``: ``given``, checked, and defaults for the rest.
 
     Raises:
         ValueError: an unknown name or parameter, or a value outside its range.
@@ -116,15 +116,15 @@ def parameters(name: str, given: Mapping[str, float]) -> dict[str, float]:
 
 
 def reading_waits(tensor: Tensor) -> bool:
-    """Whether to read one number of ``tensor`` is to wait until its device has done all work."""
+    """Whether reading a number of ``tensor`` waits for all work queued on its device."""
     return tensor.device.type != "cpu"
 
 
 def adaptive_weights(q: Tensor, p: Tensor, mu: float) -> tuple[Tensor, Tensor]:
     """Shares ``[...]`` of sum |p - q| on the teacher's head and on its tail; 0 and 0 if p = q.
 
-    The head is the tokens by falling p while their cumulative mass is at most ``mu``, and always
-    the top one; equal probabilities are taken in the order of the vocabulary.
+    The head consists of the most likely tokens whose cumulative mass is at most ``mu``, and always
+    of the top one; equal probabilities count in the order of the vocabulary.
     """
     shape, gap = p.shape[:-1], (q - p).abs_()
     p, gap = p.reshape(-1, p.shape[-1]), gap.reshape(-1, p.shape[-1])
@@ -149,16 +149,16 @@ def _shares_from_a_sort(gap, p, mu):
 
 
 def _shares_from_the_top(gap, p, mu):
-    """As from a sort, where the head ends among the first tokens; and ``settled [R]``: where.
+    """As ``_shares_from_a_sort``, for rows whose head ends among the top tokens: ``settled [R]``.
 
-    Overwrites ``gap``, but in settled rows only.
+    Overwrites ``gap``, but only in settled rows.
     """
     order = p.topk(_TOP, sorted=False).indices.sort(-1).values
     falling, turn = p.gather(-1, order).sort(dim=-1, descending=True, stable=True)
     order = order.gather(-1, turn)
     in_head = falling.cumsum(-1) <= mu
     in_head[:, :1].fill_(True)
-    # Of tokens as likely as the last one, topk takes any: the head must end before them.
+    # Among tokens as likely as the last one, topk picks any; the head must end before them.
     settled = (~in_head & (falling > falling[:, -1:])).any(-1)
     in_head &= settled.unsqueeze(-1)
     top = gap.gather(-1, order)
@@ -167,7 +167,7 @@ def _shares_from_the_top(gap, p, mu):
 
 
 def _expectation(p, value):
-    # Masked before the product, not after: 0 * inf would make the gradient NaN as well.
+    # Masked before the product, not after: 0 * inf would make the gradient NaN.
     return (p * torch.where(p > 0, value, 0)).sum(-1)
 
 
@@ -228,7 +228,7 @@ class _Weight:
 
 @dataclass(frozen=True)
 class _Share:
-    """A number strictly between 0 and 1; ``hint`` says what to take instead of its ends."""
+    """A number strictly between 0 and 1; ``hint`` names the alternative to its ends."""
 
     hint: str = ""
 
@@ -250,8 +250,8 @@ class _Divergence:
 
 
 _MIXED = _Share(" (its ends have names: forward_kl, reverse_kl)")
-# A new divergence is one entry here. linear_divergence/gradients.py may add an analytic gradient in
-# place; without one the engine takes autograd's, block by block.
+# A new divergence is one entry here. linear_divergence/gradients.py may add an analytic gradient;
+# without one the engine uses autograd, block by block.
 _DIVERGENCES = {
     "forward_kl": _Divergence(_forward_kl),
     "reverse_kl": _Divergence(_reverse_kl),

@@ -5,13 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+from fnmatch import fnmatch
 from pathlib import Path
+
+# Opening a symbolic link fails, so that what it points to is never written.
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_PART = re.compile(r"(.+?)(\.\d+)?\.part")
 
 
 def write_atomically(path: Path, text: str):
     """Write a text file so that a reader, or a crash, finds the old or the new one, whole."""
     part = part_of(path)
-    part.write_text(text, encoding="utf-8")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    with open(os.open(part, flags | NO_LINK, 0o666), "w", encoding="utf-8") as stream:
+        stream.write(text)
     settle(part, path)
 
 
@@ -23,6 +31,12 @@ def write_json(path: Path, value: object):
 def part_of(path: Path) -> Path:
     """Where this process writes a file before it has its name."""
     return path.with_name(f"{path.name}.{os.getpid()}.part")
+
+
+def is_part_of(path: Path, *names: str) -> bool:
+    """Whether a path has the name of a temporary file of ours for one of ``names`` (patterns)."""
+    found = _PART.fullmatch(path.name)
+    return found is not None and any(fnmatch(found[1], name) for name in names)
 
 
 def settle(part: Path, path: Path):

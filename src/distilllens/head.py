@@ -1,4 +1,4 @@
-"""The read-out of a language model: a normed hidden state -> logits."""
+"""The output head of a language model: a normed hidden state -> logits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 class Head:
     """``logits = cap(scale * (W h + b))`` with ``cap(z) = softcap * tanh(z / softcap)``.
 
-    Holds references to a model's own parameters, never copies: training the model trains the head.
+    Holds references to a model's own parameters, no copies: training the model trains the head.
 
     Args:
         weight: ``[V, D]``.

@@ -1,4 +1,4 @@
-"""Which depth of the student copies which depth of the teacher."""
+"""Which depth of the student is matched to which depth of the teacher."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ class LayerMap:
         ``evenly(5, 12, 48)`` is the paper's 2:8,4:16,6:24,8:32,10:40.
 
         Raises:
-            ValueError: an n that is no whole number >= 1, or whose rounded depths do not rise.
+            ValueError: n is not a whole number >= 1, or the rounded depths do not rise.
         """
-        # Steps of at least one block never round to one depth, so this many always rise from 1.
+        # Steps of at least one block never round to the same depth, so up to this many always work.
         most = min(student_layers, teacher_layers) - 1
         if n == "auto":
             n = min(5, most)
@@ -86,10 +86,10 @@ class LayerMap:
 
     @classmethod
     def resolve(cls, spec: str, student_layers: int, teacher_layers: int) -> LayerMap:
-        """What a recipe's ``lens_layers`` means for two models: "auto", "3" or "2:8,4:16".
+        """The map that a recipe's ``lens_layers`` gives for two models: "auto", "3" or "2:8,4:16".
 
         Raises:
-            ValueError: a text that is none of these, or depths that the models do not have.
+            ValueError: any other text, or depths that the models do not have.
         """
         if isinstance(spec, int) and not isinstance(spec, bool):
             spec = str(spec)
@@ -105,7 +105,7 @@ class LayerMap:
     def resolve_or_none(
         cls, spec: str, student_layers: int, teacher_layers: int
     ) -> LayerMap | None:
-        """``resolve``, or None for "auto" where a model is too shallow to have an inner depth.
+        """``resolve``, or None for "auto" if a model is too shallow to have an inner depth.
 
         Raises:
             ValueError: as ``resolve``.
@@ -115,7 +115,7 @@ class LayerMap:
         return cls.resolve(spec, student_layers, teacher_layers)
 
     def check(self, student_layers: int, teacher_layers: int) -> LayerMap:
-        """This map, if every depth exists in both models.
+        """Return this map if every depth exists in both models.
 
         Raises:
             ValueError: a depth beyond 0..L, with the valid range.
@@ -134,12 +134,12 @@ class LayerMap:
 
     @property
     def student_depths(self) -> tuple[int, ...]:
-        """The student's side, rising."""
+        """The student's depths, rising."""
         return tuple(pair[0] for pair in self.pairs)
 
     @property
     def teacher_depths(self) -> tuple[int, ...]:
-        """The teacher's side, rising."""
+        """The teacher's depths, rising."""
         return tuple(pair[1] for pair in self.pairs)
 
     def __len__(self):

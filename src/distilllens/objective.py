@@ -225,7 +225,7 @@ class Objective:
         return divergence_term(*sides, weight=weight, **options)
 
     def _sampled(self, targets, draws):
-        """The positions that the lens measures (None: all), and their expected share.
+        """The numbers of the targets that the lens measures (None: all), and their expected share.
 
         Each position is drawn independently: a fixed number would depend on the micro-batch.
         """
@@ -237,7 +237,8 @@ class Objective:
                 f"lens_token_fraction {fraction} needs lens_draws of shape "
                 f"{list(targets.mask.shape)}, got {None if draws is None else list(draws.shape)}"
             )
-        return targets.mask & (draws < fraction), fraction
+        drawn = draws.flatten()[targets.index] < fraction
+        return drawn.nonzero().squeeze(1), fraction
 
     def _lens(self, student, teacher, teacher_head, targets, kept, fraction):
         pairs = self.layer_map.pairs
@@ -258,4 +259,4 @@ def _rows(states, state, targets, kept=None):
     """The rows of a state of ``states`` at the targets, or at the ``kept`` ones among them."""
     if not states.gathered:
         return targets.rows(state, kept)
-    return state if kept is None else state[kept[targets.mask]]
+    return state if kept is None else state.index_select(0, kept)

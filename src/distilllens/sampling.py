@@ -1,7 +1,7 @@
-"""Which share of the lens term a step measures: draws from a seed, a step and what is drawn.
+"""Which pairs and tokens of the lens term a step measures.
 
-No generator is asked, and so none is advanced: a draw is a hash, the same in every micro-batch, on
-every process and after a resume.
+A draw is a hash of the seed, the step and the pair or token, so it is the same in every
+micro-batch, on every process and after a resume. No random generator is used or advanced.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from distilllens.layer_map import LayerMap
 # splitmix64 (Steele, Lea and Flood, 2014), its constants as the int64 of the same bits.
 _GAMMA = -0x61C8864680B583EB
 _ROUNDS = ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15))
-# Pairs and tokens of one step are drawn apart.
+# Pairs and tokens of one step are drawn independently.
 _PAIRS, _TOKENS = 1, 2
 
 
@@ -22,7 +22,7 @@ def draw_pairs(layer_map: LayerMap, fraction: float, *, seed: int, step: int) ->
     """``max(1, round(fraction * P))`` of the P pairs, without replacement.
 
     Every subset of that size is equally likely, so the mean over the drawn pairs is an unbiased
-    estimate of the mean over all, and an objective needs nothing but the smaller map.
+    estimate of the mean over all pairs. An objective only needs the smaller map.
 
     Raises:
         ValueError: a fraction outside (0, 1].
@@ -46,13 +46,14 @@ def draw_tokens(
 ) -> Tensor:
     """A number in [0, 1) for every position, ``[B, T]`` float32, uniform over seeds and steps.
 
-    A hash of seed, step and the document's tokens up to and including the position, in integers. So
-    a token's number is the same in every batch, padding, packing, process and device; equal
-    beginnings of two documents in one step have equal numbers. Nothing waits for the device.
+    An integer hash of seed, step and the document's tokens up to and including the position. A
+    token's number is therefore the same in every batch, padding, packing, process and device. If
+    two documents begin with the same tokens, these have the same numbers in a step. Nothing waits
+    for the device.
 
     Args:
-        input_ids: ``[B, T]``; a row is a document unless ``position_ids`` say otherwise.
-        attention_mask: ``[B, T]``, 0 at padding, whose tokens count for nothing.
+        input_ids: ``[B, T]``; a row is a document unless ``position_ids`` divide it.
+        attention_mask: ``[B, T]``, 0 at padding, whose tokens are ignored.
         position_ids: ``[B, T]`` or ``[1, T]``, 0 where a document begins.
     """
     ids = input_ids.long()
@@ -62,16 +63,16 @@ def draw_tokens(
     if position_ids is not None:
         begins = (position_ids.expand_as(ids) == 0) & (seen == 1)
         first = torch.where(begins, index, 0).cummax(-1).values
-    # Sums wrap around, which a hash may, and do not depend on their order, as floats would.
+    # Integer sums wrap around, which does no harm here; float sums would depend on their order.
     place = _sum_since(first, seen)
     prefix = _sum_since(first, _splitmix(_splitmix(ids) + place) * seen)
-    # 24 bits are what float32 holds exactly; mps has no float64.
+    # float32 holds 24 bits exactly; mps has no float64.
     bits = _splitmix(prefix + _key(seed, step, _TOKENS)) >> 40 & 0xFFFFFF
     return bits.to(torch.float32) * 2.0**-24
 
 
 def check_fraction(name: str, value: float):
-    """Refuse what is no share.
+    """Check that a fraction is above 0 and at most 1.
 
     Raises:
         ValueError: a number outside (0, 1], NaN included.
@@ -87,13 +88,13 @@ def _sum_since(first, values):
 
 
 def _key(seed, step, purpose):
-    # On the CPU, without dimensions: other devices take it as a number, without a copy.
+    # A CPU tensor without dimensions: other devices use it as a number, without a copy.
     start = torch.tensor(seed, dtype=torch.int64, device="cpu")
     return _splitmix(_splitmix(_splitmix(start) + step) + purpose)
 
 
 def _splitmix(state):
-    """What splitmix64 gives at a state, for an int64 tensor; products wrap around."""
+    """The output of splitmix64 for a state, on int64 tensors; products wrap around."""
     bits = state + _GAMMA
     for shift, factor in _ROUNDS:
         bits = (bits ^ _shifted(bits, shift)) * factor
@@ -101,5 +102,5 @@ def _splitmix(state):
 
 
 def _shifted(bits, by):
-    """A right shift that brings zeros in; ``>>`` of int64 brings the sign."""
+    """A right shift that fills with zeros; ``>>`` of int64 fills with the sign."""
     return bits >> by & (1 << 64 - by) - 1

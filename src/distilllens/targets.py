@@ -20,32 +20,37 @@ class Targets:
 
     Args:
         mask: ``[B, T]`` bool, True where the next token is a target; never at the last position.
+        index: ``[N]``, the same positions as places in the flattened batch.
         ids: ``[N]``, the tokens to predict.
     """
 
     mask: Tensor
+    index: Tensor
     ids: Tensor
 
     @classmethod
     def of(cls, labels: Tensor) -> Targets:
         """The targets of labels ``[B, T]``, not shifted, -100 for tokens that are no targets."""
         mask = target_positions(labels)
-        return cls(mask, labels[:, 1:][mask[:, :-1]])
+        # The one place where an accelerator must be waited for: N is not known beforehand.
+        index = mask.flatten().nonzero().squeeze(1)
+        return cls(mask, index, labels.flatten()[index + 1])
 
     def __len__(self) -> int:
         return self.ids.numel()
 
     def to(self, device) -> Targets:
         """The same on another device."""
-        return Targets(self.mask.to(device), self.ids.to(device))
+        return Targets(self.mask.to(device), self.index.to(device), self.ids.to(device))
 
     def rows(self, states: Tensor, kept: Tensor | None = None) -> Tensor:
-        """The rows ``[N, D]`` of states ``[B, T, D]`` at these positions, or at the ``kept`` ones.
+        """The rows ``[N, D]`` of states ``[B, T, D]`` at these positions.
 
         Args:
-            kept: ``[B, T]`` bool, some of the positions of ``mask``.
+            kept: numbers from 0 to N - 1: only these rows, in this order.
         """
-        return states[self.mask if kept is None else kept]
+        index = self.index if kept is None else self.index[kept]
+        return states.flatten(0, 1).index_select(0, index.to(states.device))
 
 
 def target_positions(labels: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """``distilllens evaluate`` and ``compare``: the commands from files to a table."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -10,10 +11,15 @@ from pathlib import Path
 
 import pytest
 import toys
+from data import tool_records
 from evaluate.judge.judge_stub import MODEL, opinion, served
+from transformers import PreTrainedTokenizerFast
 
+from distilllens import DistillLensTrainer
 from distilllens.cli import main
+from distilllens.data import format_prompt, to_dataset
 from distilllens.evaluate.results import Results
+from distilllens.generate.transformers_backend import TransformersBackend
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["--seeds", "10,20", "--max_new_tokens", "6", "--batch_size", "3"]
@@ -49,7 +55,7 @@ def rows_of(path):
 
 
 def test_the_table_is_that_of_the_rows(bench, capsys):
-    """Printed and kept; the means are those of the rows that lie beside it."""
+    """It is printed and stored; its means are those of the stored rows."""
     assert evaluate("--teacher", "teacher") == 0
     printed = capsys.readouterr().out
     assert printed.strip() == (bench / "results" / "scores.md").read_text().strip()
@@ -79,6 +85,58 @@ def test_answers_do_not_depend_on_the_batch(bench):
     assert [row["answer"] for row in first] != [row["answer"] for row in second]
 
 
+def test_a_prompt_is_encoded_once_per_model(bench, monkeypatch):
+    """For any number of seeds and batches, and once more to score the references."""
+    texts = []
+    call = PreTrainedTokenizerFast.__call__
+
+    def counted(self, text=None, **settings):
+        texts.extend([text] if isinstance(text, str) else text)
+        return call(self, text, **settings)
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", counted)
+    assert evaluate("--model", "teacher", "--batch_size", "1", "--max_prompt_length", "40") == 0
+    prompts = [format_prompt(row) for row in rows_of("test.jsonl")]
+    assert [texts.count(prompt) for prompt in prompts] == [
+        2 * 2 * prompts.count(p) for p in prompts
+    ]
+
+
+@pytest.mark.parametrize("written", ["tools", "nothing"])
+def test_tools_and_template_settings_reach_every_model_input(bench, monkeypatch, written):
+    """Prompts and references are written with them: the perplexity is that of the trainer."""
+    records = tool_records.conversations()
+    if written == "nothing":
+        records = [{key: r[key] for key in ("prompt", "completion")} for r in records]
+    (bench / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in records))
+    tool_records.tokenizer().save_pretrained(bench / "student")
+    answered = []
+    generate = TransformersBackend.generate
+
+    def watched(self, prompt_ids, *, seed):
+        answered.extend(prompt_ids)
+        return generate(self, prompt_ids, seed=seed)
+
+    monkeypatch.setattr(TransformersBackend, "generate", watched)
+    assert evaluate("--greedy", "--max_prompt_length", "10") == 0
+    tokens = sorted(
+        len(f"{front} user a b c <eos> assistant".split())
+        for front in (tool_records.WRITTEN if written == "tools" else [""] * 4)
+    )
+    assert sorted(map(len, answered)) == tokens
+    found = json.loads((bench / "results" / "scores.json").read_text())["scores"]["perplexity"]
+    host = DistillLensTrainer(
+        toys.llama(),
+        toys.llama(4, 24, seed=1),
+        args=toys.config(bench / "out"),
+        train_dataset=to_dataset(records),
+        eval_dataset=to_dataset(records),
+        processing_class=tool_records.tokenizer(),
+    )
+    expected = math.exp(host.evaluate()["eval_cross_entropy"])
+    assert found["test"]["student"]["mean"] == pytest.approx(expected, rel=1e-6)
+
+
 def test_greedy_needs_no_seeds(bench):
     """One file, and no error over seeds."""
     assert evaluate("--greedy") == 0
@@ -89,11 +147,11 @@ def test_greedy_needs_no_seeds(bench):
 
 
 class Killed(BaseException):
-    """Nothing of ours catches it, as nothing survives SIGKILL."""
+    """No code of the package catches it, like SIGKILL."""
 
 
 def test_killed_at_any_batch_it_ends_at_the_same_files(bench, monkeypatch):
-    """Before or in the middle of every write of answers, and while the results are written."""
+    """Interrupted before or during any write of answers, and while results are written."""
     evaluate(model="student", output="whole")
     expected = contents("whole")
     append, finish = Results.append, Results.finish
@@ -202,7 +260,7 @@ def test_a_judge_is_asked_in_both_orders(bench, capsys, monkeypatch):
 
 
 def test_a_judge_that_is_not_there_stops_before_any_answer(bench, capsys):
-    """One line with its address, and no folder."""
+    """One line has its address, and no folder is created."""
     pytest.importorskip("openai")
     assert evaluate("--judge", "gpt", "--judge_url", "http://127.0.0.1:9/v1") == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -211,7 +269,7 @@ def test_a_judge_that_is_not_there_stops_before_any_answer(bench, capsys):
 
 
 def test_weights_that_lack_some_are_not_made_up(bench, capsys):
-    """transformers would draw them at random; another copy of the folder then goes on."""
+    """transformers would initialise them at random; with whole weights the evaluation runs."""
     whole = (bench / "student" / "model.safetensors").read_bytes()
     model = toys.llama(3, 16)
     weights = {k: v for k, v in model.state_dict().items() if "layers.1.mlp.up" not in k}
@@ -225,7 +283,7 @@ def test_weights_that_lack_some_are_not_made_up(bench, capsys):
 
 
 def test_a_budget_needs_prices(bench, capsys):
-    """What a judge costs that is not OpenAI's nobody knows here."""
+    """The price of a judge that is not OpenAI's is unknown."""
     pytest.importorskip("openai")
     with served() as (_, url):
         judge = ["--judge", MODEL, "--judge_url", url, "--judge_budget", "2"]
@@ -236,7 +294,7 @@ def test_a_budget_needs_prices(bench, capsys):
 
 @pytest.mark.slow
 def test_the_mistake_of_one_process_is_said_by_the_first(bench):
-    """Two benchmarks, each weighed by one process, and the second process meets bad weights."""
+    """Two benchmarks, one per process; only the second process meets broken weights."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     (bench / "more.jsonl").write_text((bench / "test.jsonl").read_text())
     model = toys.llama(4, 24, seed=1)
@@ -255,7 +313,7 @@ def test_the_mistake_of_one_process_is_said_by_the_first(bench):
 
 
 def test_killed_while_a_metric_is_added(bench, monkeypatch, capsys):
-    """What has it and what has not yet reads as before; started again, all has it."""
+    """A folder with the metric in some files reads as before; the same command completes it."""
 
     class Similarity:  # its own tests have a real one
         def __init__(self, model, device):
@@ -305,7 +363,7 @@ def test_compare_reads_folders_again(bench, capsys):
 
 
 def test_a_longer_reference_than_the_context_is_cut(bench):
-    """Its beginning counts; the rest nobody can predict."""
+    """Only the part within the context is scored."""
     row = {"instruction": "the cat", "output": "the cat sat " * 40}
     (bench / "test.jsonl").write_text(json.dumps(row) + "\n")
     assert evaluate() == 0
@@ -368,7 +426,7 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line_and_status_2(bench, capsys, case):
-    """What, which value, what would be right; and nothing is written."""
+    """One line with the value and the remedy; nothing is written."""
     flags, message = BAD[case]
     (bench / "hollow").mkdir()
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):

@@ -61,7 +61,7 @@ def test_a_prompt_makes_a_page(workshop, capsys):
 
 
 def test_data_are_read_as_in_training(workshop):
-    """Responses alone count, with their end; --limit and --max_length cut, and the page says so."""
+    """Only responses count, with their end token; the page states --limit and --max_length."""
     assert inspect(*ALONE, "--data", "train.jsonl", "--limit", "3") == 0
     texts = data(workshop)["lens"]["documents"]
     words = data(workshop)["lens"]["words"]
@@ -96,7 +96,7 @@ def test_several_students_and_figures(workshop, capsys):
 
 
 def test_a_prompt_of_one_token(workshop):
-    """Nothing follows it; all that needs no successor is there."""
+    """It has no next token; everything that needs none is shown."""
     assert inspect(*PAIR, "--prompt", "cat") == 0
     assert "reliability" not in data(workshop)["tables"]
     assert data(workshop)["lens"]["documents"][0]["next"] == [None]
@@ -159,7 +159,7 @@ def test_an_output_that_cannot_be_written(workshop, capsys, output, message):
 
 
 def test_no_output_is_said(workshop, capsys):
-    """The page has no place of its own."""
+    """--output has no default."""
     assert main(["inspect", *PAIR, *PROMPT]) == 2
     assert "--output is missing" in capsys.readouterr().err
 

@@ -63,7 +63,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def copy(finished, tmp_path, monkeypatch):
-    """A copy of it, to stand in."""
+    """A copy of the finished run, as the working directory."""
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder)
     note = json.loads((folder / "out" / "run.json").read_text())
@@ -74,13 +74,13 @@ def copy(finished, tmp_path, monkeypatch):
 
 
 def change(folder, **entries):
-    """Other entries in run.json."""
+    """Overwrite entries of run.json."""
     file = folder / "out" / "run.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | entries))
 
 
 def test_train_leaves_the_page(workshop, capsys):
-    """With evaluations, in one go; the same command again leaves it as it is."""
+    """With evaluations; running the same command again leaves the page unchanged."""
     flags = {"eval_file": "train.jsonl", "eval_strategy": "steps", "eval_steps": 2}
     recipe(workshop, report=None, **flags)
     assert train() == 0
@@ -103,7 +103,7 @@ def test_train_leaves_the_page(workshop, capsys):
 
 
 def test_figure_1_and_answers_are_the_models_own(copy):
-    """Before and after at every depth, rings at the pairs, and what each model says greedily."""
+    """Start and student at every depth, trained pairs, and the greedy answers of each model."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -147,7 +147,7 @@ def test_figure_1_and_answers_are_the_models_own(copy):
 
 
 def test_the_recipe_the_command_and_the_versions(copy):
-    """As they were set and typed; what is nobody's to read is not there."""
+    """They are shown as set and typed, without secrets."""
     given = {"learning_rate": 0.1, "train_file": ["train.jsonl"], "hub_token": "hf_secret"}
     change(copy, given=given | {"teacher_model_init_kwargs": {"token": "hf_secret"}})
     assert main(["report", "out", "--output", "page.html"]) == 0
@@ -160,7 +160,7 @@ def test_the_recipe_the_command_and_the_versions(copy):
 
 
 def test_a_run_of_an_older_version(copy):
-    """Without what newer runs note: the identity's fields, and all that can be had with them."""
+    """Without the entries of newer runs, the fields in run.json's recipe are used."""
     note = json.loads((copy / "out" / "run.json").read_text())
     old = {key: note[key] for key in ("recipe", "finished", "command")}
     (copy / "out" / "run.json").write_text(json.dumps(old))
@@ -170,7 +170,7 @@ def test_a_run_of_an_older_version(copy):
 
 
 def test_a_run_that_is_not_finished(copy, capsys):
-    """Its newest whole checkpoint speaks, and the page says so; without one there is none."""
+    """The page shows the newest complete checkpoint and says so; without one it is refused."""
     change(copy, finished=False)
     (copy / "out" / "checkpoint-4" / "complete.json").unlink()
     assert main(["report", "out"]) == 0
@@ -187,7 +187,8 @@ def test_a_run_that_is_not_finished(copy, capsys):
 def gone(folder):
     shutil.rmtree(folder / "teacher")
     return (
-        "Figure 1 and the teacher&#x27;s answers are left out: cannot load the teacher",
+        "The divergence by depth and the teacher&#x27;s answers are left out: "
+        "cannot load the teacher",
         "teacher",
     )
 
@@ -208,17 +209,17 @@ def cached(folder):
 
 def data_gone(folder):
     (folder / "train.jsonl").unlink()
-    return "Figure 1 and answers are left out: train.jsonl: no such file", None
+    return "The divergence by depth and the answers are left out: train.jsonl: no such file", None
 
 
 def model_gone(folder):
     (folder / "out" / "model.safetensors").unlink()
-    return "Figure 1 and answers are left out: ", None
+    return "The divergence by depth and the answers are left out: ", None
 
 
 @pytest.mark.parametrize("lose", [gone, start_gone, cached, data_gone, model_gone])
 def test_what_cannot_be_had_costs_a_sentence(copy, lose):
-    """The sections that need it are left out, the others are there."""
+    """The sections that need it are left out; the others are shown."""
     message, who = lose(copy)
     assert main(["report", "out"]) == 0
     text = page(copy)
@@ -231,16 +232,16 @@ def test_what_cannot_be_had_costs_a_sentence(copy, lose):
 
 
 def test_a_teacher_that_has_changed_is_named(copy):
-    """It is shown as it is now, and the page says that it may be another."""
+    """The current teacher is used, and the page says that its weights may have changed."""
     toys.llama(4, 24, seed=5, positions=128).save_pretrained(copy / "teacher")
     assert main(["report", "out"]) == 0
-    assert "The teacher teacher may hold other weights now" in page(copy)
-    assert "The student student may" not in page(copy)
+    assert "The weights of the teacher teacher may have changed" in page(copy)
+    assert "The weights of the student" not in page(copy)
 
 
 def test_fine_tuning_without_a_teacher(workshop):
-    """Random weights of the same seed are the start; no teacher is missed."""
-    from distilllens.workflows.run_models import _Source
+    """The start is random weights from the same seed; no teacher is reported missing."""
+    from distilllens.workflows.run_models import _ModelLoader
 
     config = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 128}
     recipe(
@@ -257,8 +258,9 @@ def test_fine_tuning_without_a_teacher(workshop):
     assert train() == 0
     assert "left out" not in page(workshop) and "divergence" not in tables(workshop)
     assert list(answers(page(workshop))[0]) == ["reference", "start", "student"]
-    source = _Source(workshop / "out", {}, {"student_config": config, "seed": 7}, workshop, False)
-    start, after = source.start(toys.tokenizer()), source.student()
+    fields = {"student_config": config, "seed": 7}
+    loader = _ModelLoader(workshop / "out", {}, fields, workshop, False)
+    start, after = loader.start(toys.tokenizer()), loader.student()
     assert toys.drift(toys.weights(start), toys.weights(after)) == 0.0  # at rate 0 nothing moves
 
 
@@ -272,7 +274,7 @@ def test_an_adapter_has_a_page(workshop):
 
 
 def test_stories_are_read_and_not_asked(workshop):
-    """Plain text has no question: Figure 1 alone."""
+    """Plain text has no questions: the page shows the divergence alone."""
     (workshop / "story.txt").write_text("the cat sat\n<|endoftext|>\na dog ran on a hill\n")
     recipe(workshop, report=None, train_file="story.txt")
     assert train() == 0
@@ -281,7 +283,7 @@ def test_stories_are_read_and_not_asked(workshop):
 
 
 def test_without_matplotlib_the_run_is_whole(workshop, capsys, monkeypatch):
-    """A page that cannot be drawn is one warning line; the status stays 0, the model is there."""
+    """A page that cannot be drawn gives one warning line; the status is 0, the model is saved."""
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     recipe(workshop, report=None)
     assert train() == 0
@@ -293,7 +295,7 @@ def test_without_matplotlib_the_run_is_whole(workshop, capsys, monkeypatch):
 
 
 def test_only_the_first_process_makes_the_page(monkeypatch):
-    """The others have nothing left to do."""
+    """The other processes write no page."""
     from types import SimpleNamespace
 
     from distilllens.workflows import train
@@ -322,7 +324,7 @@ def test_the_command_is_what_a_shell_takes(workshop, monkeypatch):
 
 
 def test_a_question_of_every_kind_of_record():
-    """What the model reads, what a person reads of it, and the reference; text asks nothing."""
+    """Prompt, displayed question and reference; plain text has no question."""
     from distilllens.workflows.run_models import _question
 
     def said(role, content):
@@ -340,7 +342,7 @@ def test_a_question_of_every_kind_of_record():
 
 
 def test_a_diverged_student_has_a_page(copy):
-    """Weights that are no numbers: the log is shown, and a sentence says what could not be."""
+    """NaN weights: the log is shown, and a sentence says what is left out."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -353,7 +355,7 @@ def test_a_diverged_student_has_a_page(copy):
 
 
 def refused(capsys, argv, message):
-    """Status 2, one line that says it."""
+    """Assert status 2 and one line with the message."""
     assert main(["report", *argv]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and message in err, err
@@ -380,7 +382,7 @@ def test_bad_input_is_one_line(finished, monkeypatch, capsys, name):
 
 @pytest.mark.parametrize("text", ['{"log_history": [{"st', "[]", '{"log_history": [1]}', None])
 def test_half_a_log_is_refused(copy, capsys, text):
-    """A trainer_state.json that is torn, of something else or gone; the old page stays."""
+    """A trainer_state.json that is truncated, invalid or missing; the old page stays."""
     (copy / PAGE).write_text("old")
     file = copy / "out" / "trainer_state.json"
     file.unlink() if text is None else file.write_text(text)
@@ -390,6 +392,6 @@ def test_half_a_log_is_refused(copy, capsys, text):
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"recipe": []}', '{"recipe": {"fields": 3}}'])
 def test_half_a_note_is_no_run(copy, capsys, text):
-    """A run.json that is torn or of something else."""
+    """A run.json that is truncated or invalid."""
     (copy / "out" / "run.json").write_text(text)
     refused(capsys, ["out"], "out holds no run of distilllens train")

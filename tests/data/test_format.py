@@ -1,9 +1,11 @@
 """Records become prompts and responses that tokenize apart."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
+from data import tool_records
 
 from distilllens.data import (
     drop_long_prompts,
@@ -46,7 +48,7 @@ def test_prompts_equal_alpacas_text():
 
 
 def test_the_first_reference_is_the_completion():
-    """Of several references the first is trained on; white space before it is taken off."""
+    """Training uses the first reference; leading white space is removed."""
     record = {"instruction": "Name {one} colour.", "output": "\n\n Blue \n"}
     assert format_instruction(record) == {"prompt": PLAIN, "completion": "Blue \n"}
     many = {**record, "output": ["Red", "Blue"]}
@@ -73,7 +75,7 @@ def test_a_dataset_holds_the_training_examples():
 
 
 def test_unknown_kinds_are_refused():
-    """A record that was never checked is not trained on in silence."""
+    """A record of no known kind is an error."""
     with pytest.raises(ValueError, match=r"fields .'question'. is of no known kind"):
         to_training_examples([{"question": "a"}])
 
@@ -106,6 +108,33 @@ def test_conversational_prompts_are_counted_through_the_chat_template():
     assert drop_long_prompts([example], tokenizer, 5) == ([example], 0)
     with pytest.raises(ValueError, match="the shortest has 5"):
         drop_long_prompts([example], tokenizer, 4)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_long_prompts_are_counted_with_their_tools(number):
+    """Tools, as a list or JSON text, and template settings count towards the length."""
+    tokenizer, record = tool_records.tokenizer(), tool_records.conversations()[number]
+    # "user", three words, <eos> and "assistant" are six tokens.
+    length = len(tool_records.WRITTEN[number].split()) + 6
+    assert drop_long_prompts([record], tokenizer, length) == ([record], 0)
+    with pytest.raises(ValueError, match=f"the shortest has {length}"):
+        drop_long_prompts([record], tokenizer, length - 1)
+
+
+def test_a_table_keeps_every_record_as_it_is():
+    """Keys of one record's tools or settings do not appear in another record as None."""
+    rows = list(to_dataset(tool_records.messages()))
+    for row, record in zip(rows, tool_records.messages(), strict=True):
+        tools = record.get("tools")
+        assert row["tools"] == (json.loads(tools) if isinstance(tools, str) else tools)
+        assert row["chat_template_kwargs"] == record.get("chat_template_kwargs", {})
+        assert row["messages"] == record["messages"]
+
+
+def test_plain_text_has_no_template_to_hand_tools_to():
+    """A field named tools in a text record is left out like any other."""
+    example = {"prompt": "a", "completion": "b"}
+    assert to_training_examples([{**example, "tools": "hammer"}]) == [example]
 
 
 @pytest.mark.skipif(not SHARED, reason="DISTILLLENS_SHARED is unset")

@@ -1,4 +1,4 @@
-"""Files become records, or a complaint that says where."""
+"""Files become records, or an error that names the line."""
 
 import gzip
 import json
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from distilllens.data import load_hub, load_records
 
 GOOD = {"instruction": "Say hi.", "input": "", "output": "hi"}
+TALK = b'{"messages": [{"role": "user", "content": "a"}]%s}'
 SHARED = os.environ.get("DISTILLLENS_SHARED")
 # Rows as the README beside the files states them.
 ROWS = {
@@ -130,11 +131,16 @@ def test_stories_are_split_at_their_separator(tmp_path, suffix):
         (b'{"messages": "a"}', "'messages' is 'a'; it must be a list of messages"),
         (b'{"messages": ["a"]}', r"'messages'\[0\] is 'a'; a message has a role"),
         (b'{"messages": [{"role": "user"}]}', r"'messages'\[0\] has no 'content'"),
+        (TALK % b', "tools": "hammer"', "'tools' is 'hammer'; it must be a list of tools or the"),
+        (
+            TALK % b', "chat_template_kwargs": [1]',
+            r"'chat_template_kwargs' is \[1\]; it must be an",
+        ),
         (b'{"text": ["a"]}', "'text' is ..a..; it must be a text"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path, line, message):
-    """Whatever is wrong with line 3 is told as FILE:3, in one line."""
+    """Any error in line 3 is reported as FILE:3, in one line."""
     good = json.dumps(GOOD).encode()
     file = tmp_path / "broken.jsonl"
     file.write_bytes(good + b"\n\n" + line + b"\n" + good)
@@ -210,7 +216,7 @@ def test_hub_rows_are_checked_and_stripped_of_absent_columns(monkeypatch):
 
 
 def test_an_unreachable_hub_is_one_line(monkeypatch):
-    """Whatever the hub's client raises becomes one line that names data set and split."""
+    """Any error of the hub's client becomes one line with data set and split."""
     datasets = pytest.importorskip("datasets")
 
     def load_dataset(*_, **__):

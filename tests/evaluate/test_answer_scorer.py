@@ -4,9 +4,12 @@ import json
 
 import pytest
 import toys
+from data import tool_records
 
 from distilllens.cli import main
+from distilllens.evaluate import tasks
 from distilllens.evaluate.answer_scorer import AnswerScorer
+from distilllens.generate.transformers_backend import TransformersBackend
 
 RECORDS = [
     {"instruction": e["prompt"], "output": [e["completion"].strip(), "the cat"]}
@@ -20,7 +23,7 @@ def scorer(**settings):
 
 
 def test_it_scores_what_an_evaluation_scores(tmp_path, monkeypatch):
-    """With seed 10 the same mean as that column of ``distilllens evaluate``."""
+    """With seed 10 the mean equals that of ``distilllens evaluate``."""
     monkeypatch.chdir(tmp_path)
     toys.llama().save_pretrained("student")
     toys.tokenizer().save_pretrained("student")
@@ -37,7 +40,7 @@ def test_it_scores_what_an_evaluation_scores(tmp_path, monkeypatch):
 
 
 def test_shares_add_up():
-    """Of three processes, one of which has little to do; a limit takes the first."""
+    """The shares of three processes add up; a limit takes the first records."""
     model, tokenizer = toys.llama(), toys.tokenizer()
     whole = scorer()(RECORDS, model, tokenizer)["rouge_l"]
     parts = [scorer()(RECORDS, model, tokenizer, (rank, 3))["rouge_l"] for rank in range(3)]
@@ -47,13 +50,50 @@ def test_shares_add_up():
 
 
 def test_prompts_are_checked_before_training():
-    """One that leaves no room for an answer, and records without one."""
+    """A prompt that leaves no room for an answer, and records without a reference."""
     config = toys.llama(positions=16).config
     with pytest.raises(ValueError, match="evaluation data example 0: the prompt has"):
         scorer().check(RECORDS, toys.tokenizer(), config)
     with pytest.raises(ValueError, match="evaluation data example 0: a 'text' record has no ref"):
         scorer().check([{"text": "the cat"}], toys.tokenizer(), toys.llama().config)
     scorer().check(RECORDS, toys.tokenizer(), toys.llama().config)
+
+
+def test_prompts_are_encoded_once(monkeypatch):
+    """The check encodes for all later evaluations, unless records or tokenizer change."""
+    model, tokenizer, scored, encoded = toys.llama(), toys.tokenizer(), scorer(), []
+    encode = tasks.encode_prompts
+
+    def counted(tokenizer, prompts, records):
+        encoded.append(len(prompts))
+        return encode(tokenizer, prompts, records)
+
+    monkeypatch.setattr(tasks, "encode_prompts", counted)
+    scored.check(RECORDS, tokenizer, model.config)
+    first = scored(RECORDS, model, tokenizer)
+    assert scored(RECORDS, model, tokenizer) == first and encoded == [7]
+    assert scored(RECORDS[:3], model, tokenizer) != first and encoded == [7, 3]
+    tokenizer.chat_template = "another"
+    assert scored(RECORDS, model, tokenizer) == first and encoded == [7, 3, 7]
+    tokenizer.add_tokens("hello")
+    scored(RECORDS, model, tokenizer)
+    assert encoded == [7, 3, 7, 7]
+
+
+def test_tools_and_template_settings_are_in_the_prompts(monkeypatch):
+    """The model's input starts with what the template writes for them."""
+    model, tokenizer, read = toys.llama(), tool_records.tokenizer(), []
+    generate = TransformersBackend.generate
+
+    def watched(self, prompt_ids, *, seed):
+        read.extend(tokenizer.batch_decode(prompt_ids))
+        return generate(self, prompt_ids, seed=seed)
+
+    monkeypatch.setattr(TransformersBackend, "generate", watched)
+    scorer()(tool_records.messages(), model, tokenizer)
+    assert len(read) == 4
+    for written in tool_records.WRITTEN:
+        assert any(text.startswith(f"{written} user".strip()) for text in read)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +108,6 @@ def test_prompts_are_checked_before_training():
     ],
 )
 def test_wrong_settings_are_named(settings, message):
-    """With what would be right."""
+    """The message has the remedy."""
     with pytest.raises(ValueError, match=message):
         AnswerScorer(**settings)

@@ -1,8 +1,9 @@
-"""Files and names become questions with references."""
+"""Benchmarks from files and names."""
 
 import json
 
 import pytest
+from data import tool_records
 
 from distilllens.data import format_instruction, format_prompt
 from distilllens.evaluate import benchmarks
@@ -44,14 +45,28 @@ def test_a_chat_is_asked_by_its_messages(tmp_path):
 
 
 def test_prompts_and_completions_are_taken_as_they_are(tmp_path):
-    """No template, nothing taken off."""
+    """No template, nothing stripped."""
     path = write(tmp_path / "p.jsonl", {"prompt": "2 + 2 =", "completion": " 4"})
     (example,) = load_benchmarks([path])[0].examples
     assert (example.prompt, example.completion, example.references) == ("2 + 2 =", " 4", (" 4",))
 
 
+@pytest.mark.parametrize("kind", ["messages", "conversations"])
+def test_an_example_carries_tools_and_template_settings(tmp_path, kind):
+    """Unchanged from the record; with --chat, also from instruction records."""
+    records = getattr(tool_records, kind)()
+    (found,) = load_benchmarks([write(tmp_path / "t.jsonl", *records)])
+    assert [dict(e.template_fields) for e in found.examples] == [*tool_records.HANDED]
+    instruction = RECORD | {"chat_template_kwargs": {"enable_thinking": False}}
+    path = write(tmp_path / "i.jsonl", instruction)
+    (example,) = load_benchmarks([path], chat=True)[0].examples
+    assert example.template_fields == {"chat_template_kwargs": {"enable_thinking": False}}
+    (example,) = load_benchmarks([path])[0].examples
+    assert example.template_fields == {}
+
+
 def test_the_limit_takes_the_first(tmp_path):
-    """Of each benchmark, in the order of the file."""
+    """The first examples of each benchmark, in the order of the file."""
     records = [{**RECORD, "instruction": str(number)} for number in range(5)]
     (found,) = load_benchmarks([write(tmp_path / "t.jsonl", *records)], limit=2)
     assert [example.question[0] for example in found.examples] == ["0", "1"]
@@ -76,7 +91,7 @@ def test_names_are_as_short_as_they_can_be(tmp_path):
 
 
 def test_a_name_is_a_file_on_the_hub(tmp_path, monkeypatch):
-    """Of all that the repository holds the paper's bucket is taken."""
+    """The file of the paper's bucket is chosen."""
     asked = []
 
     def snapshot_download(repository, repo_type, allow_patterns):
@@ -103,13 +118,13 @@ def test_a_name_is_a_file_on_the_hub(tmp_path, monkeypatch):
     ],
 )
 def test_a_benchmark_needs_references(tmp_path, record, message):
-    """Each complaint says where."""
+    """Each error names the place."""
     with pytest.raises(ValueError, match=message):
         load_benchmarks([write(tmp_path / "t.jsonl", record)])
 
 
 def test_what_is_no_benchmark(tmp_path, monkeypatch):
-    """An unknown name, a missing or empty file, a folder of several, a hub that is away."""
+    """An unknown name, a missing or empty file, a folder of several files, no connection."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="'dolli' is no file here and no known name; known are do"):
         load_benchmarks(["dolli"])
@@ -127,7 +142,7 @@ def test_what_is_no_benchmark(tmp_path, monkeypatch):
         raise ConnectionError("no route\nto the hub")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", away)
-    with pytest.raises(ValueError, match=r"vicuna cannot be had from the hub .*no route; name a l"):
+    with pytest.raises(ValueError, match=r"not download benchmark vicuna .*no route; name a l"):
         load_benchmarks(["vicuna"])
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: str(tmp_path))
     with pytest.raises(ValueError, match=r"MiniLLM/Vicuna on the hub has no valid.jsonl"):

@@ -102,7 +102,7 @@ def test_survives_json():
 
 @pytest.mark.parametrize("broken", [{}, {"count": [0] * 15}, {"confidence": [0.0] * 15}])
 def test_refuses_other_dictionaries(broken):
-    """A file of another kind is no calibration."""
+    """A file with other content is refused."""
     with pytest.raises(ValueError, match="15 numbers each by count, confidence, correct, got"):
         Calibration.from_dict(broken)
     short = Calibration().to_dict() | {"count": [0] * 10}

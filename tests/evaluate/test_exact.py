@@ -1,4 +1,4 @@
-"""Exact match against the definition written anew, one character at a time."""
+"""Exact match against a second implementation, one character at a time."""
 
 import json
 import random

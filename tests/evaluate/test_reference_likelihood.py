@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import toys
+from data import tool_records
 from datasets import Dataset
 from lens import lens_families
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from distilllens import DistillLensTrainer, LogitLens
-from distilllens.data import format_instruction
+from distilllens.data import format_instruction, to_dataset
 from distilllens.evaluate import reference_likelihood as forced
 from distilllens.evaluate.calibration import Calibration
 from distilllens.evaluate.reference_likelihood import ReferenceLikelihood, reference_likelihoods
@@ -109,7 +110,7 @@ def as_rows(predictions):
 
 @pytest.mark.parametrize("template", ["$A", "<bos> $A", "<bos> $A <eos>"])
 def test_equals_the_evaluation_of_training(tmp_path, template):
-    """Cross-entropy and forward KL of the trainer on the same records, whatever the tokenizer adds.
+    """Cross-entropy and forward KL equal the trainer's on the same records, for any tokenizer.
 
     Row by row it is what plain forwards say of the trainer's own tokens and labels.
     """
@@ -159,7 +160,7 @@ def reference():
 @pytest.mark.parametrize("batch_tokens", [1, 17, 40, 100_000])
 @pytest.mark.parametrize("tile", [1, 24 * 5, 2**24])
 def test_batches_and_tiles_change_nothing(monkeypatch, batch_tokens, tile):
-    """The same rows in the same order, and the same calibration, however the work is cut."""
+    """Rows, their order and the calibration do not depend on the batches."""
     monkeypatch.setattr(forced, "_TILE", tile)
     teacher = toys.llama(4, 24, seed=1)
     options = {"teacher": teacher, "batch_tokens": batch_tokens}
@@ -185,7 +186,7 @@ def test_order_and_progress():
 
 
 def watch(module):
-    """The shapes of what a module is given from now on."""
+    """The shapes of a module's inputs from now on."""
     shapes = []
     module.register_forward_pre_hook(lambda module, args: shapes.append(tuple(args[0].shape)))
     return shapes
@@ -235,7 +236,7 @@ def equals_rows_alone(student):
     ],
 )
 def test_any_architecture(name, settings, by_lens):
-    """A model is read by its lens in mode "closed", or as it is; each row as if it were alone."""
+    """A model is read by its lens in mode "closed" or by plain forwards; rows are independent."""
     student = lens_families.build(name, **settings)
     assert (forced._Reader("student", student)._lens is not None) is by_lens
     equals_rows_alone(student)
@@ -243,7 +244,7 @@ def test_any_architecture(name, settings, by_lens):
 
 @pytest.mark.parametrize("kind", ["lora", "prompt tuning"])
 def test_adapters(kind):
-    """With adapters, and with virtual tokens in front, each row as if it were alone."""
+    """With adapters or virtual tokens in front, rows are independent."""
     from peft import PromptTuningConfig, get_peft_model
 
     settings = {
@@ -254,7 +255,7 @@ def test_adapters(kind):
 
 
 def test_without_a_lens_the_same(monkeypatch):
-    """A refused model gives the same rows, in batches whose whole logits stay small."""
+    """A model without a lens gives the same rows, in batches with small logits."""
 
     def refuse(model):
         raise ValueError("no exact logit lens")
@@ -270,7 +271,7 @@ def test_without_a_lens_the_same(monkeypatch):
 
 @pytest.mark.parametrize("sizes", [(24, 31), (31, 24)])
 def test_vocabularies_of_unequal_size(sizes):
-    """The KL compares the shared prefix, renormalised; the likelihood has all of the student's."""
+    """The KL uses the renormalised shared prefix, the likelihood the student's full vocabulary."""
     student, teacher = toys.llama(vocab=sizes[0]), toys.llama(4, 24, vocab=sizes[1], seed=1)
     rows, _ = reference_likelihoods(student, PLAIN, EXAMPLES, teacher=teacher)
     close(rows, as_rows(one_by_one(student, teacher, labelled(EXAMPLES))))
@@ -287,7 +288,7 @@ def test_the_same_model_twice():
 
 
 def state_of(model):
-    """What a visitor might leave behind: by module, and by parameter."""
+    """The state that reading might change, by module and by parameter."""
     modules = {
         name: (module.training, sorted(vars(module)), len(module._forward_hooks))
         for name, module in model.named_modules()
@@ -298,7 +299,7 @@ def state_of(model):
 
 @pytest.mark.parametrize("build", [toys.llama, functools.partial(lens_families.build, "xlm")])
 def test_the_models_are_left_as_they_were(build):
-    """Modes, attributes, hooks, weights, gradients and random numbers are those of before."""
+    """Modes, attributes, hooks, weights, gradients and random numbers are unchanged."""
     student, teacher = build().train(), toys.llama(seed=3).train()
     next(student.children()).eval()
     before, random = (state_of(student), state_of(teacher)), torch.get_rng_state()
@@ -324,7 +325,7 @@ def test_nothing_to_measure():
 
 
 def test_what_is_beyond_the_context_is_cut():
-    """The rest is as if nothing had followed. A prompt that fills the context is named."""
+    """The truncated example is scored as if complete. A prompt that fills the context is named."""
     student = toys.llama(positions=12)
     long = {"prompt": "the " * 8, "completion": "cat " * 9}
     (row,), _ = reference_likelihoods(student, PLAIN, [long])
@@ -339,7 +340,7 @@ def test_what_is_beyond_the_context_is_cut():
 
 
 def test_a_teacher_of_a_shorter_context_changes_nothing_but_the_kl():
-    """An example beyond it has none; all else is as without the teacher."""
+    """An example beyond its context has no KL; everything else is as without the teacher."""
     examples = [*EXAMPLES, {"prompt": "the " * 8, "completion": "cat " * 9}]
     short, long = (toys.llama(4, 24, seed=1, positions=p) for p in (14, 64))
     rows, calibration = reference_likelihoods(toys.llama(), PLAIN, examples, teacher=short)
@@ -355,7 +356,7 @@ def test_a_teacher_of_a_shorter_context_changes_nothing_but_the_kl():
 
 
 def test_a_conversation_is_cut_as_in_training(tmp_path):
-    """Messages go through the chat template, the reference is what the prompt does not say."""
+    """Messages are written by the chat template; the reference is what follows the prompt."""
     tokenizer = toys.tokenizer()
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m['role'] == 'user' and 'the ' or 'a ' }}{{ m['content'] }} "
@@ -382,6 +383,24 @@ def test_a_conversation_is_cut_as_in_training(tmp_path):
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["messages", "conversations"])
+def test_tools_and_template_settings_are_those_of_training(tmp_path, kind):
+    """The trainer's cross-entropy, on rows with different tools and settings."""
+    words, records = tool_records.tokenizer(), getattr(tool_records, kind)()
+    host = DistillLensTrainer(
+        toys.llama(),
+        toys.llama(4, 24, seed=1),
+        args=toys.config(tmp_path),
+        train_dataset=to_dataset(records),
+        eval_dataset=to_dataset(records),
+        processing_class=words,
+    )
+    expected = math.exp(host.evaluate()["eval_cross_entropy"])
+    rows, _ = reference_likelihoods(toys.llama(), words, records)
+    found = math.exp(sum(row.nll for row in rows) / sum(row.num_tokens for row in rows))
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("who", ["student", "teacher"])
 def test_a_token_without_an_embedding(who):
     """A tokenizer of another model is found before the model fails on it."""
@@ -396,7 +415,7 @@ def test_a_token_without_an_embedding(who):
 
 @pytest.mark.parametrize("who", ["student", "teacher"])
 def test_broken_weights(who):
-    """NaN is no result."""
+    """NaN logits are an error."""
     models = {"student": toys.llama(), "teacher": toys.llama()}
     with torch.no_grad():
         models[who].model.layers[1].mlp.down_proj.weight[0, 0] = math.nan

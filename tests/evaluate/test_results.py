@@ -1,4 +1,4 @@
-"""A results folder: whole after a kill, and read again."""
+"""A results folder survives an interruption and is read again."""
 
 import json
 
@@ -38,7 +38,7 @@ def row(example, **more):
 
 
 def test_rows_survive_a_torn_line(tmp_path):
-    """Of a line that a kill has cut in two only that line is lost, whatever is added behind it."""
+    """A torn line is lost alone, whatever is appended after it."""
     results = Results(tmp_path)
     results.append(UNIT, 0, [row(0), row(1)])
     path = tmp_path / "test" / "kd" / "seed-10.process-0.jsonl"
@@ -52,7 +52,7 @@ def test_rows_survive_a_torn_line(tmp_path):
 
 
 def test_parts_of_all_processes_count_and_go_when_all_is_done(tmp_path):
-    """One file a process while it runs, one for all in the end; seeds stay apart."""
+    """One file per process during the run and one in the end; seeds are kept apart."""
     results = Results(tmp_path)
     results.append(UNIT, 0, [row(0)])
     results.append(UNIT, 1, [row(1)])
@@ -70,7 +70,7 @@ def test_parts_of_all_processes_count_and_go_when_all_is_done(tmp_path):
 
 
 def test_a_folder_belongs_to_one_evaluation(tmp_path):
-    """The first setting that differs is named; the same settings go on."""
+    """The first setting that differs is named; the same settings resume."""
     results = Results(tmp_path / "out")
     results.check(settings())
     results.begin(settings(), "first")
@@ -82,7 +82,7 @@ def test_a_folder_belongs_to_one_evaluation(tmp_path):
 
 
 def test_what_is_only_noted_may_change(tmp_path):
-    """Another spelling of a path, another version: the first stays in the note."""
+    """A path spelled differently or another version is accepted; the first stays recorded."""
     results = Results(tmp_path / "out")
     results.begin(settings(), "first")
     other = settings(names={"models": {"kd": "./runs/kd"}}, versions={"torch": "3"})
@@ -92,7 +92,7 @@ def test_what_is_only_noted_may_change(tmp_path):
 
 
 def test_a_metric_may_be_added_but_not_changed(tmp_path):
-    """None before or now is no difference; one that never measured anything may be exchanged."""
+    """A metric may be added or left out, and replaced if it has no values yet."""
     folder = tmp_path / "out"
     results = Results(folder)
     results.begin(settings(), "first")
@@ -112,7 +112,7 @@ def test_a_metric_may_be_added_but_not_changed(tmp_path):
 
 
 def test_what_a_killed_process_left_is_taken_away(tmp_path):
-    """Half-written files go when the evaluation goes on; answers under way stay."""
+    """Half-written files are deleted when the evaluation resumes; partial answers stay."""
     results = Results(tmp_path)
     results.begin(settings(), "first")
     results.append(UNIT, 0, [row(0)])
@@ -126,7 +126,7 @@ def test_what_a_killed_process_left_is_taken_away(tmp_path):
 
 
 def test_a_torn_reply_is_no_obstacle(tmp_path):
-    """A judge's replies are sorted; a line that a kill has torn, even inside a letter, goes."""
+    """A judge's replies are sorted; a torn line, even one cut inside a character, is dropped."""
     results = Results(tmp_path)
     lines = ['{"key": "b", "text": "京"}', '{"key": "a"}']
     (tmp_path / "judge.jsonl").write_bytes(
@@ -137,7 +137,7 @@ def test_a_torn_reply_is_no_obstacle(tmp_path):
 
 
 def test_a_metric_that_only_some_rows_have_is_not_read(tmp_path):
-    """Killed while one was added, the folder still reads as before."""
+    """If adding a metric is interrupted, the folder still reads as before."""
     folder = finished(tmp_path)
     rows = [{**r, "sbert": 0.5} for r in Results(folder).answers(UNIT)]
     Results(folder).finish(UNIT, rows)
@@ -176,7 +176,7 @@ def finished(folder, **changes):
 
 
 def test_a_folder_reads_as_numbers(tmp_path):
-    """Examples by seeds; a missing verdict counts for nothing; metrics that are not there, not."""
+    """Examples by seeds; a missing verdict has count 0; absent metrics have no samples."""
     table = read_table(finished(tmp_path))
     found = table.samples["test"]["kd"]
     assert set(found) == {"rouge_l", "exact_match", "judge", "judge_ratio", "perplexity"}

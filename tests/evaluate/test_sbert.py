@@ -1,4 +1,4 @@
-"""Sentence similarity with a tiny real sentence model, against pooling by hand."""
+"""Sentence similarity of a tiny real sentence model against pooling by hand."""
 
 import builtins
 import socket
@@ -100,7 +100,7 @@ def test_an_answer_that_is_the_reference(similarity):
 
 
 def test_each_text_is_embedded_once(similarity, encoded):
-    """Equal texts once a call; references not again in later calls, other seeds' answers are."""
+    """Equal texts are embedded once per call, and references only in the first call."""
     similarity(["the cat", "the cat", "mat"], [["mat", "red"], ["mat"], ["red"]])
     assert encoded == [["mat", "red"], ["the cat"]]
     similarity(["red", "a dog", "mat"], [["mat", "red"], ["mat"], ["hill"]])
@@ -110,18 +110,18 @@ def test_each_text_is_embedded_once(similarity, encoded):
 
 
 def test_nothing_to_compare(similarity, encoded):
-    """No answers: no numbers, and no call of the model."""
+    """No answers give no values and no call of the model."""
     assert similarity([], []) == [] == encoded
 
 
 def test_refuses_lists_that_do_not_match(similarity):
     """One list of references for each answer."""
-    with pytest.raises(ValueError, match="2 answers cannot meet references for 1"):
+    with pytest.raises(ValueError, match="2 answers, but references for 1"):
         similarity(["a", "b"], [["a"]])
 
 
 def test_a_folder_asks_nothing_of_the_network(folder, monkeypatch):
-    """With the hub switched on, and a folder whose name could be a hub id: nothing is looked up."""
+    """A folder whose name could be a hub id is not looked up on the hub, even when online."""
     asked = []
 
     def refuse(*args, **kwargs):
@@ -141,7 +141,7 @@ def test_a_folder_asks_nothing_of_the_network(folder, monkeypatch):
 
 @pytest.mark.parametrize("name", ["nobody/no-such-model", "no/such/folder"])
 def test_a_model_that_is_not_there(name):
-    """One line with the name, and what would be right."""
+    """One line has the name and a remedy."""
     with pytest.raises(ValueError, match=f"cannot load the sentence model '{name}': .+") as caught:
         SentenceSimilarity(name)
     assert "\n" not in str(caught.value) and str(caught.value).endswith("of sentence-transformers")
@@ -154,7 +154,7 @@ def test_a_device_that_is_not_there(folder):
 
 
 def test_says_what_is_missing(monkeypatch):
-    """Without sentence-transformers: one line that says how to install it."""
+    """Without sentence-transformers, one line shows how to install it."""
     real = builtins.__import__
 
     def without(name, *args, **kwargs):

@@ -1,4 +1,4 @@
-"""Means, their errors, and comparisons beyond noise."""
+"""Means, standard errors, and comparisons of models."""
 
 import math
 import statistics
@@ -110,7 +110,7 @@ def test_the_interval_is_that_of_the_normal_theory():
 
 
 def test_it_is_wrong_as_often_as_it_says():
-    """Of 400 comparisons of equals about 5 % find a difference.
+    """About 5 % of 400 comparisons of equal models find a difference.
 
     Binomial(400, 0.05) lies in 8 to 36 but once in ten thousand; small samples add a little.
     """
@@ -151,7 +151,7 @@ def test_samples_of_some_examples():
 
 
 def test_few_examples_have_no_verdict():
-    """Nine give an interval, and are said to be too few; ten are enough to speak."""
+    """Nine examples give an interval but no verdict; ten give a verdict."""
     for num, verdict in ((9, "too few examples to tell"), (10, "better")):
         high, low = answers([[3.0], *[[2.9]] * (num - 1)]), answers([[1.0]] * num)
         assert against("rouge_l", high, low).verdict == verdict

@@ -85,7 +85,7 @@ def test_equal_names_of_two_folders_are_told_apart():
 
 
 def test_only_what_is_the_same_is_compared():
-    """Another file of the same name is another benchmark; a missing one is said to miss."""
+    """Another file of the same name is another benchmark; notes list the ones left out."""
     first = table("one", {"kd": BAD}, more=("other",))
     found = board([first, table("two", {"lens": GOOD})])
     assert list(found.scores["rouge_l"]) == ["test"]
@@ -95,7 +95,7 @@ def test_only_what_is_the_same_is_compared():
 
 
 def test_differences_of_decoding_are_told():
-    """Greedy against sampled is no comparison of models alone."""
+    """A note says that greedy is compared with sampled answers."""
     other = table("two", {"lens": GOOD}, decoding={"temperature": 0.5})
     found = board([table("one", {"kd": BAD}), other])
     assert found.notes[0].startswith("The folders differ in decoding (one: {'temperature': 1.0}; ")
@@ -103,7 +103,7 @@ def test_differences_of_decoding_are_told():
 
 
 def test_comparisons_are_on_the_examples_that_both_have():
-    """A folder with a limit is compared on what it has, and its scores stay its own."""
+    """A folder with a limit is compared on its own examples, and its scores are unchanged."""
     short = table("two", {"lens": GOOD})
     short.samples["test"]["lens"]["rouge_l"] = samples([50.0, 50.0], first=2)
     found = board([table("one", {"kd": BAD}), short])
@@ -111,11 +111,11 @@ def test_comparisons_are_on_the_examples_that_both_have():
     assert pair.difference == 40.0  # 50 - (9 + 11) / 2
     assert pair.verdict == "too few examples to tell"
     assert found.scores["rouge_l"]["test"]["kd"].num_examples == 12
-    assert found.notes == ("lens - kd on test: of the 2 examples that both have.",)
+    assert found.notes == ("lens - kd on test: on the 2 examples that both have.",)
 
 
 def test_one_metric_can_be_asked_for():
-    """And only its tables are shown."""
+    """Only the tables of the chosen metric are shown."""
     rows = table("r", {"kd": BAD})
     rows.samples["test"]["kd"]["exact_match"] = samples([0.0, 100.0, 0.0, 0.0])
     found = board([rows])
@@ -130,7 +130,7 @@ def tokens(counts):
 
 
 def test_what_was_measured_differently_is_not_compared():
-    """Perplexity over other tokens, KL to another teacher; the scores stand nevertheless."""
+    """Perplexity on other tokens and KL to another teacher are shown but not compared."""
     one, two = (table(n, {m: GOOD}, teacher=n) for n, m in (("one", "kd"), ("two", "lens")))
     for found, counts in ((one, [3] * 12), (two, [4] * 12)):
         for row in found.samples["test"].values():
@@ -139,11 +139,11 @@ def test_what_was_measured_differently_is_not_compared():
     assert set(both.scores) == {"rouge_l", "perplexity", "kl"}
     assert both.comparisons["perplexity"] == {} == both.comparisons["kl"]
     assert both.comparisons["rouge_l"]
-    assert "The folders differ in the teacher: what it measures is not compared." in both.notes
+    assert "The folders differ in the teacher: its metrics are not compared." in both.notes
 
 
 def test_a_judge_is_compared_where_both_have_a_verdict():
-    """One missing verdict takes the other model's with it."""
+    """A verdict that one model lacks is left out for the other too."""
     found = table("r", {"kd": BAD, "lens": GOOD})
     for model, values in (("kd", [1.0, 9.0] * 6), ("lens", [2.0, np.nan] * 6)):
         values = np.array(values)[:, None]
@@ -155,7 +155,7 @@ def test_a_judge_is_compared_where_both_have_a_verdict():
 
 
 def test_json_has_no_infinity():
-    """What is not finite is null."""
+    """Infinity and NaN become null."""
     found = table("r", {"kd": BAD})
     found.samples["test"]["kd"]["perplexity"] = Samples(
         np.arange(12), np.full((12, 1), np.inf), np.ones((12, 1))

@@ -80,7 +80,7 @@ def test_defaults_are_the_papers():
 @pytest.mark.parametrize("name", ["max_new_tokens", "temperature", "top_p", "greedy"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, None, "1", math.nan, math.inf, [1]])
 def test_bad_settings_are_refused(name, value):
-    """One line that names the setting and the value; what is right passes."""
+    """One line names the setting and the value; valid settings pass."""
     if (name, value) in (("temperature", 1.5),) or (name == "greedy" and value is True):
         assert getattr(Decoding(**{name: value}), name) == value
         return
@@ -103,7 +103,7 @@ def test_noise_is_the_documented_hash():
 
 
 def test_keys_belong_to_prompt_seed_and_step():
-    """Neither neighbours nor the number of steps asked for matter; each of the three does."""
+    """Only prompt, seed and step matter, not other prompts or the number of steps."""
     keys = noise_keys([[1, 2], [12], [1, 3]], 5, 6)
     assert keys.shape == (3, 6, 2) and keys.dtype == torch.int32
     assert torch.equal(noise_keys([[12]], 5, 2)[0], keys[1, :2])

@@ -1,11 +1,13 @@
-"""Prompts are read as training reads them, and padded on the left."""
+"""Prompts are encoded as in training, and padded on the left."""
 
 import pytest
 import torch
 import toys
+from data import tool_records
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
+from distilllens.data import encode_example
 from distilllens.generate.prompts import encode_prompts, end_tokens, left_padded, up_to_end
 
 
@@ -21,7 +23,7 @@ def tokenizer(template):
 
 @pytest.mark.parametrize("template", [None, "<eos> $A", "$A <eos>", "<eos> $A <eos>"])
 def test_prompts_are_the_beginnings_of_training_rows(template, tmp_path, monkeypatch):
-    """Token for token what SFTTrainer does not count as completion."""
+    """They equal the tokens that SFTTrainer does not count as completion."""
     made = tokenizer(template)
     monkeypatch.setattr(toys, "tokenizer", lambda: made)
     examples = toys.examples(8)
@@ -34,14 +36,24 @@ def test_prompts_are_the_beginnings_of_training_rows(template, tmp_path, monkeyp
 
 
 def test_special_tokens_of_the_text_itself_stay():
-    """A prompt may end in one; nothing but what the template adds behind it is left out."""
+    """A prompt may end in one; only special tokens that the template appends are left out."""
     assert encode_prompts(tokenizer("$A <eos>"), ["the cat <eos>", ""]) == [[2, 3, 0], [0]]
     assert encode_prompts(tokenizer(None), []) == []
 
 
+def test_prompts_are_written_with_their_tools():
+    """Each prompt has its record's tools and template settings, as in a training row."""
+    made, records = tool_records.tokenizer(), tool_records.conversations()
+    found = encode_prompts(made, [record["prompt"] for record in records], records)
+    for ids, record, written in zip(found, records, tool_records.WRITTEN, strict=True):
+        assert made.decode(ids).startswith(f"{written} user".strip())
+        row, start = encode_example(record, made)
+        assert row[:start] == ids
+
+
 @pytest.mark.parametrize("name", ["tokenizers/gpt2", "tokenizers/llama2-32k", "models/stories260K"])
 def test_real_tokenizers(shared, name):
-    """What the tokenizer gives by itself, as none of these adds anything behind a text."""
+    """The tokenizer's own ids, since none of these appends anything to a text."""
     real = AutoTokenizer.from_pretrained(shared / name)
     texts = ["### Instruction:\nSay it.\n\n### Response:\n", "Once upon a time", " x" * 3000]
     found = encode_prompts(real, texts)
@@ -56,6 +68,6 @@ def test_padding_is_on_the_left_and_masked():
 
 
 def test_ends():
-    """Each once, in order, of ids, lists and None; an answer ends at the first."""
+    """Ids, lists and None are merged in order without repeats; an answer ends at the first."""
     assert end_tokens(None, 3, [4, 3], None, (5,)) == [3, 4, 5] and end_tokens(None) == []
     assert up_to_end([1, 2, 3, 4, 3], [4, 3]) == [1, 2, 3] and up_to_end([1], []) == [1]

@@ -1,4 +1,4 @@
-"""Answers equal those of the naive program, in any batch, and leave the model as it was."""
+"""Answers equal those of the naive program in any batch, and the model is left unchanged."""
 
 import copy
 import hashlib
@@ -220,7 +220,7 @@ def test_neither_order_nor_batches_matter():
 
 
 def test_equal_prompts_have_equal_answers_and_random_ones_differ():
-    """The stream belongs to the tokens of a prompt, not to its place."""
+    """The noise depends on the tokens of a prompt, not on its position."""
     answers = backend(family("llama")).generate([[5, 6], [6, 5], [5, 6]], seed=0)
     assert answers[0] == answers[2] != answers[1]
 
@@ -228,12 +228,12 @@ def test_equal_prompts_have_equal_answers_and_random_ones_differ():
 @pytest.mark.parametrize(
     ("name", "note", "rows"),
     [
-        ("rwkv", "Batching changes what this model says, so prompts run one at a time.", {1}),
-        ("reformer", "Left padding changes what this model says", {1, 2}),
+        ("rwkv", "Batching changes this model's logits, so prompts run one at a time.", {1}),
+        ("reformer", "Left padding changes this model's logits", {1, 2}),
     ],
 )
 def test_a_model_that_batches_harm_runs_in_smaller_ones(name, note, rows):
-    """RWKV mixes its rows, Reformer sees padding: found out, said, and the answers are right."""
+    """RWKV mixes its rows and Reformer sees padding: a note says so, and the answers are right."""
     model = family(name)
     found = backend(model)
     assert found.note.startswith(note)
@@ -260,12 +260,12 @@ def test_a_model_without_an_attention_mask_is_not_padded():
 
 def test_a_model_that_generates_something_else_is_refused():
     """RoBERTa counts positions from 2 in its forward and from 0 in generate."""
-    with pytest.raises(ValueError, match=r"RobertaForCausalLM generates something else .* off by"):
+    with pytest.raises(ValueError, match=r"RobertaForCausalLM.generate disagrees .* off by"):
         backend(family("roberta"))
 
 
 def test_the_models_own_wishes_do_not_count(silent):
-    """Of its generation config only the end tokens are kept, and it is untouched after all."""
+    """Only the end tokens of its generation config are used, and the config is unchanged after."""
     model = family("llama")
     right = backend(model).generate(PROMPTS, seed=5)
     wishes = GenerationConfig(
@@ -422,7 +422,7 @@ def test_a_tokenizer_without_padding_pads_with_an_end(silent):
 
 
 def test_a_model_without_an_end_runs_to_the_last_token():
-    """Padding alone is enough; nothing finishes."""
+    """A padding token alone is enough; no answer finishes."""
     model = family("llama")
     model.generation_config.eos_token_id = None
     answers = backend(model).generate(PROMPTS, seed=0)
@@ -431,7 +431,7 @@ def test_a_model_without_an_end_runs_to_the_last_token():
 
 
 def test_damaged_models_and_empty_prompts_are_refused():
-    """NaN at the start or later, and a prompt of no token."""
+    """NaN at the start or later, and a prompt without tokens."""
     model = family("llama")
     found = backend(model)
     with pytest.raises(ValueError, match="prompt 2 has no tokens"):
@@ -458,7 +458,7 @@ def test_top_p_is_that_of_transformers():
 
 
 def test_positions_are_the_text_configs():
-    """From the configuration, whatever it calls them; None where there is no limit."""
+    """From the configuration, under any of its names; None if there is no limit."""
     assert backend(family("gpt2")).num_positions == 64
     assert backend(family("llama")).num_positions == 64
     assert backend(family("mamba")).num_positions is None
@@ -474,7 +474,7 @@ def test_batches_are_planned_longest_first():
 
 
 def test_prompts_that_leave_no_room_are_refused():
-    """The first one by name, with the numbers and what would help; the limit itself passes."""
+    """The first one is named, with the numbers and a remedy; a prompt at the limit passes."""
     decoding = Decoding(max_new_tokens=50)
     check_prompt_lengths([14, 3], 64, decoding, ["a", "b"])
     check_prompt_lengths([10**9], None, decoding, ["a"])

@@ -1,4 +1,4 @@
-"""What is asked of vLLM, by a stand-in with vLLM 0.33's signatures: the real one never ran here."""
+"""Calls of vLLM, tested with a stand-in of vLLM 0.33's signatures, not with the real one."""
 
 import sys
 import types
@@ -13,7 +13,7 @@ from distilllens.generate.vllm_backend import VllmBackend
 
 
 class SamplingParams:
-    """Those of vLLM's fields that are set here, with its defaults and its checks."""
+    """The fields of vLLM that are set here, with vLLM's defaults and checks."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ def engine(monkeypatch):
 
 
 def test_answers_end_at_the_models_and_the_tokenizers_ends(engine):
-    """Token 9 ends an answer and is no text; others run to max_new_tokens."""
+    """Token 9 ends an answer and is not in its text; other answers run to max_new_tokens."""
     found = VllmBackend("folder", toys.tokenizer(), Decoding(max_new_tokens=3))
     prompts = found.encode(["the cat", "dog sat ran on", "a"])
     assert prompts == [[2, 3], [4, 5, 6, 7], [8]]
@@ -94,7 +94,7 @@ def test_answers_end_at_the_models_and_the_tokenizers_ends(engine):
 
 
 def test_only_our_settings_are_asked_for(engine):
-    """Each prompt has a seed of its own, of its tokens and the seed; greedy is temperature 0."""
+    """Each prompt has its own seed, a hash of its tokens and the seed; greedy is temperature 0."""
     found = VllmBackend("folder", toys.tokenizer(), Decoding(temperature=0.7, top_p=0.9))
     asked = found._engine.asked
     for prompts, seed in (([[2], [3]], 1), ([[3]], 1), ([[3]], 2)):
@@ -110,7 +110,7 @@ def test_only_our_settings_are_asked_for(engine):
 
 @pytest.mark.parametrize("temperature", [0.005, 2.5])
 def test_temperatures_that_vllm_changes_or_refuses(engine, temperature):
-    """It raises a temperature below 0.01 in silence; here that is an error."""
+    """vLLM silently raises a temperature below 0.01; here that is an error."""
     with pytest.raises(ValueError, match=rf"from 0.01 to 2.0, got {temperature}; use greedy"):
         VllmBackend("folder", toys.tokenizer(), Decoding(temperature=temperature))
 

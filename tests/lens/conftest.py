@@ -13,5 +13,5 @@ import lens_families
 
 @pytest.fixture(scope="session")
 def family():
-    """name -> its tiny model, the same object each time: leave it as it was."""
+    """name -> its tiny model, the same object each time: do not change it."""
     return functools.cache(lens_families.build)

@@ -111,7 +111,7 @@ def test_refuses_a_depth_that_does_not_exist(depths, family):
 
 
 def test_takes_depths_in_any_order_and_form(family):
-    """A range, a set, a generator; repeated depths once; the order asked for is kept."""
+    """A range, a set, a generator; repeated depths once, in the requested order."""
     model = family("llama")
     states = capture(model, iter([3, 0, 3]), input_ids=families.IDS)
     assert list(states) == [3, 0]
@@ -125,7 +125,7 @@ def test_a_model_without_blocks_is_refused(family):
 
 
 def test_sees_a_model_whose_blocks_were_exchanged():
-    """What was located once is looked at again when the list of blocks has changed."""
+    """Blocks are located again after the list of blocks has changed."""
     model = families.build("llama")
     capture(model, [1], input_ids=families.IDS)
     model.model.layers = model.model.layers[:2]
@@ -217,7 +217,7 @@ def test_checkpointing_gives_the_same_gradients(name):
 
 
 def test_training_read_with_dropout_is_one_forward(family):
-    """In train mode the states are those of the very forward that gives ``final``."""
+    """In train mode the states come from the same forward as ``final``."""
     model = families.build("gpt2", resid_pdrop=0.5).train()
     lens = LogitLens(model)
     torch.manual_seed(3)
@@ -231,7 +231,7 @@ def test_training_read_with_dropout_is_one_forward(family):
 
 @torch.no_grad()
 def test_unnormed_training_read(family):
-    """normalize=False: the blocks' own states, and ``final`` normed all the same."""
+    """normalize=False: the blocks' own states, but a normed ``final``."""
     model = family("llama")
     lens = LogitLens(model)
     read = read_states(lens, [0, 2, 3], normalize=False, input_ids=families.IDS)

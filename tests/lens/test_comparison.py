@@ -1,4 +1,4 @@
-"""Student beside teacher, token by token, against textbook sums over the vocabulary."""
+"""Student against teacher, token by token, compared with textbook sums over the vocabulary."""
 
 import math
 
@@ -33,7 +33,7 @@ def compared(log_q, log_p, top_k=3):
 
 @pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 30.0])
 def test_divergences_are_those_of_training(scale):
-    """From equal to nearly one-hot distributions, they are what ``divergence`` says of the rows."""
+    """From equal to nearly one-hot distributions, they equal ``divergence`` of the rows."""
     log_q, log_p = rows(scale=scale)
     found = compared(log_q, log_p)["divergences"]
     for at, name in enumerate(MEASURES):
@@ -71,7 +71,7 @@ def test_the_generators_push_where_the_paper_says():
 
 
 def test_over_and_under_are_the_total_variation():
-    """Both models' probabilities sum to 1, so what is put above is taken from below."""
+    """Both models' probabilities sum to 1, so excess and shortfall are equal."""
     log_q, log_p = rows()
     found = compared(log_q, log_p, top_k=4)
     q, p = log_q.exp(), log_p.exp()
@@ -86,7 +86,7 @@ def test_over_and_under_are_the_total_variation():
 
 
 def test_the_histogram_holds_all_probability_by_ratio():
-    """Each bin has the tokens whose ratio falls in it; what lies beyond is in the outermost."""
+    """Each bin has the tokens whose ratio falls in it; the outermost include everything beyond."""
     log_q, log_p = rows(scale=6.0)
     ratios = compared(log_q, log_p)["ratios"]
     torch.testing.assert_close(ratios.sum(1), torch.full((2,), 7.0, dtype=torch.float64))
@@ -114,7 +114,7 @@ def test_unequal_vocabularies_share_their_prefix():
 
 
 def test_a_probability_of_zero_is_no_nan():
-    """Tokens that one model, or both, rule out leave all numbers finite."""
+    """All numbers are finite even if one model, or both, give tokens zero probability."""
     log_q, log_p = (x.clone() for x in rows())
     log_q[:, 0], log_p[:, 0] = -math.inf, -math.inf
     log_q[:, 1], log_p[:, 2] = -math.inf, -math.inf
@@ -124,7 +124,7 @@ def test_a_probability_of_zero_is_no_nan():
 
 
 def test_depths_meet_their_partner_of_training_or_the_nearest():
-    """The nearest relative depth, the shallower of two; pairs of training before that."""
+    """Trained pairs first, else the nearest relative depth, the shallower of two."""
     assert partners(4, 8) == (0, 2, 4, 6, 8)
     assert partners(2, 5) == (0, 2, 5)  # 1/2 lies between 2/5 and 3/5
     assert partners(5, 2) == (0, 0, 1, 1, 2, 2)

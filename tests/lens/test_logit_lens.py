@@ -105,12 +105,12 @@ def test_a_model_without_one_stream_is_refused(name, reason, family):
 @pytest.mark.parametrize(
     ("thing", "reason"),
     [
-        (None, "NoneType: the lens reads a model of transformers, got NoneType"),
-        (nn.Linear(2, 2), "Linear: it is no model of transformers"),
+        (None, "NoneType: the lens needs a transformers model, got NoneType"),
+        (nn.Linear(2, 2), "Linear: it is not a transformers model"),
     ],
 )
 def test_what_is_no_causal_model_is_refused(thing, reason):
-    """Whatever goes wrong becomes a ValueError with the class in it."""
+    """Any failure becomes a ValueError that names the class."""
     with pytest.raises(ValueError, match="no exact logit lens for " + reason):
         LogitLens(thing)
 
@@ -122,7 +122,7 @@ def test_a_model_without_its_head_is_refused(family):
 
 
 def test_an_encoder_decoder_is_refused():
-    """T5 reads two texts; its decoder alone says nothing."""
+    """T5 has an encoder; its decoder alone predicts nothing."""
     from transformers import T5Config, T5ForConditionalGeneration
 
     config = T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
@@ -154,7 +154,7 @@ def test_a_tail_over_several_blocks_is_refused(family):
 
 
 def snapshot(model):
-    """All that the lens must leave alone."""
+    """Everything that the lens must leave unchanged."""
     return {
         "modes": [m.training for m in model.modules()],
         "hooks": [
@@ -251,7 +251,7 @@ def test_head_is_read_live():
 
 
 def test_a_scale_before_a_biased_head_has_no_head():
-    """``W (c h) + b`` is no ``c (W h + b)``: the lens reads it, the Head refuses."""
+    """``W (c h) + b`` is not ``c (W h + b)``: the lens can read it, the Head cannot."""
     model = families.build("minicpm3")
     model.lm_head.bias = nn.Parameter(torch.randn(113))
     lens = LogitLens(model)

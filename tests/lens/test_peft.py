@@ -50,11 +50,11 @@ def test_lora_is_read_and_trained(name):
 
 
 def test_lora_on_the_head_is_never_ignored():
-    """The adapter speaks through ``logits``; a bare weight would drop it, so ``head`` refuses."""
+    """``logits`` include the adapter; a bare weight would drop it, so ``head`` raises."""
     model = wrapped(target_modules=["q_proj", "lm_head"])
     lens = LogitLens(model)
     check_exact(model, lens)
-    with pytest.raises(ValueError, match=r"is a peft.*Linear, no plain nn.Linear: its weight"):
+    with pytest.raises(ValueError, match=r"is a peft.*Linear, not a plain nn.Linear: its weight"):
         _ = lens.head
     with pytest.raises(ValueError, match=r"cannot be trained through the lens: .* nn.Linear"):
         lens.check_trainable()
@@ -76,7 +76,7 @@ def test_saved_modules_are_the_ones_in_use():
 
 
 def test_the_lens_follows_a_disabled_adapter():
-    """Inside ``disable_adapter`` the same lens speaks for the base model."""
+    """Inside ``disable_adapter`` the same lens reads the base model."""
     model = wrapped(target_modules="all-linear")
     plain = families.build("llama")
     lens = LogitLens(model)

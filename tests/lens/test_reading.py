@@ -10,7 +10,7 @@ from distilllens.lens.comparison import compare_rows
 from distilllens.lens.reading import Passage, Reading, inspect_models
 
 TEXTS = (families.IDS[0], families.IDS[1][:6])
-DOCUMENTS = (
+PASSAGES = (
     Passage(TEXTS[0], torch.arange(9)),
     Passage(TEXTS[1], torch.tensor([1, 2, 4])),
 )
@@ -19,14 +19,14 @@ DOCUMENTS = (
 @pytest.mark.parametrize("chunk_size", [2, 128])
 @pytest.mark.parametrize("name", ["gpt2", "bert", "xlnet", "gemma3n"])
 def test_a_reading_is_the_trajectory(name, chunk_size, family):
-    """In every mode of the lens, at the positions asked for, whatever the chunks."""
+    """In every mode of the lens, at the requested positions, for any chunk size."""
     lens = LogitLens(family(name))
-    found = inspect_models(lens, DOCUMENTS, top_k=4, chunk_size=chunk_size).teacher
+    found = inspect_models(lens, PASSAGES, top_k=4, chunk_size=chunk_size).teacher
     start = 0
-    for document in DOCUMENTS:
-        alone = trajectory(lens, top_k=4, input_ids=document.ids[None])
-        part = slice(start, start := start + len(document.positions))
-        at = document.positions
+    for passage in PASSAGES:
+        alone = trajectory(lens, top_k=4, input_ids=passage.ids[None])
+        part = slice(start, start := start + len(passage.positions))
+        at = passage.positions
         assert torch.equal(found.tokens[:, part], alone.tokens[:, 0, at])
         torch.testing.assert_close(found.probabilities[:, part], alone.probabilities[:, 0, at])
         torch.testing.assert_close(found.entropy[:, part], alone.entropy[:, 0, at])
@@ -43,9 +43,9 @@ def test_a_reading_is_the_trajectory(name, chunk_size, family):
 def test_final_probability_is_that_of_the_last_depths_top_token(family):
     """At every depth, against the softmax of whole logits."""
     lens = LogitLens(family("gpt2"))
-    document = DOCUMENTS[0]
-    found = inspect_models(lens, [document]).teacher
-    wide = trajectory(lens, top_k=113, input_ids=document.ids[None])
+    passage = PASSAGES[0]
+    found = inspect_models(lens, [passage]).teacher
+    wide = trajectory(lens, top_k=113, input_ids=passage.ids[None])
     for n in range(9):
         final = wide.tokens[-1, 0, n, 0]
         for depth in range(4):
@@ -55,11 +55,11 @@ def test_final_probability_is_that_of_the_last_depths_top_token(family):
 
 
 def test_students_are_compared_as_divergence_by_depth_says(family):
-    """Means over valid tokens, at training's pairs and at the nearest depths, of two students."""
+    """Means over valid tokens of two students, at trained pairs and at the nearest depths."""
     students, teacher = [family("gpt2"), family("gpt_neo")], family("llama")
     trained = [LayerMap([(1, 2)]), ()]
-    document = Passage(TEXTS[0], torch.arange(8))
-    found = inspect_models(teacher, [document], students, trained=trained, chunk_size=3)
+    passage = Passage(TEXTS[0], torch.arange(8))
+    found = inspect_models(teacher, [passage], students, trained=trained, chunk_size=3)
     assert found.comparisons[0].pairs == ((0, 0), (1, 2), (2, 2), (3, 3))
     assert found.comparisons[1].pairs == ((0, 0), (1, 1), (2, 1), (3, 2), (4, 3))
     assert found.trained == (((1, 2),), ())
@@ -72,7 +72,7 @@ def test_students_are_compared_as_divergence_by_depth_says(family):
                     teacher,
                     [pair],
                     divergence=divergence(name),
-                    input_ids=document.ids[None],
+                    input_ids=passage.ids[None],
                 ).means[0]
                 for pair in comparison.pairs
             ]
@@ -81,11 +81,11 @@ def test_students_are_compared_as_divergence_by_depth_says(family):
         assert comparison.num_tokens == 8
 
 
-def test_documents_stand_in_a_row(family):
-    """Sums over two texts are the sums of each, by their tokens; targets are the tokens behind."""
+def test_passages_are_read_in_order(family):
+    """Results of two texts are those of each, in order; targets are the next tokens."""
     student, teacher = LogitLens(family("gpt2")), LogitLens(family("llama"))
-    both = inspect_models(teacher, DOCUMENTS, [student])
-    alone = [inspect_models(teacher, [document], [student]) for document in DOCUMENTS]
+    both = inspect_models(teacher, PASSAGES, [student])
+    alone = [inspect_models(teacher, [passage], [student]) for passage in PASSAGES]
     assert both.targets.tolist() == [*TEXTS[0][1:].tolist(), -1, *TEXTS[1][[2, 3, 5]].tolist()]
     for name in ("divergences", "over", "under"):
         parts = [getattr(found.comparisons[0], name) for found in alone]
@@ -114,7 +114,7 @@ def test_every_model_runs_once_and_every_depth_is_projected_once(
     monkeypatch.setattr(reading, "capture", noting(runs, reading.capture))
     for lens in lenses:
         monkeypatch.setattr(lens, "logits", noting(projections, lens.logits, lens))
-    inspect_models(lenses[0], DOCUMENTS[:1], lenses[1:], chunk_size=5)
+    inspect_models(lenses[0], PASSAGES[:1], lenses[1:], chunk_size=5)
     assert runs == lenses
     for lens in lenses:
         assert sum(seen is lens for seen in projections) == chunks * (lens.num_layers + 1)
@@ -131,9 +131,9 @@ def noting(calls, function, what=None):
 
 
 def test_unequal_vocabularies_are_read_whole_and_compared_on_what_they_share(family):
-    """Padding of a vocabulary stands in the student's own reading, not in the comparison."""
+    """Vocabulary padding is part of the student's own reading, not of the comparison."""
     student, teacher = LogitLens(families.build("gpt2", vocab_size=150)), LogitLens(family("llama"))
-    found = inspect_models(teacher, DOCUMENTS[:1], [student], top_k=150 - 37)
+    found = inspect_models(teacher, PASSAGES[:1], [student], top_k=150 - 37)
     own = trajectory(student, top_k=113, input_ids=TEXTS[0][None])
     assert torch.equal(found.students[0].tokens, own.tokens[:, 0])
     wide = trajectory(student, top_k=150, input_ids=TEXTS[0][None])
@@ -146,7 +146,7 @@ def test_unequal_vocabularies_are_read_whole_and_compared_on_what_they_share(fam
 
 
 def test_settling_is_the_last_change_of_the_top_token():
-    """A token that wavers settles after its last change; one that never changes at depth 0."""
+    """A token settles after its last change; one that never changes settles at depth 0."""
     top = torch.tensor([[5, 1, 7], [5, 2, 7], [5, 1, 7], [5, 1, 9]])
     zeros = torch.zeros(4, 3)
     found = Reading(top.unsqueeze(-1), zeros.unsqueeze(-1), zeros, zeros)
@@ -154,14 +154,14 @@ def test_settling_is_the_last_change_of_the_top_token():
 
 
 def test_what_cannot_be_read_is_refused(family):
-    """No document, no position, a position outside, a depth that is not there, too many tokens."""
-    with pytest.raises(ValueError, match="no document was given"):
+    """No passage, no position, a position outside, a missing depth, too many tokens."""
+    with pytest.raises(ValueError, match="no passage was given"):
         inspect_models(family("llama"), [])
     with pytest.raises(ValueError, match="at least one position"):
         Passage(TEXTS[0], torch.arange(0))
-    with pytest.raises(ValueError, match="document of 9 tokens lie outside it"):
+    with pytest.raises(ValueError, match="passage of 9 tokens must be 0 to 8, got 9 to 9"):
         Passage(TEXTS[0], torch.tensor([9]))
     with pytest.raises(ValueError, match="student depth 5, but the student has depths 0 to 3"):
-        inspect_models(family("llama"), DOCUMENTS, [family("gpt2")], trained=[[(5, 2)]])
+        inspect_models(family("llama"), PASSAGES, [family("gpt2")], trained=[[(5, 2)]])
     with pytest.raises(ValueError, match="top_k must be 1 to 113, got 200"):
-        inspect_models(family("llama"), DOCUMENTS, top_k=200)
+        inspect_models(family("llama"), PASSAGES, top_k=200)

@@ -1,4 +1,4 @@
-"""Scale and soft cap are read off known head outputs, whatever the size of the real logits."""
+"""Scale and soft cap are measured on known head outputs, independent of the real logits."""
 
 import lens_families as families
 import pytest
@@ -40,7 +40,7 @@ def test_a_cap_is_seen_behind_small_logits():
 
 @pytest.mark.parametrize(("dtype", "mode"), [(torch.float32, "closed"), (torch.bfloat16, "head")])
 def test_a_number_that_no_config_names_is_measured(dtype, mode):
-    """A scale written into the code is found to float32; bf16 cannot tell it, so it is not used."""
+    """A scale written into the code is found in float32; bf16 cannot resolve it."""
     model = families.build("llama").to(dtype)
     forward = model.forward
 
@@ -73,7 +73,7 @@ def test_another_operation_is_not_taken_for_a_scale():
     assert lens.mode == "head"
     states, logits = families.streams("llama", model)
     assert families.error(lens.logits(states[-1]), logits) <= 1e-5
-    with pytest.raises(ValueError, match="its logits are no scale and no soft cap of what its"):
+    with pytest.raises(ValueError, match="its logits are neither a scale nor a soft cap of"):
         lens.check_trainable()
 
 

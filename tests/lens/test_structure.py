@@ -1,4 +1,4 @@
-"""Finding and replacing the floating tensors in what modules take and return."""
+"""Finding and replacing floating-point tensors in inputs and outputs of modules."""
 
 from collections import namedtuple
 
@@ -32,7 +32,7 @@ def test_replaces_the_first_tensor_and_keeps_the_form(form):
 
 
 def test_nothing_floating_is_nothing():
-    """Integers are no stream."""
+    """Integer tensors are not a stream."""
     assert first_float((IDS, None, "text")) is None
 
 
@@ -52,7 +52,7 @@ def test_ratio_finds_a_constant_or_nothing():
 
 
 def test_worst_is_relative_to_the_largest_logit():
-    """Equal infinities count for nothing, NaN and other shapes for everything."""
+    """Equal infinities count as equal; NaN and other shapes give an infinite error."""
     truth = torch.tensor([2.0, -4.0, -torch.inf])
     assert worst(truth, truth) == 0
     assert worst(truth + torch.tensor([0.1, 0.0, 0.0]), truth) == pytest.approx(0.025, rel=1e-5)

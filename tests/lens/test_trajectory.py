@@ -1,4 +1,4 @@
-"""What each depth says, in numbers, against the obvious program on whole logits."""
+"""Predictions and divergences by depth, against the obvious program on whole logits."""
 
 import math
 
@@ -13,7 +13,7 @@ IDS = families.IDS
 
 
 def reverse_kl(student, teacher):
-    """KL(student || teacher) in nats, by the textbook."""
+    """KL(student || teacher) in nats, as in textbooks."""
     p, q = student.softmax(-1), teacher.softmax(-1)
     return (p * (p.log() - q.log())).sum(-1)
 
@@ -36,7 +36,7 @@ def test_trajectory_is_the_softmax_of_each_depth(name, family):
 
 
 def test_trajectory_takes_a_bare_model_and_some_depths(family):
-    """Depths in the order asked for; no gradient is recorded."""
+    """Depths in the requested order; no gradient is recorded."""
     found = trajectory(family("gpt2"), depths=[3, 1], top_k=1, input_ids=IDS)
     assert found.depths == (3, 1)
     assert found.tokens.shape == found.probabilities.shape == (2, 2, 9, 1)
@@ -87,7 +87,7 @@ def test_a_model_does_not_differ_from_itself(measure, family):
 
 
 def test_unequal_vocabularies_share_their_prefix(family):
-    """The shared columns are cut out before the softmax, so both sum to 1 over them."""
+    """The softmax is taken over the shared columns, so both distributions sum to 1."""
     model, larger = family("llama"), families.build("gpt2", vocab_size=150)
     found = divergence_by_depth(model, larger, [(3, 3)], divergence=reverse_kl, input_ids=IDS)
     with torch.no_grad():
@@ -98,7 +98,7 @@ def test_unequal_vocabularies_share_their_prefix(family):
 
 
 def test_nothing_to_compare_is_an_error(family):
-    """All labels masked: a mean over nothing is no number."""
+    """All labels masked: a mean over no tokens is undefined."""
     model = family("llama")
     with pytest.raises(ValueError, match="no position to compare"):
         divergence_by_depth(

@@ -1,6 +1,7 @@
 """The Triton kernel in Triton's interpreter: run by test_triton_rows.py, in its own process."""
 
 import dataclasses
+import sys
 
 import pytest
 import torch
@@ -8,7 +9,9 @@ from linear_divergence.problems import DIVERGENCES, assert_within_budget, proble
 
 from distilllens.divergence import divergence
 from distilllens.head import Head
-from distilllens.linear_divergence import linear_divergence, triton_rows
+from distilllens.linear_divergence import tiles, triton_rows
+
+door = sys.modules["distilllens.linear_divergence"]  # the package also has a function of that name
 
 INF = float("inf")
 IN_THE_KERNEL = sorted(set(DIVERGENCES) - {"adaptive_kl"})
@@ -156,8 +159,31 @@ def test_what_is_left_to_torch(name, dtype, kernel_rows):
     assert kernel_rows == []
 
 
-def test_auto_is_not_triton(kernel_rows):
-    """Until it is measured, nobody gets the kernel who did not ask for it."""
+def test_auto(kernel_rows, monkeypatch):
+    """The kernel where it is faster, torch elsewhere: on a CPU, even in the interpreter."""
     given = problem(3, dtype=torch.float32)
-    linear_divergence(given.student, given.student_head, given.teacher, given.teacher_head)
+    expected = results(given, "jsd", impl="auto")
     assert kernel_rows == []
+    monkeypatch.setattr(door, "_is_faster_with_kernel", lambda device: True)
+    found = results(given, "jsd", impl="auto")
+    assert kernel_rows == [3]
+    assert_within_budget(found, expected, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@every_kernel
+def test_padded_rows(name, dtype, kernel_rows, monkeypatch):
+    """Tiles as on a GPU: 47 words in rows of 64 or 32; what lies behind them counts nothing."""
+    monkeypatch.setattr(tiles, "alignment_matters", lambda device: True)
+    monkeypatch.setattr(torch.Tensor, "new_empty", filled_with_nan(torch.Tensor.new_empty))
+    given = problem(7, 47, 47, dtype=dtype, scale=0.7, softcap=3.0)
+    expected = results(given, name, impl="reference")
+    found = results(given, name, impl="triton", chunk_size=3)
+    assert kernel_rows == [3, 3, 1]
+    if dtype == torch.bfloat16 and name == "total_variation":
+        found = (*found[:2], *expected[2:])  # its gradient jumps where p crosses q
+    assert_within_budget(found, expected, dtype)
+
+
+def filled_with_nan(new_empty):
+    return lambda self, *size, **options: new_empty(self, *size, **options).fill_(float("nan"))

@@ -1,4 +1,4 @@
-"""Both engines on a CUDA device: the reference's numbers, and not one wait."""
+"""Both engines on a CUDA device: they equal the reference and never wait for the device."""
 
 import contextlib
 
@@ -23,7 +23,7 @@ pytestmark = [
 
 @contextlib.contextmanager
 def no_waiting():
-    """CUDA's own alarm: an error where the host waits for the device."""
+    """CUDA's own check: an error where the host waits for the device."""
     torch.cuda.set_sync_debug_mode("error")
     try:
         yield
@@ -46,6 +46,19 @@ def test_equals_the_reference(dtype, name, impl):
     if dtype == torch.bfloat16 and name == "total_variation":
         found = (*found[:2], *expected[2:])  # its gradient jumps where p crosses q
     assert_within_budget(found, expected, dtype)
+
+
+@pytest.mark.parametrize("vocabulary", [5003, 5008])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_auto(dtype, vocabulary):
+    """From capability 8.0 it gives the kernel's bits, for a prime and an aligned vocabulary."""
+    pytest.importorskip("triton")
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("auto is chunked here")
+    given = problem(47, vocabulary, vocabulary, dtype=dtype, scale=0.7).to("cuda")
+    found, kernel = (results(given, "jsd", impl=impl) for impl in ("auto", "triton"))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, kernel, strict=True))
+    assert_within_budget(found, results(given, "jsd", impl="reference"), dtype)
 
 
 def autocast_results(given, impl, **options):

@@ -94,13 +94,13 @@ class Browser:
         self.wait_for("Page.loadEventFired")
 
     def run(self, script):
-        """The value of a JavaScript expression, as JSON holds it."""
+        """The value of a JavaScript expression, as JSON."""
         found = self.send("Runtime.evaluate", expression=script, returnByValue=True)
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
     def centre(self, selector):
-        """Where on the screen the middle of an element is, after scrolling to it."""
+        """The screen position of an element's centre, after scrolling to it."""
         return self.run(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
             " e.scrollIntoView({block: 'center', behavior: 'instant'});"
@@ -151,7 +151,7 @@ class Browser:
         ]
 
     def requests(self):
-        """The addresses that the page asked for, itself among them."""
+        """The URLs that the page requested, including its own."""
         sent = [e for e in self.events if e.get("method") == "Network.requestWillBeSent"]
         return [event["params"]["request"]["url"] for event in sent]
 

@@ -1,4 +1,4 @@
-"""A figure as a part of a page, and as files."""
+"""Figures as SVG elements of a page, and as files."""
 
 import re
 import xml.etree.ElementTree as ElementTree
@@ -11,7 +11,7 @@ from distilllens.report import canvas
 
 
 def figure():
-    """A line that is switched by a legend and shown for one choice, and text."""
+    """A figure with text and lines that a legend toggles and a choice shows."""
     drawn = canvas.new_figure()
     axes = drawn.subplots()
     canvas.frame(axes, "x < 1 & more", "y")
@@ -24,7 +24,7 @@ def figure():
 
 
 def test_a_page_gets_one_lean_svg_element():
-    """Well-formed, no width, no ids but those it refers to, no style sheet, no comment."""
+    """Well-formed, without width, unused ids, style sheets or comments."""
     text = canvas.to_svg(figure(), "one", 'a "line"')
     root = ElementTree.fromstring(text)
     assert root.tag.endswith("svg") and "width" not in root.attrib and root.get("viewBox")
@@ -44,7 +44,7 @@ def test_colours_follow_the_page():
 
 
 def test_marked_artists_say_when_they_are_shown():
-    """The legend's series and the choices stand at the groups."""
+    """Groups carry the legend's series and the choices as data attributes."""
     text = canvas.to_svg(figure(), "one", "")
     assert '<g data-series="s0" data-when="depth=0 student=1">' in text
 
@@ -58,7 +58,7 @@ def test_two_figures_of_a_page_share_no_id():
 
 
 def test_files_hold_what_was_chosen(tmp_path):
-    """PNG and SVG lie there whole; the line of another choice is left out, the legend is there."""
+    """PNG and SVG are complete; lines of other choices are left out, the legend is drawn."""
     canvas.save(figure(), tmp_path / "chosen", {"depth": "0", "student": "1"})
     canvas.save(figure(), tmp_path / "none", {"depth": "7", "student": "1"})
     names = sorted(path.name for path in tmp_path.iterdir())
@@ -71,7 +71,7 @@ def test_files_hold_what_was_chosen(tmp_path):
 
 
 def test_models_differ_in_more_than_colour():
-    """No two of twelve students have colour, marker and dashes alike."""
+    """No two of twelve students share colour, marker and dashes."""
     styles = [canvas.style_of(number) for number in range(13)]
     looks = {(s["color"], s["marker"], s.get("dashes")) for s in styles}
     assert len(looks) == 13
@@ -84,14 +84,14 @@ def luminance(colour):
 
 
 def contrast(one, two):
-    """Of WCAG 2: 1 to 21."""
+    """Contrast ratio of WCAG 2, 1 to 21."""
     low, high = sorted((luminance(one), luminance(two)))
     return (high + 0.05) / (low + 0.05)
 
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 def test_colours_can_be_told_from_the_paper(scheme):
-    """Text has the contrast of WCAG AA on every ground, lines the 3:1 of graphics."""
+    """Text meets WCAG AA contrast on every background, lines the 3:1 of graphics."""
     named = {name: pair[scheme] for name, pair in canvas.COLOURS.items()}
     for ground in ("paper", "sheet", "full"):
         assert contrast(named["ink"], named[ground]) >= 4.5
@@ -103,7 +103,7 @@ def test_colours_can_be_told_from_the_paper(scheme):
 
 
 def test_ticks_are_words():
-    """Places are rounded to two digits, the numbers beside the axes are not."""
+    """Coordinates are rounded to two digits, tick labels are not."""
     figure = canvas.new_figure()
     axes = figure.subplots()
     axes.plot([0, 1], [0, 0.0005])

@@ -1,4 +1,4 @@
-"""The inspector's page: its tables hold the numbers that lens/ gives, computed here anew."""
+"""The tables of the inspector's page, against values computed here independently."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from distilllens.report import inspector_sections, render_page
 @pytest.fixture(scope="module")
 def page(inspected):
     """The page as text."""
-    sections = inspector_sections(inspected.found, inspected.names, inspected.say)
+    sections = inspector_sections(inspected.found, inspected.names, inspected.text_of)
     return render_page("title", "lead", sections)
 
 
@@ -35,11 +35,11 @@ def rows(table, **wanted):
     return [row for row in table if all(row[key] == value for key, value in wanted.items())]
 
 
-def alone(model, document):
-    """The model's trajectory at a document's positions, all tokens kept: ``[K, N, V]``."""
-    found = trajectory(model, top_k=24, input_ids=document.ids[None])
+def alone(model, passage):
+    """The model's trajectory at a passage's positions, all tokens kept: ``[K, N, V]``."""
+    found = trajectory(model, top_k=24, input_ids=passage.ids[None])
     tokens, probabilities = (
-        x[:, 0, document.positions] for x in (found.tokens, found.probabilities)
+        x[:, 0, passage.positions] for x in (found.tokens, found.probabilities)
     )
     return torch.zeros_like(probabilities).scatter_(-1, tokens, probabilities)
 
@@ -55,11 +55,11 @@ def test_figure_1_is_divergence_by_depth(inspected, tables):
             for row in got:
                 pair = (row["student_depth"], row["teacher_depth"])
                 total = 0.0
-                for document in inspected.documents:
+                for passage in inspected.passages:
                     # The last position of a text counts here: a token more makes it valid there.
-                    ids = torch.cat([document.ids, document.ids[:1]])
+                    ids = torch.cat([passage.ids, passage.ids[:1]])
                     labels = torch.full_like(ids, -100)
-                    labels[document.positions + 1] = 1
+                    labels[passage.positions + 1] = 1
                     one = divergence_by_depth(
                         student,
                         inspected.teacher,
@@ -77,7 +77,7 @@ def test_figure_1_is_divergence_by_depth(inspected, tables):
 def test_entropy_final_token_and_settling_are_the_trajectory(inspected, tables):
     """Mean, quartiles and shares from the softmax of every depth."""
     for name, model in zip(inspected.names, [inspected.teacher, *inspected.students], strict=True):
-        p = torch.cat([alone(model, document) for document in inspected.documents], 1).double()
+        p = torch.cat([alone(model, passage) for passage in inspected.passages], 1).double()
         entropy = -torch.special.xlogy(p, p).sum(-1)
         top = p.argmax(-1)
         final = p.gather(-1, top[-1:, :, None].expand(len(p), -1, 1))[..., 0]
@@ -97,10 +97,10 @@ def test_entropy_final_token_and_settling_are_the_trajectory(inspected, tables):
 
 
 def test_confidence_and_ratios_are_sums_over_the_vocabulary(inspected, tables):
-    """What a student puts above and below its teacher, and the histogram of q / p."""
+    """The student's probability above and below the teacher's, and the histogram of q / p."""
     name, student = inspected.names[1], inspected.students[0]
     p, q = (
-        torch.cat([alone(m, document) for document in inspected.documents], 1).double()
+        torch.cat([alone(m, passage) for passage in inspected.passages], 1).double()
         for m in (inspected.teacher, student)
     )
     for row in rows(tables["confidence"], student=name):
@@ -121,21 +121,21 @@ def test_confidence_and_ratios_are_sums_over_the_vocabulary(inspected, tables):
 
 
 def test_reliability_is_over_tokens_whose_successor_is_known(inspected, tables):
-    """Two texts end in the open: 26 of 28 tokens; weighted accuracies are the right ones."""
+    """The next token is known for 26 of 28 tokens; weighted accuracies count the correct ones."""
     for name, model in zip(inspected.names, [inspected.teacher, *inspected.students], strict=True):
         got = rows(tables["reliability"], model=name)
         assert sum(row["tokens"] for row in got) == 26
         right = 0
-        for document in inspected.documents:
-            known = document.positions[document.positions < len(document.ids) - 1]
-            best = model(document.ids[None]).logits[0].argmax(-1)
-            right += int((best[known] == document.ids[known + 1]).sum())
+        for passage in inspected.passages:
+            known = passage.positions[passage.positions < len(passage.ids) - 1]
+            best = model(passage.ids[None]).logits[0].argmax(-1)
+            right += int((best[known] == passage.ids[known + 1]).sum())
         found = sum(row["accuracy"] * row["tokens"] for row in got)
         assert found == pytest.approx(right, rel=1e-5)  # numbers have six digits
 
 
 def test_the_sides_of_a_penalty_sum_to_the_divergence(inspected, page, tables):
-    """The small tables under the penalty show the nats of Figure 1, split in two."""
+    """The small tables beside the penalty split the divergence of a pair in two."""
     row = rows(
         tables["divergence"], student=inspected.names[1], student_depth=2, measure="forward_kl"
     )[0]
@@ -147,7 +147,7 @@ def test_the_sides_of_a_penalty_sum_to_the_divergence(inspected, page, tables):
 
 def test_one_model_alone_has_no_student(inspected):
     """The classic logit lens: no divergence, no penalty, no second table."""
-    found = inspect_models(inspected.teacher, inspected.documents[:1])
+    found = inspect_models(inspected.teacher, inspected.passages[:1])
     html = render_page("t", "l", inspector_sections(found, ["m"], str))
     for name in ("entropy", "final", "settled", "lens", "reliability"):
         assert f'id="{name}"' in html
@@ -156,16 +156,16 @@ def test_one_model_alone_has_no_student(inspected):
 
 
 def test_one_token_has_no_successor(inspected):
-    """Nothing to be reliable about: that figure is left out, all others are drawn."""
-    document = Passage(torch.tensor([3]), torch.tensor([0]))
-    found = inspect_models(inspected.teacher, [document], inspected.students[:1])
+    """Without a known next token the reliability plot is left out; all others are drawn."""
+    passage = Passage(torch.tensor([3]), torch.tensor([0]))
+    found = inspect_models(inspected.teacher, [passage], inspected.students[:1])
     html = render_page("t", "l", inspector_sections(found, ["t", "s"], str))
     assert 'id="penalty"' in html and 'id="reliability"' not in html
 
 
 @pytest.mark.slow
 def test_the_page_keeps_its_budget():
-    """12 pairs, 200 tokens and few words twice: under 3 MB."""
+    """With 12 pairs, 200 tokens and a large vocabulary the page stays under 3 MB."""
     import toys
 
     teacher = toys.llama(24, 16, vocab=5000, positions=256)
@@ -173,7 +173,7 @@ def test_the_page_keeps_its_budget():
     ids = torch.randint(2, 5000, (200,), generator=torch.Generator().manual_seed(0))
     trained = [[(s, 2 * s) for s in range(1, 12)]]
     found = inspect_models(teacher, [Passage(ids, torch.arange(200))], [student], trained=trained)
-    say = "␣word{}".format
-    html = render_page("t", "l", inspector_sections(found, ["t", "s"], say))
+    text_of = "␣word{}".format
+    html = render_page("t", "l", inspector_sections(found, ["t", "s"], text_of))
     assert '"left_out":0' in html
     assert len(html.encode()) < 3e6

@@ -1,4 +1,4 @@
-"""The lens table's data are the numbers of ``lens.trajectory``."""
+"""The data of the lens table equal ``lens.trajectory``."""
 
 import pytest
 import torch
@@ -9,21 +9,21 @@ from distilllens.report.lens_table import lens_table
 
 
 def test_cells_are_the_trajectory(inspected):
-    """Top ten, their probabilities and the entropy, of each model, depth and token, four digits."""
-    table = lens_table(inspected.found, inspected.names, inspected.say)
+    """Top ten, probabilities and entropy of each model, depth and token, to four digits."""
+    table = lens_table(inspected.found, inspected.names, inspected.text_of)
     words = table["words"]
     assert len(set(words)) == len(words)
     models = [inspected.teacher, *inspected.students]
-    for document, shown in zip(inspected.documents, table["documents"], strict=True):
-        at = document.positions
+    for passage, shown in zip(inspected.passages, table["documents"], strict=True):
+        at = passage.positions
         assert [words[i] for i in shown["read"]] == [
-            inspected.say(i) for i in document.ids[at].tolist()
+            inspected.text_of(i) for i in passage.ids[at].tolist()
         ]
         for model, cells in zip(models, shown["cells"], strict=True):
-            truth = trajectory(model, top_k=10, input_ids=document.ids[None])
+            truth = trajectory(model, top_k=10, input_ids=passage.ids[None])
             for depth, (top, p, entropy) in enumerate(cells):
                 expected = truth.tokens[depth, 0, at].tolist()
-                assert top == [[words.index(inspected.say(i)) for i in row] for row in expected]
+                assert top == [[words.index(inspected.text_of(i)) for i in row] for row in expected]
                 for found, exact in (
                     (p, truth.probabilities[depth, 0, at]),
                     (entropy, truth.entropy[depth, 0, at]),
@@ -32,8 +32,8 @@ def test_cells_are_the_trajectory(inspected):
 
 
 def test_pairs_jsd_and_what_follows(inspected):
-    """Rows of each student with its partner; the token behind the last one is unknown."""
-    table = lens_table(inspected.found, inspected.names, inspected.say)
+    """The depth pairs of each student; the token after the last one is unknown."""
+    table = lens_table(inspected.found, inspected.names, inspected.text_of)
     assert table["pairs"][0] == ((0, 0), (1, 1), (2, 3), (3, 4))
     assert table["trained"] == [[1, 2], []]
     first = table["documents"][0]
@@ -44,12 +44,12 @@ def test_pairs_jsd_and_what_follows(inspected):
 
 
 def numbers(lengths, depths=13, top_k=10):
-    """An inspection of one model and as many tokens as wanted, without a model."""
-    documents = tuple(Passage(torch.arange(n), torch.arange(n)) for n in lengths)
+    """An inspection with passages of these lengths, made without a model."""
+    passages = tuple(Passage(torch.arange(n), torch.arange(n)) for n in lengths)
     shape = (depths, sum(lengths))
     tokens = torch.zeros(*shape, top_k, dtype=torch.long)
     zeros = torch.zeros(shape)
-    return Inspection(documents, Reading(tokens, tokens.float(), zeros, zeros))
+    return Inspection(passages, Reading(tokens, tokens.float(), zeros, zeros))
 
 
 @pytest.mark.parametrize(
@@ -62,20 +62,20 @@ def numbers(lengths, depths=13, top_k=10):
     ],
 )
 def test_a_long_text_is_cut_and_said_to_be(lengths, shown):
-    """As many tokens as there is room for, as even as can be, and the rest is counted."""
+    """As many tokens as fit, as evenly as possible; the rest is counted."""
     table = lens_table(numbers(lengths), ["m"], str)
     assert [len(d["read"]) for d in table["documents"]] == shown
     assert table["left_out"] == sum(lengths) - sum(shown)
 
 
 def test_depths_that_no_student_meets_are_left_out(inspected):
-    """They would only make the page larger; alone, a model shows all of its depths."""
+    """They would only enlarge the page; a single model shows all of its depths."""
     found = inspected.found
     shallow = Inspection(
-        found.documents, found.teacher, found.students[1:], found.comparisons[1:], ((),)
+        found.passages, found.teacher, found.students[1:], found.comparisons[1:], ((),)
     )
     cells = lens_table(shallow, ["t", "s"], str)["documents"][0]["cells"]
     assert [depth is not None for depth in cells[0]] == [True, False, True, False, True]
-    alone = Inspection(found.documents, found.teacher)
+    alone = Inspection(found.passages, found.teacher)
     cells = lens_table(alone, ["t"], str)["documents"][0]["cells"]
     assert all(depth is not None for depth in cells[0])

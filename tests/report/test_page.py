@@ -22,7 +22,7 @@ from distilllens.report.parts import Choice, Table
 
 
 class Outline(HTMLParser):
-    """Every tag with its attributes, and what stands in scripts."""
+    """Every tag with its attributes, and the contents of scripts."""
 
     def __init__(self, text):
         super().__init__()
@@ -50,7 +50,7 @@ def page(text="plain", **changes):
 
 
 def data_of(html):
-    """What stands in the page's data block."""
+    """The contents of the page's data block."""
     (block,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)
     return json.loads(block)
 
@@ -59,7 +59,7 @@ def data_of(html):
     "text", ["plain", "</script><script>alert(1)</script>", "$title ${x}", "<!--"]
 )
 def test_text_stays_text(text):
-    """Whatever a prompt or a name holds, the page has the same tags, and the text comes back."""
+    """Text in prompts and names never adds tags, and is preserved in the data."""
     html = render_page(text, text, page(text))
     plain = render_page("plain", "plain", page())
     assert [tag for tag, _ in Outline(html).tags] == [tag for tag, _ in Outline(plain).tags]
@@ -68,7 +68,7 @@ def test_text_stays_text(text):
 
 
 def test_nothing_is_asked_of_the_network():
-    """No tag points outside the page but by an anchor in it."""
+    """No tag refers to anything outside of the page."""
     for tag, attributes in Outline(render_page("t", "l", page())).tags:
         for name in ("src", "href", "action", "data", "poster", "srcset"):
             target = attributes.get(name, "#")
@@ -86,7 +86,7 @@ def test_numbers_that_are_not_finite_are_text():
 
 
 def test_every_drawing_is_saved(tmp_path):
-    """Named by the plot and the label of its choice."""
+    """Files are named after the plot and the label of its choice."""
     save_figures(page(), tmp_path)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == [

@@ -1,4 +1,4 @@
-"""The inspector's page in a headless Chromium: it works with mouse, keys and fingers."""
+"""The inspector's page in a headless Chromium: mouse, keyboard and touch."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ SIZES = {
 @pytest.fixture(scope="module")
 def page(inspected, tmp_path_factory):
     """The page as a file."""
-    sections = inspector_sections(inspected.found, inspected.names, inspected.say)
+    sections = inspector_sections(inspected.found, inspected.names, inspected.text_of)
     path = tmp_path_factory.mktemp("page") / "page.html"
     path.write_text(render_page("a & b", "A <lead>.", sections), encoding="utf-8")
     return path
@@ -74,7 +74,7 @@ def visible(browser, selector):
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
 def test_it_loads_alone_and_quietly(browser, page, size, dark):
-    """No request but the file, no word in the console, nothing wider than the window."""
+    """It requests only its own file, logs nothing, and is not wider than the window."""
     browser.open(page, dark=dark, **SIZES[size])
     assert browser.requests() == [page.as_uri()]
     assert browser.complaints() == []
@@ -89,7 +89,7 @@ def test_it_loads_alone_and_quietly(browser, page, size, dark):
 
 
 def test_names_and_tokens_are_text(browser, page, inspected):
-    """Tags in names and tokens are shown as they are written, and run nothing."""
+    """Tags in names and tokens are shown as text and run nothing."""
     browser.open(page)
     assert browser.run("document.querySelector('h1').textContent") == "a & b"
     assert (
@@ -106,7 +106,7 @@ def test_names_and_tokens_are_text(browser, page, inspected):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_pointing_at_a_cell_shows_its_ten_tokens(browser, page, size):
-    """Of the teacher and of the student's paired depth, in falling order, with probabilities."""
+    """The panel lists those of teacher and student at the paired depths, most likely first."""
     browser.open(page, **SIZES[size])
     found = data(browser)
     pairs = found["lens"]["pairs"][0]
@@ -127,7 +127,7 @@ def test_pointing_at_a_cell_shows_its_ten_tokens(browser, page, size):
 
 
 def test_the_panel_returns_to_the_selection(browser, page):
-    """When the mouse leaves, what was clicked is shown again."""
+    """When the mouse leaves the table, the panel returns to the clicked cell."""
     browser.open(page)
     browser.click(cell(0, 2, 1))
     clicked = ten(browser)
@@ -194,7 +194,7 @@ def test_the_selected_cell_is_in_sight(browser, page):
 
 
 def test_the_text_and_the_student_can_be_changed(browser, page, inspected):
-    """The tables are built anew, with the other student's depths and the other text's tokens."""
+    """The tables are rebuilt with the other student's depths and the other text's tokens."""
     browser.open(page)
     change = (
         "(() => {{ const s = document.querySelector('#lens select[name=lens-{}]');"
@@ -219,7 +219,7 @@ def test_the_text_and_the_student_can_be_changed(browser, page, inspected):
 
 
 def test_choices_and_legends_switch_what_is_drawn(browser, page):
-    """Another measure shows another drawing; a legend's key hides its lines."""
+    """Choosing a measure switches the drawing; a legend entry hides its lines."""
     browser.open(page)
     assert visible(browser, "#divergence svg.plot") == 1
     shown = (
@@ -239,7 +239,7 @@ def test_choices_and_legends_switch_what_is_drawn(browser, page):
 
 
 def test_the_penalty_follows_student_and_depth(browser, page):
-    """Each student has depths of its own; histogram and table are those of the choice."""
+    """Each student has its own depths; histogram and table follow the choice."""
     browser.open(page)
     assert visible(browser, "#penalty [name=penalty-depth2]") == 0
     browser.click("#penalty [name=penalty-depth1][value='1'] + span")
@@ -252,9 +252,9 @@ def test_the_penalty_follows_student_and_depth(browser, page):
 
 
 def test_one_student_and_many_depths(browser, inspected, tmp_path):
-    """A single student is no choice, and from five depths on they are a list."""
+    """A single student has no buttons, and five or more depths become a drop-down list."""
     deep = toys.llama(5, 16).eval()
-    found = inspect_models(inspected.teacher, inspected.documents[:1], [deep], trained=[[(2, 2)]])
+    found = inspect_models(inspected.teacher, inspected.passages[:1], [deep], trained=[[(2, 2)]])
     path = tmp_path / "page.html"
     path.write_text(render_page("t", "l", inspector_sections(found, ["t", "s"], str)))
     browser.open(path)
@@ -295,7 +295,7 @@ def test_numbers_can_be_downloaded(browser, page, tmp_path):
 
 
 def test_the_scheme_can_be_turned(browser, page):
-    """The button turns light to dark and back, whatever the system asks for."""
+    """The button switches between light and dark, whatever the system prefers."""
     browser.open(page, dark=True)
     colour = "getComputedStyle(document.body).backgroundColor"
     before = browser.run(colour)
@@ -306,7 +306,7 @@ def test_the_scheme_can_be_turned(browser, page):
 
 
 def test_the_browser_would_complain(browser, tmp_path):
-    """The checks above can fail: an error, a request and a wide page are seen."""
+    """The checks above can fail: they detect an error, a request and a wide page."""
     bad = tmp_path / "bad.html"
     bad.write_text(
         "<img src='x.png'><p style='width:3000px'>wide</p><script>nothing.here()</script>"

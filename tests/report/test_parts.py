@@ -23,7 +23,7 @@ def test_text_is_escaped_everywhere():
 
 
 def test_few_options_are_buttons_many_a_list_one_is_no_choice():
-    """The chosen value is marked; a single one is only told to the script."""
+    """The chosen value is marked; a single one becomes a hidden input."""
     few = Choice("a", "A", {"1": "x", "2": "y"}, "2").html("plot")
     assert few.count('type="radio"') == 2 and 'value="2" checked' in few
     many = Choice("a", "A", {str(n): "x" for n in range(6)}, "3", "b=1").html("plot")

@@ -1,4 +1,4 @@
-"""A run's page: what there is, in order; and in a browser."""
+"""A run's page: its sections in order, and in a browser."""
 
 import csv
 import json
@@ -27,13 +27,13 @@ RUN = Run(
 
 @pytest.fixture(scope="module")
 def observed(inspected):
-    """Two students read beside a teacher, and an answer of each."""
+    """Two students compared with a teacher, and an answer of each."""
     sample = Sample(f"Why? {NASTY}", NASTY, (NASTY, "a " * 300, ""), (False, True, False))
     return Observations(
-        read=inspected.found,
+        inspection=inspected.found,
         students=("start", "student"),
         texts="the first 3 texts of a.jsonl",
-        speakers=("teacher", "start", "student"),
+        answered_by=("teacher", "start", "student"),
         samples=(sample,),
         questions="Asked.",
         missing=(f"The {NASTY} is missing.",),
@@ -41,14 +41,14 @@ def observed(inspected):
 
 
 def test_all_that_is_there_is_shown_in_order(observed):
-    """Glance, training, Figure 1, answers, and how to do it again."""
+    """Summary, training, divergence, answers, and how to reproduce the run."""
     sections = run_sections(RUN, observed)
     assert [section.title for section in sections] == [
         "At a glance",
         "Training",
         "How far from the teacher",
         "Sample answers",
-        "Do it again",
+        "Reproduce this run",
     ]
     assert sections[0].text == f"The {NASTY} is missing."
     names = [row[0] for row in sections[2].parts[0].table.rows]
@@ -59,9 +59,9 @@ def test_all_that_is_there_is_shown_in_order(observed):
 
 
 def test_what_is_not_there_leaves_no_empty_place():
-    """Without models, versions or command: the log and the recipe alone."""
+    """Without models, versions or command, only the log and the recipe are shown."""
     sections = run_sections(Run({}, ROWS, "a: 1\n"), Observations())
-    assert [s.title for s in sections] == ["At a glance", "Training", "Do it again"]
+    assert [s.title for s in sections] == ["At a glance", "Training", "Reproduce this run"]
     assert len(sections[-1].parts) == 1
     empty = run_sections(Run({}, (), ""), Observations())
     assert empty[1].parts == () and "Nothing was logged" in empty[1].text

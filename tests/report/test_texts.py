@@ -1,4 +1,4 @@
-"""Text on a page stays text, and says what was cut."""
+"""Text on a page is escaped, and truncated or empty answers are marked."""
 
 from distilllens.report.texts import Answers, Facts, Listing, Sample
 
@@ -15,15 +15,15 @@ def test_every_text_is_escaped():
 
 
 def test_models_stand_in_order_beside_the_reference():
-    """A column each, the reference first; the cut and the empty say so."""
+    """One column per model after the reference; truncated and empty answers are marked."""
     sample = Sample("q", "r", (" one ", "two", " \n"), (False, True, False))
     html = Answers(("teacher", "start", "student"), (sample,)).html()
     names = [part.split("</h4>")[0] for part in html.split("<h4>")[1:]]
     assert names == ["reference", "teacher", "start", "student"]
     said = [part.split("</p>")[0] for part in html.split('<p class="said" dir="auto">')[1:]]
     assert said[:2] == ["r", "one"]
-    assert said[2].startswith("two<i") and "cut here" in said[2]
-    assert "nothing" in said[3]
+    assert said[2].startswith("two<i") and "truncated" in said[2]
+    assert "(empty)" in said[3]
 
 
 def test_lines_can_be_scrolled_by_keys():

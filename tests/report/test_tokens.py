@@ -1,4 +1,4 @@
-"""What a token says can be seen, whatever the tokenizer keeps it as."""
+"""The text of a token is visible, in whatever form the vocabulary stores it."""
 
 import pytest
 import toys
@@ -23,12 +23,12 @@ from distilllens.report.tokens import token_text, visible
     ],
 )
 def test_blanks_and_controls_are_visible(text, shown):
-    """Each becomes a sign or its code point; all other text stays."""
+    """Each becomes a symbol or its code point; all other text stays the same."""
     assert visible(text) == shown
 
 
 def test_words_and_padding_of_the_vocabulary():
-    """A word is itself; an id that no token has is in brackets."""
+    """A word stays the same; an id without a token is in brackets."""
     tokenizer = toys.tokenizer()
     assert token_text(tokenizer, 2) == "the"
     assert token_text(tokenizer, 0) == "<eos>"
@@ -36,7 +36,7 @@ def test_words_and_padding_of_the_vocabulary():
 
 
 def test_fragments_of_characters_stay_as_the_vocabulary_has_them(shared):
-    """Of GPT-2's bytes and Llama's, whole characters are shown and parts of one are not lost."""
+    """Whole characters of byte tokens are shown, and parts of a character are kept."""
     gpt2 = AutoTokenizer.from_pretrained(shared / "tokenizers" / "gpt2")
     (the,) = gpt2(" the")["input_ids"]
     assert token_text(gpt2, the) == "␣the"
@@ -49,7 +49,7 @@ def test_fragments_of_characters_stay_as_the_vocabulary_has_them(shared):
 
 
 def test_every_token_of_a_vocabulary_says_something(shared):
-    """No token of 32000 is empty or holds a character that cannot be seen."""
+    """No token of 32000 is empty or contains an invisible character."""
     llama = AutoTokenizer.from_pretrained(shared / "tokenizers" / "llama2-32k")
     texts = [token_text(llama, i) for i in range(0, len(llama), 7)]
     assert all(text and visible(text) == text for text in texts)

@@ -1,4 +1,4 @@
-"""Figures over steps hold what the trainer logged, and nothing else."""
+"""Plots over steps contain what the trainer logged, and nothing else."""
 
 import math
 
@@ -10,7 +10,7 @@ from distilllens.report.training import first_and_last, pairs_of, training_plots
 
 ROWS = [
     {"step": 5, "loss": 3.0, "output_loss": 2.0, "lens_loss": 1.0, "lens_loss/2:8": 1.5},
-    {"step": 5, "eval_loss": 2.5, "eval_runtime": 1.0, "eval_rouge_l": 0.25},
+    {"step": 5, "eval_loss": 2.5, "eval_runtime": 1.0, "eval_rouge_l": 25.0},
     {"step": 10, "loss": 2.0, "output_loss": 1.5, "lens_loss": 0.5, "lens_loss/10:11": 0.5},
     {"step": 10, "train_runtime": 9.0},
 ]
@@ -34,11 +34,19 @@ def test_every_number_of_the_log_is_in_a_table():
     )
     assert plots["pairs"].table.rows == (("2:8", 5, 1.5), ("10:11", 10, 0.5))
     assert plots["evaluation"].table.rows == (("total", 5, 2.5),)
-    assert plots["scores"].table.rows == (("Rouge-L", 5, 0.25),)
+    assert plots["scores"].table.rows == (("Rouge-L", 5, 25.0),)
+
+
+def test_scores_are_percents():
+    """The trainer logs Rouge-L in 0..100: caption, axis and table all give the unit."""
+    plot = by_name(ROWS)["scores"]
+    assert "in percent: 100 is the best" in plot.caption
+    assert plot.drawings[0].figure.axes[0].get_ylabel() == "score (%)"
+    assert first_and_last(ROWS).columns[0] == "nats per token, or score in %"
 
 
 def test_pairs_rise_as_numbers():
-    """2:8 stands before 10:11, and what is no pair is none."""
+    """2:8 comes before 10:11, and names that are not pairs are ignored."""
     assert pairs_of([*ROWS, {"lens_loss/a:b": 1.0, "lens_loss/7": 1.0}]) == ["2:8", "10:11"]
 
 
@@ -54,13 +62,13 @@ def test_a_diverged_run_is_drawn_with_a_gap(bad):
 
 
 def test_nothing_finite_is_no_figure():
-    """A log without a number makes no figure, whatever else it holds."""
+    """A log without a finite number gives no figure."""
     rows = [{"step": 1, "loss": math.nan}, {"step": 2, "loss": "high"}, {"loss": 1.0}, {}]
     assert training_plots(rows) == () and first_and_last([{}, {"step": 1}]).rows == ()
 
 
 def test_logarithms_only_where_they_exist():
-    """A zero has no place on a logarithmic scale, so none is offered."""
+    """A log scale is offered only if all values are positive."""
     assert [c.name for c in by_name(ROWS)["terms"].choices] == ["scale"]
     assert by_name([{"step": 1, "loss": 0.0}])["terms"].choices == ()
     scales = [d.figure.axes[0].get_yscale() for d in by_name(ROWS)["terms"].drawings]
@@ -69,7 +77,7 @@ def test_logarithms_only_where_they_exist():
 
 @pytest.mark.parametrize("last", [1e-4, 0.05, 0.9, 0.9999])
 def test_a_logarithmic_scale_has_ticks(last):
-    """Over several decades and within one: three at least in sight, each with its number."""
+    """At least three labelled ticks are visible, over several decades and within one."""
     rows = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": last}]
     axes = by_name(rows)["terms"].drawings[1].figure.axes[0]
     low, high = axes.get_ylim()
@@ -78,7 +86,7 @@ def test_a_logarithmic_scale_has_ticks(last):
 
 
 def test_the_speed_says_what_it_counts():
-    """The run's own measure of target tokens; else that of transformers, which counts inputs."""
+    """Our rate counts target tokens; the rate of transformers, used without ours, input tokens."""
     ours = {"step": 1, "target_tokens_per_second": 5.0, "train_tokens_per_second": 7.0}
     assert by_name([ours])["speed"].table.rows == (("tokens / s", 1, 5.0),)
     assert by_name([ours])["speed"].caption.startswith("Target tokens")
@@ -95,13 +103,8 @@ def test_small_rates_keep_their_digits():
 
 
 def test_first_and_last():
-    """Each term in its first and its last log, whichever logs those are."""
+    """Each term in the first and the last log that has it."""
     rows = first_and_last(ROWS).rows
     assert rows[0] == ("total", 3.0, 5, 2.0, 10)
-    assert ("lens 2:8", 1.5, 5, 1.5, 5) in rows and (
-        "evaluation: Rouge-L",
-        0.25,
-        5,
-        0.25,
-        5,
-    ) in rows
+    assert ("lens 2:8", 1.5, 5, 1.5, 5) in rows
+    assert ("evaluation: Rouge-L", 25.0, 5, 25.0, 5) in rows

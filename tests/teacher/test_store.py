@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distilllens import Head
-from distilllens.teacher import store
+from distilllens.teacher import cache, store
 
 MANIFEST = store.Manifest(
     teacher="t",
@@ -167,3 +167,27 @@ def test_a_damaged_shard_is_named(tmp_path):
     shard.write_bytes(b"\xff" * shard.stat().st_size)
     with pytest.raises(ValueError, match=f"{shard.name} is not readable"):
         store.Shards(tmp_path, MANIFEST, [shard.name])
+
+
+@pytest.mark.parametrize("name", ["movie.mkv.part", "notes.part"])
+def test_files_of_others_are_neither_taken_nor_deleted(tmp_path, name):
+    """A folder with somebody's download is no empty cache."""
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"{name} is there"):
+        cache.check_writable(tmp_path)
+    store.drop_remains(tmp_path)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
+    """What it points to is not truncated."""
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / store.LOCK).symlink_to(mine)
+    with (
+        pytest.raises(ValueError, match="cannot open its file 'lock'"),
+        store.locked(tmp_path / "cache"),
+    ):
+        pass
+    assert mine.read_text() == "mine"

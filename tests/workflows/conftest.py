@@ -1,4 +1,4 @@
-"""The inspection that the report tests read too."""
+"""The inspection fixture of the report tests."""
 
 from report.conftest import inspected
 

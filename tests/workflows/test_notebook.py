@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -9,16 +11,18 @@ import toys
 
 pytest.importorskip("matplotlib")
 
-from distilllens import LogitLens
+import distilllens
+import distilllens.report
+from distilllens import LogitLens, show
 from distilllens.lens import trajectory
-from distilllens.report import inspector_sections, show
+from distilllens.report import inspector_sections
 from distilllens.report.page import Plot, to_json
 
 TEXT = "the cat sat on a mat"
 
 
 class Frame(HTMLParser):
-    """What a browser finds in the cell: the frame's attributes."""
+    """Parses the attributes of the frame in a cell."""
 
     def handle_starttag(self, tag, attributes):
         self.tag, self.attributes = tag, dict(attributes)
@@ -51,7 +55,7 @@ def models():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """Theirs."""
+    """The models' tokenizer."""
     return toys.tokenizer()
 
 
@@ -59,6 +63,29 @@ def tokenizer():
 def shown(models, tokenizer):
     """Both on one text."""
     return show(*models, tokenizer=tokenizer, text=TEXT)
+
+
+def test_show_has_two_names():
+    """``distilllens.report.show`` is ``distilllens.show``; other names are refused."""
+    assert distilllens.report.show is distilllens.show is show
+    with pytest.raises(AttributeError, match="has no attribute 'shows'"):
+        distilllens.report.shows  # noqa: B018
+
+
+def test_the_alias_is_lazy():
+    """Importing ``report`` loads neither transformers nor matplotlib; ``show`` loads the former."""
+    heavy = ["transformers", "matplotlib", "distilllens.loading", "distilllens.workflows"]
+    code = (
+        "import json, sys, distilllens.report\n"
+        f"loaded = lambda: [name for name in {heavy} if name in sys.modules]\n"
+        "before = loaded(); distilllens.report.show\n"
+        "print(json.dumps([before, loaded()]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    before, after = json.loads(done.stdout.splitlines()[-1])
+    assert before == [] and {"transformers", "distilllens.workflows"} <= set(after)
 
 
 def test_every_token_of_the_text_is_read(models, tokenizer, shown):
@@ -83,7 +110,7 @@ def test_lenses_are_read_as_their_models(models, tokenizer, shown):
 
 
 def test_an_inspection_is_shown_as_the_page_has_it(inspected, tokenizer):
-    """An Inspection brings its texts, students and pairs; without names models have roles."""
+    """An Inspection has its own texts, students and pairs; models without names get roles."""
     shown = show(inspected.found, tokenizer=tokenizer)
     names = ["teacher", "student 1", "student 2"]
     sections = inspector_sections(inspected.found, names, tokenizer.decode)
@@ -95,7 +122,7 @@ def test_an_inspection_is_shown_as_the_page_has_it(inspected, tokenizer):
 
 
 def test_the_cell_holds_the_whole_page(shown):
-    """In a frame that runs scripts and has no way into the notebook."""
+    """The frame may run scripts but cannot access the notebook."""
     found = frame(shown)
     assert found["srcdoc"] == shown.html
     assert found["sandbox"] == "allow-scripts allow-downloads"
@@ -103,7 +130,7 @@ def test_the_cell_holds_the_whole_page(shown):
 
 
 def test_one_model_is_the_classic_lens(models, tokenizer):
-    """No figure of two models; its name is text, in the page and in the cell."""
+    """No comparison figures; the model's name is escaped in the page and in the cell."""
     name = '"><script>alert(1)</script>'
     shown = show(models[0], tokenizer=tokenizer, text=TEXT, names=[name], height=300)
     assert "divergence" not in data(shown)["tables"] and "entropy" in data(shown)["tables"]
@@ -113,20 +140,20 @@ def test_one_model_is_the_classic_lens(models, tokenizer):
 
 
 def test_save_writes_the_page(shown, tmp_path):
-    """The file is the page; what a terminal prints is short."""
+    """The file is the page; the repr is short."""
     shown.save(tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == shown.html
     assert repr(shown) == "NotebookPage(title='kd beside big', height=800)"
 
 
 def test_folders_of_one_name_are_told_apart_by_roles(models, tokenizer):
-    """A folder names a model only where it tells it from the others."""
+    """A folder names a model only if that distinguishes it from the others."""
     shown = show(models[0], models[0], tokenizer=tokenizer, text="the")
     assert shown.title == "student beside teacher"
 
 
 def test_dropout_is_off_and_models_stay_as_they_were(tokenizer):
-    """A model in training mode is read as in evaluation, and is in training mode afterwards."""
+    """A model in training mode is read in evaluation mode and left in training mode."""
     model = toys.gpt2(2, dropout=0.5)
     expected = show(model.eval(), tokenizer=tokenizer, text=TEXT)
     model.train()
@@ -140,7 +167,7 @@ def test_dropout_is_off_and_models_stay_as_they_were(tokenizer):
     ("settings", "match"),
     [
         ({"text": None}, "text is missing"),
-        ({"text": []}, "text holds no text"),
+        ({"text": []}, "text is an empty list"),
         ({"text": ["the cat", ""]}, "text 2, '', has no token"),
         ({"text": "cat " * 65}, "65 tokens, beyond the 64 positions of the model 'runs/big'"),
         ({"names": ["a"]}, r"1 names for 2 models: \['a'\]"),
@@ -148,13 +175,13 @@ def test_dropout_is_off_and_models_stay_as_they_were(tokenizer):
     ],
 )
 def test_mistakes_are_told(models, tokenizer, settings, match):
-    """What, which value, what would be right."""
+    """The message names the mistake and its value."""
     with pytest.raises(ValueError, match=match):
         show(*models, **{"tokenizer": tokenizer, "text": TEXT} | settings)
 
 
 def test_a_tokenizer_of_another_model_is_refused(models):
-    """A token without an embedding is named before a model sees it."""
+    """A token without an embedding is reported before a model reads it."""
     words = [f"w{i}" for i in range(40)]
     with pytest.raises(
         ValueError, match="token 41, but the model 'runs/big' has only 22 embeddings"
@@ -163,8 +190,8 @@ def test_a_tokenizer_of_another_model_is_refused(models):
 
 
 def test_an_inspection_stands_alone(inspected, models, tokenizer):
-    """Students or texts beside an Inspection would not be read."""
+    """Students or texts given with an Inspection would be ignored."""
     for beside in ({"text": TEXT}, {}):
         students = () if beside else models
-        with pytest.raises(ValueError, match="give it alone"):
+        with pytest.raises(ValueError, match="already has its students and texts"):
             show(inspected.found, *students, tokenizer=tokenizer, **beside)

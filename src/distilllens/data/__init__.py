@@ -1,6 +1,6 @@
-"""Text becomes records, and records become what the trainer and the benchmarks read."""
+"""Data files as records, and records as training examples and tokens."""
 
-from distilllens.data.encode import encode_example, encode_messages
+from distilllens.data.encode import encode_example, encode_messages, template_fields
 from distilllens.data.format import (
     drop_long_prompts,
     format_instruction,
@@ -22,6 +22,7 @@ __all__ = [
     "load_hub",
     "load_records",
     "references",
+    "template_fields",
     "to_dataset",
     "to_training_examples",
 ]

@@ -1,9 +1,10 @@
-"""Records become what SFTTrainer reads: a prompt and a response, messages, or plain text."""
+"""Records in the form that SFTTrainer reads: prompt and completion, messages, or plain text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from distilllens.data.encode import encode_messages, template_fields, tools_of
 from distilllens.data.records import kind_of, references
 
 _ALONE = "Below is an instruction that describes a task. "
@@ -12,12 +13,10 @@ _PAIRED = (
     "context. "
 )
 _REQUEST = "Write a response that appropriately completes the request.\n\n"
-# What SFTTrainer reads beside the fields of the kind itself.
-_PASSED_ON = ("tools", "chat_template_kwargs")
 
 
 def format_prompt(record: dict) -> str:
-    """The Alpaca prompt of an instruction record; an input that is empty or missing is left out.
+    """The Alpaca prompt of an instruction record, without the input section if there is no input.
 
     Source: Alpaca's template, as used by MiniLLM and DistillLens (docs/paper.md).
     """
@@ -30,21 +29,22 @@ def format_prompt(record: dict) -> str:
 def format_instruction(record: dict) -> dict[str, str]:
     """``{"prompt", "completion"}`` of an instruction record; the first reference is the completion.
 
-    White space before the answer is taken off: the prompt ends in a newline, and tokenizers such as
-    Qwen2's, or GPT-2's where several newlines meet, would merge it with the answer's own. The
-    prompt's tokens would then no longer begin those of prompt + completion, and training would see
-    a context that generation never shows. The end-of-sequence token is SFTTrainer's to append.
+    Leading white space of the answer is removed. The prompt ends in a newline, and some tokenizers
+    (Qwen2's; GPT-2's, for several newlines) would merge it with white space that follows. The
+    tokens of prompt + completion would then not start with the tokens of the prompt, and training
+    would see a context that never occurs in generation. SFTTrainer appends the end-of-sequence
+    token.
     """
     return {"prompt": format_prompt(record), "completion": references(record)[0].lstrip()}
 
 
 def to_training_examples(records: Iterable[dict]) -> list[dict]:
-    """Every record as SFTTrainer reads it: instruction records formatted, other kinds as they are.
+    """Every record as SFTTrainer reads it: instruction records formatted, other kinds unchanged.
 
     Fields that SFTTrainer does not read are left out.
 
     Raises:
-        ValueError: a record of no known kind (records of ``load_records`` are checked already).
+        ValueError: a record is of no known kind (``load_records`` has already checked its records).
     """
     return [_example(record) for record in records]
 
@@ -56,26 +56,42 @@ def _example(record):
     if kind == "instruction":
         return format_instruction(record)
     fields = {"prompt": ("prompt", "completion")}.get(kind, (kind,))
-    return {field: record[field] for field in (*fields, *_PASSED_ON) if field in record}
+    example = {field: record[field] for field in fields if field in record}
+    conversation = kind == "messages" or isinstance(example.get("prompt"), list)
+    return example | (template_fields(record) if conversation else {})
 
 
 def to_dataset(records: Iterable[dict]):
-    """The training examples of records as a ``datasets.Dataset``, held in memory."""
+    """The training examples of records as a ``datasets.Dataset`` in memory, each row unchanged.
+
+    Only ``tools`` given as JSON text become a list, and a missing ``chat_template_kwargs`` becomes
+    ``{}`` where another record has the field: SFTTrainer refuses None there.
+    """
     from datasets import Dataset
 
-    return Dataset.from_list(to_training_examples(records))
+    examples = to_training_examples(records)
+    columns = {field for example in examples for field in template_fields(example)}
+    if "tools" in columns:
+        examples = [e | {"tools": tools_of(e)} for e in examples]
+    if "chat_template_kwargs" in columns:
+        examples = [
+            e | {"chat_template_kwargs": e.get("chat_template_kwargs") or {}} for e in examples
+        ]
+    # Without "use_json", Arrow would give every tool the keys of all the others, as None, and the
+    # chat template would print them.
+    return Dataset.from_list(examples, on_mixed_types="use_json")
 
 
 def drop_long_prompts(
     records: list[dict], tokenizer, max_prompt_length: int
 ) -> tuple[list[dict], int]:
-    """The records whose prompt has at most ``max_prompt_length`` tokens, and how many others had.
+    """The records whose prompt has at most ``max_prompt_length`` tokens, and the number dropped.
 
-    Records without a prompt (``messages``, ``text``) are kept. Truncating instead would cut off
-    the "### Response:" the answer follows, so long prompts go, as in MiniLLM's data.
+    Records without a prompt (``messages``, ``text``) are kept. Long prompts are dropped, as in
+    MiniLLM's data, and not truncated: that would cut off the "### Response:" before the answer.
 
     Raises:
-        ValueError: ``max_prompt_length`` < 1, or no record is left.
+        ValueError: ``max_prompt_length`` < 1, or every record was dropped.
     """
     if max_prompt_length < 1:
         raise ValueError(f"max_prompt_length must be at least 1, got {max_prompt_length!r}")
@@ -97,9 +113,6 @@ def _prompt_lengths(examples, tokenizer):
         if prompt is None:
             lengths[row] = 0
         elif not isinstance(prompt, str):
-            chat = {"tools": example.get("tools"), **(example.get("chat_template_kwargs") or {})}
-            text = tokenizer.apply_chat_template(
-                prompt, add_generation_prompt=True, tokenize=False, **chat
-            )
-            lengths[row] = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+            ids = encode_messages(prompt, tokenizer, example, add_generation_prompt=True)
+            lengths[row] = len(ids)
     return lengths

@@ -1,4 +1,4 @@
-"""Files, folders and hub ids become records; every complaint names the file and the line."""
+"""Records from files, folders and the hub; every error names the file and the line."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ STORY_SEPARATOR = "<|endoftext|>"
 
 
 def load_records(source: str | PathLike | Iterable[str | PathLike]) -> list[dict]:
-    """The records of one file, of several, or of every data file that lies directly in a folder.
+    """The records of one file, of several, or of all data files directly in a folder, in order.
 
-    ``.jsonl`` holds one JSON object a line and ``.json`` a list of them; ``.txt`` holds stories
-    separated by lines ``<|endoftext|>``, each a record ``{"text": ...}``; all may end in ``.gz``.
+    ``.jsonl`` holds one JSON object per line and ``.json`` a list of them. ``.txt`` holds stories
+    separated by lines ``<|endoftext|>``, each a record ``{"text": ...}``. All may end in ``.gz``.
     A record is ``instruction`` / ``input`` / ``output``, ``prompt`` / ``completion``, ``messages``
-    or ``text`` (see :mod:`distilllens.data.records`); further fields are kept. Order is that of
-    the source; a folder is read in order of file name. All records together are of one kind.
+    or ``text`` (see :mod:`distilllens.data.records`); other fields are kept. The files of a folder
+    are read in order of their names. All records must be of one kind.
 
     Raises:
-        ValueError: no such file, an unknown suffix, broken UTF-8, JSON or gzip, a record that is
-            not one of the kinds, no record at all, or two kinds: ``FILE:LINE: what, which value,
-            what would be right``.
+        ValueError: a file is missing, empty, of an unknown suffix or broken (UTF-8, JSON, gzip), a
+            record is invalid, or records are of two kinds; the message starts with ``FILE:LINE``.
     """
     records, first = [], None
     for file in data_files(source):
@@ -52,18 +51,18 @@ def load_hub(dataset_name: str, split: str = "train", config: str | None = None)
     """The records of one split of a data set on the Hugging Face hub (or in its local cache).
 
     Raises:
-        ValueError: the data set or split cannot be had, or holds a record of no known kind
-            (``NAME[SPLIT]:ROW``, counted from 0 as the hub counts).
+        ValueError: the data set or split cannot be loaded, or a record is invalid; the message
+            then starts with ``NAME[SPLIT]:ROW``, rows counted from 0 as on the hub.
     """
     import datasets
 
     try:
         rows = datasets.load_dataset(dataset_name, config, split=split)
-    except Exception as error:  # datasets, huggingface_hub and requests each raise their own
+    except Exception as error:  # datasets, huggingface_hub and requests have their own classes
         raise ValueError(
             f"cannot load the data set {dataset_name!r}, split {split!r}: {first_line(error)}"
         ) from error
-    # A table has every column in every row: what a row does not have is None there.
+    # Every row of a table has every column; a field that a record does not have is None there.
     records = [{k: v for k, v in row.items() if v is not None} for row in rows]
     if not records:
         raise ValueError(f"{dataset_name}[{split}] holds no record; it needs at least one")
@@ -78,10 +77,11 @@ def load_hub(dataset_name: str, split: str = "train", config: str | None = None)
 
 
 def data_files(source: str | PathLike | Iterable[str | PathLike]) -> Iterator[Path]:
-    """The data files that a source names, in the order in which they are read.
+    """The data files of a source, in reading order.
 
     Raises:
-        ValueError: nothing named, no such file, an unknown suffix, a folder without data files.
+        ValueError: the source is empty, a file is missing or of an unknown suffix, or a folder has
+            no data files.
     """
     sources = [source] if isinstance(source, (str, PathLike)) else list(source)
     if not sources:
@@ -133,7 +133,7 @@ def _decode(file, content):
 
 
 def _lines(file, text):
-    # Not splitlines(): U+2028 and its like may stand inside a JSON text.
+    # Not splitlines(): JSON strings may contain U+2028 and other separators.
     for line, content in enumerate(text.split("\n"), 1):
         if content.strip():
             try:
@@ -143,7 +143,7 @@ def _lines(file, text):
 
 
 def _list_items(file, text):
-    """The objects of a JSON list, each with the line it starts on."""
+    """The objects of a JSON list, each with the line on which it starts."""
     decoder, line, counted = json.JSONDecoder(), 1, 0
     position = _skip_space(text, 0)
     if not text[position:]:
@@ -157,7 +157,7 @@ def _list_items(file, text):
         json.loads(text)
     except (ValueError, RecursionError) as error:
         raise _broken_json(file, getattr(error, "lineno", 1), error) from error
-    # The text is a proper list from here on: only the places of its items are looked for.
+    # The text is a valid list; what follows only finds where its items start.
     position = _skip_space(text, position + 1)
     while text[position] != "]":
         line, counted = line + text.count("\n", counted, position), position

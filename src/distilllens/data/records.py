@@ -1,9 +1,11 @@
-"""What a record may be: four kinds, and the complaints about everything else."""
+"""The four kinds of records, and the errors about anything else."""
 
 from __future__ import annotations
 
-# A record is of the first kind that one of its fields names. The order matters: published Alpaca
-# files carry the finished prompt as "text" beside instruction and output.
+from distilllens.data.encode import tools_of
+
+# A record is of the first kind of which it has a field. The order matters: published Alpaca files
+# also have the finished prompt as "text", beside instruction and output.
 KINDS = {
     "instruction": ("instruction", "output"),
     "prompt": ("prompt", "completion"),
@@ -18,17 +20,17 @@ def kind_of(record: dict) -> str | None:
 
 
 def references(record: dict) -> list[str]:
-    """The answers an instruction record accepts; the first is the one trained on."""
+    """The reference answers of an instruction record; training uses the first."""
     output = record["output"]
     return [output] if isinstance(output, str) else list(output)
 
 
 def check_record(record: object, where: str) -> str:
-    """The kind of a sound record.
+    """The kind of a valid record.
 
     Raises:
-        ValueError: not an object, of no known kind, or with a field that is missing, empty or of
-            the wrong type; the message starts with ``where``.
+        ValueError: the record is not an object or of no known kind, or one of its fields is
+            missing, empty or of the wrong type; the message starts with ``where``.
     """
     if not isinstance(record, dict):
         raise ValueError(f"{where}: {_shown(record)} is not a JSON object ({{...}})")
@@ -63,6 +65,7 @@ def _check_prompt(record, where):
     if isinstance(prompt, list) or isinstance(completion, list):
         _check_messages_field(prompt, "'prompt'", where)
         _check_messages_field(completion, "'completion'", where)
+        _check_template_fields(record, where)
         return
     _check_text(prompt, "'prompt'", where, may_be_empty=True)
     _check_text(completion, "'completion'", where)
@@ -70,6 +73,20 @@ def _check_prompt(record, where):
 
 def _check_messages(record, where):
     _check_messages_field(record["messages"], "'messages'", where)
+    _check_template_fields(record, where)
+
+
+def _check_template_fields(record, where):
+    settings = record.get("chat_template_kwargs")
+    if settings is not None and not isinstance(settings, dict):
+        raise ValueError(
+            f"{where}: 'chat_template_kwargs' is {_shown(settings)}; it must be an object, such as "
+            '{"enable_thinking": false}'
+        )
+    try:
+        tools_of(record)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _check_messages_field(messages, name, where):
@@ -82,7 +99,7 @@ def _check_messages_field(messages, name, where):
                 f"{where}: {place} is {_shown(message)}; a message has a role and a content"
             )
         _check_text(message["role"], f"{place}['role']", where)
-        # A list of parts, or nothing beside tool calls, is content too: the template's affair.
+        # Content may also be a list of parts, or missing beside tool calls: the template decides.
         if isinstance(message.get("content"), str):
             _check_text(message["content"], f"{place}['content']", where, may_be_empty=True)
         elif "content" not in message and "tool_calls" not in message:
@@ -101,10 +118,10 @@ def _check_text(value, name, where, *, may_be_empty=False, wanted="a text"):
     if not value.isascii():
         try:
             value.encode()
-        except UnicodeEncodeError as error:  # JSON's "\ud800" parses, and no tokenizer takes it
+        except UnicodeEncodeError as error:  # JSON's "\ud800" parses, but no tokenizer accepts it
             raise ValueError(
-                f"{where}: {name} has half a surrogate pair at character {error.start}; "
-                "no encoding can hold it"
+                f"{where}: {name} has half a surrogate pair at character {error.start}, "
+                "which cannot be encoded as UTF-8"
             ) from error
 
 

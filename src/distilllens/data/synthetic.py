@@ -1,7 +1,7 @@
-"""The demo's instruction tasks: generated from a seed, with exact answers, one of two splits.
+"""The instruction data of the demo: eight tasks with exact answers, generated from a seed.
 
-Eight small questions that a transformer of a million parameters can learn on a CPU, in the schema
-of real instruction data, so that the demo walks the same road as Dolly does.
+A transformer with a million parameters can learn the tasks on a CPU. The records have the schema of
+real instruction data, so the demo runs the same code as training on Dolly.
 """
 
 from __future__ import annotations
@@ -71,14 +71,14 @@ TASKS: dict[str, Callable[[random.Random], tuple[str, str, str]]] = {
 
 
 def synthetic_records(num_records: int, *, split: str = "train", seed: int = 0) -> list[dict]:
-    """``num_records`` records of the eight tasks in turn, each with its ``task`` as a fourth field.
+    """``num_records`` records of the eight tasks in turn, with the task's name in ``task``.
 
-    A question belongs to "held_out" when its checksum is divisible by 8, else to "train": whatever
-    the seeds, no question of one split is in the other. Within a split questions may repeat (there
-    are only 441 sums). The same arguments give the same records on every machine.
+    A question is in "held_out" if its checksum is divisible by 8, else in "train", so the splits
+    never share a question, whatever the seeds. Within a split, questions may repeat (there are only
+    441 sums). The same arguments give the same records on every machine.
 
     Raises:
-        ValueError: ``num_records`` < 1 or an unknown split.
+        ValueError: ``num_records`` < 1 or the split is unknown.
     """
     if num_records < 1:
         raise ValueError(f"num_records must be at least 1, got {num_records!r}")

@@ -1,4 +1,4 @@
-"""The tokenizer of the demo: the template in one or two tokens, known words whole, else letters."""
+"""The tokenizer of the demo: tokens for the template and known words, else characters."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _WORDS = (
 
 
 def synthetic_tokenizer():
-    """A ``PreTrainedTokenizerFast`` of about 130 tokens: 20 to 40 a record of the demo.
+    """A ``PreTrainedTokenizerFast`` with about 130 tokens; records of the demo have 20 to 40.
 
-    The fixed parts of the prompt template are one token each and the instructions' words too;
-    any other text goes letter by letter. Printable ASCII survives a round trip, other characters
-    become ``<unk>``. There is a pad and an end-of-sequence token, and none is added by itself.
+    Each fixed part of the prompt template and each word of the instructions is one token; other
+    text is split into characters. Printable ASCII survives a round trip, other characters become
+    ``<unk>``. There are a padding and an end-of-sequence token; neither is added automatically.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -27,7 +27,7 @@ def synthetic_tokenizer():
     vocabulary = [_PAD, _EOS, _UNKNOWN, *pieces, *"\n", *map(chr, range(32, 127))]
     model = models.WordLevel({t: i for i, t in enumerate(vocabulary)}, unk_token=_UNKNOWN)
     tokenizer = Tokenizer(model)
-    # Whole only where no letter follows: "letters" is not "letter" + "s".
+    # A word matches only if no letter follows: "letters" is not "letter" + "s".
     words = "|".join(f"{re.escape(word)}(?![A-Za-z])" for word in _words())
     template = "|".join(map(re.escape, _template_pieces()))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(
@@ -45,7 +45,7 @@ def synthetic_tokenizer():
 
 
 def _template_pieces():
-    """The text around the fields of both templates, taken from the templates themselves."""
+    """The text around the fields of both prompt templates."""
     alone = format_prompt({"instruction": "\0", "input": ""}).split("\0")
     paired = format_prompt({"instruction": "\0", "input": "\0"}).split("\0")
     return sorted({*alone, *paired}, key=len, reverse=True)

@@ -1,1 +1,1 @@
-"""Is a student any good? Answers, metrics of answers, and scores with their errors."""
+"""Evaluation of models: answers to benchmarks, metrics, and scores with standard errors."""

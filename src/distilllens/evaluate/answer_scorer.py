@@ -1,17 +1,18 @@
-"""Rouge-L of a model in training: the same answers and the same score as an evaluation's."""
+"""Rouge-L and exact match during training, with the answers and scores of an evaluation."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
+from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
-from distilllens.evaluate.benchmarks import examples_of
+from distilllens.evaluate.benchmarks import Example, examples_of
 from distilllens.evaluate.exact import exact_match
 from distilllens.evaluate.rouge import rouge_l
+from distilllens.evaluate.tasks import prompts_of
 from distilllens.generate.decoding import Decoding
-from distilllens.generate.prompts import encode_prompts
 from distilllens.generate.transformers_backend import (
     TransformersBackend,
     check_prompt_lengths,
@@ -21,14 +22,16 @@ from distilllens.loading import positions_of
 
 
 class AnswerScorer:
-    """Answers records with one fixed seed and scores the answers, as sums over a share of them.
+    """Answers records with a fixed seed and scores the answers, as sums over a share of them.
+
+    Prompts are encoded once and kept: a training calls its scorer at every evaluation.
 
     Args:
-        limit: only the first so many records.
-        settings: of ``Decoding``.
+        limit: use only the first ``limit`` records.
+        settings: arguments of ``Decoding``.
 
     Raises:
-        ValueError: an unknown setting, or one out of range.
+        ValueError: a setting is unknown or out of range.
     """
 
     def __init__(self, seed: int = 10, limit: int | None = None, batch_size: int = 32, **settings):
@@ -53,35 +56,53 @@ class AnswerScorer:
                 )
         self.seed, self.limit, self.batch_size = seed, limit, batch_size
         self.decoding = Decoding(**settings)
+        self._last = None
 
     def check(self, records: list[dict], tokenizer, config):
-        """Refuse records that cannot be answered, before any training.
+        """Refuse records that cannot be answered, before training starts.
 
         Raises:
-            ValueError: records without a reference, or a prompt that leaves no room for an answer.
+            ValueError: a record has no reference, or a prompt leaves no room for an answer.
         """
-        examples = self._examples(records)
-        lengths = [*map(len, encode_prompts(tokenizer, [e.prompt for e in examples]))]
-        places = [example.place for example in examples]
+        encoded = self._encoded(records, tokenizer)
+        lengths = [*map(len, encoded.prompt_ids)]
+        places = [example.place for example in encoded.examples]
         check_prompt_lengths(lengths, positions_of(config), self.decoding, places)
 
     def __call__(self, records: list[dict], model, tokenizer, share: tuple[int, int] = (0, 1)):
         """``{metric: (sum, count)}`` of the answers to part ``share[0]`` of ``share[1]``."""
-        examples = self._examples(records)
+        encoded = self._encoded(records, tokenizer)
+        examples, prompts = encoded.examples, encoded.prompt_ids
         backend = TransformersBackend(model, tokenizer, self.decoding)
-        prompts = backend.encode([example.prompt for example in examples])
         batches = plan_batches([*map(len, prompts)], self.batch_size)[share[0] :: share[1]]
         sums, count = {"rouge_l": 0.0, "exact_match": 0.0}, 0
-        # None: only where somebody is looking. Training has a bar of its own.
+        # None shows the bar on terminals only.
         hidden = True if share[0] else None
         for batch in tqdm(batches, desc="answers", leave=False, disable=hidden):
-            found = backend.generate([prompts[n] for n in batch], seed=self.seed)
-            for number, generation in zip(batch, found, strict=True):
+            answers = backend.generate([prompts[n] for n in batch], seed=self.seed)
+            for number, generation in zip(batch, answers, strict=True):
                 references = examples[number].references
                 sums["rouge_l"] += rouge_l(generation.text, references)
                 sums["exact_match"] += exact_match(generation.text, references)
             count += len(batch)
         return {metric: (total, count) for metric, total in sums.items()}
 
-    def _examples(self, records):
-        return examples_of(records[: self.limit], "evaluation data")
+    def _encoded(self, records, tokenizer):
+        """The examples and prompts of the records, from the last call if nothing has changed."""
+        # A trainer may change the chat template or the vocabulary of its tokenizer after check().
+        state = (len(records), tokenizer.chat_template, len(tokenizer))
+        last = self._last
+        if last and last.records is records and last.tokenizer is tokenizer and last.state == state:
+            return last
+        examples = examples_of(records[: self.limit], "evaluation data")
+        prompt_ids = prompts_of(examples, tokenizer)
+        self._last = _Encoded(records, tokenizer, state, examples, prompt_ids)
+        return self._last
+
+
+class _Encoded(NamedTuple):
+    records: list[dict]
+    tokenizer: object
+    state: tuple
+    examples: tuple[Example, ...]
+    prompt_ids: list[list[int]]

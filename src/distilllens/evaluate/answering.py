@@ -1,47 +1,47 @@
-"""What models say to benchmarks: their answers, and how likely they find the references."""
+"""Answers of models to benchmarks, and the likelihood that they give to the references."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
 from distilllens.evaluate.reference_likelihood import reference_likelihoods
 from distilllens.evaluate.results import Unit
 from distilllens.files import write_json
-from distilllens.generate.prompts import encode_prompts
 from distilllens.generate.transformers_backend import TransformersBackend, plan_batches
 from distilllens.jsonl import write_rows
 
 
 class Answering:
-    """Fills the results with this process's part; what is there already is left alone.
+    """Writes this process's share of the results; results that exist already stay as they are.
 
     Args:
-        work: benchmarks, each with the numbers of the examples that take part.
+        tasks: one ``Task`` per benchmark.
     """
 
-    def __init__(self, plan, results, process, *, teacher, work):
+    def __init__(self, plan, results, process, *, teacher, tasks):
         self.plan, self.results, self.process = plan, results, process
-        self.teacher, self.work = teacher, work
+        self.teacher, self.tasks = teacher, tasks
         self.hidden = not process.is_main
 
     def __call__(self, candidate):
-        """Answer with one model, which is loaded only if there is anything to do."""
+        """Answer with one model, which is loaded only if something is missing."""
         todo = []
-        for benchmark, kept in self.work:
-            examples = {number: benchmark.examples[number] for number in kept}
+        for task in self.tasks:
             for seed in self.plan.seeds:
-                unit = Unit(benchmark.name, candidate.label, seed)
-                if batches := self._batches(candidate, examples, unit):
-                    todo.append((examples, unit, batches))
+                unit = Unit(task.benchmark.name, candidate.label, seed)
+                if batches := self._batches(task, unit):
+                    todo.append(_Todo(unit, batches, task.prompt_ids[candidate.label]))
         references = [
-            (benchmark, kept)
-            for number, (benchmark, kept) in enumerate(self.work)
+            task
+            for number, task in enumerate(self.tasks)
             if number % self.process.size == self.process.rank
-            and self._lacks_references(benchmark.name, candidate.label)
+            and self._lacks_references(task.benchmark.name, candidate.label)
         ]
         model = None
         if todo and self.plan.backend == "vllm":
@@ -53,19 +53,19 @@ class Answering:
         if references:
             model = model or candidate.load(self.process.device, self.plan.dtype)
             teacher = self.teacher and self.teacher.load(self.process.device, self.plan.dtype)
-            for benchmark, kept in references:
-                self._weigh((candidate, model, teacher), benchmark, kept)
+            for task in references:
+                self._score_references((candidate, model, teacher), task)
 
-    def _batches(self, candidate, examples, unit):
+    def _batches(self, task, unit):
         """This process's batches of example numbers that are not answered yet."""
         if self.results.answers(unit) is not None:
             return []
-        numbers = list(examples)
-        prompts = encode_prompts(candidate.tokenizer, [examples[n].prompt for n in numbers])
-        batches = plan_batches([*map(len, prompts)], self.plan.batch_size)
+        prompt_ids = task.prompt_ids[unit.model]
+        numbers, lengths = list(prompt_ids), [*map(len, prompt_ids.values())]
+        batches = plan_batches(lengths, self.plan.batch_size)
         done = self.results.parts(unit).keys()
         shares = [[numbers[row] for row in batch] for batch in batches]
-        # Whole batches again, so that a restart computes what an undisturbed run computes.
+        # A batch is repeated as a whole, so that a restart computes what one run would compute.
         return [
             batch
             for batch in shares[self.process.rank :: self.process.size]
@@ -81,21 +81,20 @@ class Answering:
 
     def _generate_all(self, backend, todo):
         if backend.note and self.process.is_main:
-            tqdm.write(f"distilllens: {todo[0][1].model}: {backend.note}", file=sys.stderr)
-        for examples, unit, batches in todo:
-            self._generate(backend, examples, unit, batches)
+            tqdm.write(f"distilllens: {todo[0].unit.model}: {backend.note}", file=sys.stderr)
+        for unit, batches, prompt_ids in todo:
+            self._generate(backend, unit, batches, prompt_ids)
 
-    def _generate(self, backend, examples, unit, batches):
+    def _generate(self, backend, unit, batches, prompt_ids):
         num_tokens, began = 0, time.perf_counter()
         title = f"{unit.model}, {unit.benchmark}, {unit.name}"
         total = sum(map(len, batches))
         with tqdm(total=total, desc=title, unit=" answers", disable=self.hidden) as bar:
             for batch in batches:
-                prompts = backend.encode([examples[n].prompt for n in batch])
-                found = backend.generate(prompts, seed=unit.seed or 0)
+                answers = backend.generate([prompt_ids[n] for n in batch], seed=unit.seed or 0)
                 rows = [
                     {"example": n, "seed": unit.seed, "answer": fields.pop("text"), **fields}
-                    for n, fields in zip(batch, map(asdict, found), strict=True)
+                    for n, fields in zip(batch, map(asdict, answers), strict=True)
                 ]
                 self.results.append(unit, self.process.rank, rows)
                 num_tokens += sum(row["num_tokens"] for row in rows)
@@ -109,27 +108,38 @@ class Answering:
             seconds=round(time.perf_counter() - began, 3),
         )
 
-    def _weigh(self, models, benchmark, kept):
-        """Write how likely the model finds the references."""
+    def _score_references(self, models, task):
+        """Write the likelihood of the references, and the model's calibration on them."""
         candidate, model, teacher = models
-        examples = [benchmark.examples[n] for n in kept]
-        title = f"{candidate.label}, {benchmark.name}, references"
-        with tqdm(total=len(kept), desc=title, unit=" rows", disable=self.hidden) as bar:
+        examples = task.examples.values()
+        title = f"{candidate.label}, {task.benchmark.name}, references"
+        with tqdm(total=len(examples), desc=title, unit=" rows", disable=self.hidden) as bar:
             rows, calibration = reference_likelihoods(
                 model,
                 candidate.tokenizer,
-                [{"prompt": e.prompt, "completion": e.completion} for e in examples],
+                [
+                    {"prompt": e.prompt, "completion": e.completion, **e.template_fields}
+                    for e in examples
+                ],
                 teacher=teacher,
                 names=[example.place for example in examples],
                 progress=lambda done, _: bar.update(done - bar.n),
             )
-        folder = self.results.of(benchmark.name, candidate.label)
+        folder = self.results.of(task.benchmark.name, candidate.label)
         write_json(folder / "calibration.json", calibration.to_dict())
-        rows = [{"example": n, **asdict(row)} for n, row in zip(kept, rows, strict=True)]
+        rows = [{"example": n, **asdict(row)} for n, row in zip(task.examples, rows, strict=True)]
         write_rows(folder / "references.jsonl", rows)
 
     def _lacks_references(self, benchmark, label):
         rows = self.results.references(benchmark, label)
         if rows is None or self.teacher is None:
             return rows is None
-        return all(row["kl"] is None for row in rows)  # of a few it may be beyond the context
+        return all(row["kl"] is None for row in rows)  # a few may be beyond the teacher's context
+
+
+class _Todo(NamedTuple):
+    """Batches of example numbers to answer for one unit, and the prompts by example number."""
+
+    unit: Unit
+    batches: list[list[int]]
+    prompt_ids: Mapping[int, list[int]]

@@ -1,19 +1,19 @@
-"""Questions with reference answers: benchmarks by name, or any file of records."""
+"""Benchmarks, by name or from a file of records: questions with their reference answers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from distilllens.data import data_files, format_instruction, load_records
+from distilllens.data import data_files, format_instruction, load_records, template_fields
 from distilllens.data.records import kind_of, references
 from distilllens.errors import first_line
 from distilllens.files import sha256
 from distilllens.loading import unique_names
 
-# MiniLLM's files on the hub. Of S-NI and UnNI the paper takes the bucket of references of 11 tokens
-# and more.
+# MiniLLM's files on the hub. Of S-NI and UnNI, the paper uses the examples whose reference has at
+# least 11 tokens.
 NAMED = {
     "dolly": ("MiniLLM/dolly", "valid.jsonl"),
     "selfinst": ("MiniLLM/self-inst", "valid.jsonl"),
@@ -22,8 +22,7 @@ NAMED = {
     "unni": ("MiniLLM/uinst", "11_/valid.jsonl"),
 }
 
-
-RESERVED = "average"  # what the tables call the mean over benchmarks
+RESERVED = "average"  # the name of the mean over benchmarks in the tables
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,12 @@ class Example:
     """One question.
 
     Args:
-        place: which one, for messages: ``eval_dolly example 3`` (from 0).
+        place: its name in messages, such as ``eval_dolly example 3`` (from 0).
         prompt: what the model reads: a text, or messages for its chat template.
-        question: what a judge reads: instruction and input.
+        question: what a judge reads: the instruction with its input, or the last turn.
         references: the accepted answers.
-        completion: the first of them as training writes it: a text, or messages.
+        completion: the first reference as training writes it: a text, or messages.
+        template_fields: the record's ``tools`` and ``chat_template_kwargs``, for the chat template.
     """
 
     place: str
@@ -43,11 +43,12 @@ class Example:
     question: str
     references: tuple[str, ...]
     completion: str | list[dict]
+    template_fields: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A name, the file it comes from and its hash, and the examples."""
+    """A benchmark: its name, its file with the hash of the content, and its examples."""
 
     name: str
     source: str
@@ -58,17 +59,18 @@ class Benchmark:
 def load_benchmarks(
     sources: Sequence[str], *, limit: int | None = None, chat: bool = False
 ) -> list[Benchmark]:
-    """The benchmarks that are named, in that order.
+    """The named benchmarks, in order.
 
     Args:
         sources: ``dolly``, ``selfinst``, ``vicuna``, ``sni``, ``unni`` (from the hub or its cache),
             or paths of files of ``instruction`` / ``input`` / ``output``, ``prompt`` /
             ``completion`` or ``messages``.
-        limit: only the first so many examples of each.
-        chat: put instructions to the model's chat template instead of Alpaca's prompt.
+        limit: use only the first ``limit`` examples of each.
+        chat: format instructions with the model's chat template instead of Alpaca's.
 
     Raises:
-        ValueError: no such file or name, records without a reference, one benchmark twice.
+        ValueError: there is no such file or name, a record has no reference, or a benchmark is
+            named twice.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"--limit must be at least 1, got {limit}")
@@ -85,7 +87,7 @@ def examples_of(records: Sequence[dict], name: str, chat: bool = False) -> tuple
     """Records as questions with reference answers.
 
     Raises:
-        ValueError: a record without a reference.
+        ValueError: a record has no reference.
     """
     return tuple(
         _example(record, f"{name} example {number}", chat) for number, record in enumerate(records)
@@ -117,16 +119,16 @@ def _from_hub(name):
         folder = snapshot_download(
             repository, repo_type="dataset", allow_patterns=[wanted, f"*/{wanted}"]
         )
-    except Exception as error:  # huggingface_hub and the libraries below it each raise their own
+    except Exception as error:  # huggingface_hub and the libraries below it have their own classes
         raise ValueError(
-            f"benchmark {name} cannot be had from the hub ({repository}): {first_line(error)}; "
+            f"could not download benchmark {name} ({repository} on the hub): {first_line(error)}; "
             "name a local file instead"
         ) from error
     files = sorted(Path(folder).rglob("valid.jsonl"))
-    found = [file for file in files if file.as_posix().endswith(wanted)]
-    if not found:
+    matching = [file for file in files if file.as_posix().endswith(wanted)]
+    if not matching:
         raise ValueError(f"benchmark {name}: {repository} on the hub has no {wanted}")
-    return found[0]
+    return matching[0]
 
 
 def _load(name, file, limit, chat):
@@ -140,34 +142,34 @@ def _example(record, place, chat):
         question = "\n\n".join(
             part for part in (record["instruction"], record.get("input")) if part
         )
+        accepted = tuple(references(record))
         if chat:
-            answer = {"role": "assistant", "content": references(record)[0]}
+            answer = {"role": "assistant", "content": accepted[0]}
             messages = [{"role": "user", "content": question}, answer]
-            return _conversation(messages, place, references(record))
+            return _conversation(messages, record, place, accepted)
         made = format_instruction(record)
-        return Example(
-            place, made["prompt"], question, tuple(references(record)), made["completion"]
-        )
+        return Example(place, made["prompt"], question, accepted, made["completion"])
     if kind == "prompt":
         prompt, completion = record["prompt"], record["completion"]
         if isinstance(prompt, str) and isinstance(completion, str):
             return Example(place, prompt, prompt, (completion,), completion)
-        return _conversation([*prompt, *completion], place)
+        return _conversation([*prompt, *completion], record, place)
     if kind == "messages":
-        return _conversation(record["messages"], place)
+        return _conversation(record["messages"], record, place)
     raise ValueError(
         f"{place}: a {kind!r} record has no reference answer; a benchmark needs instruction and "
         "output, prompt and completion, or messages"
     )
 
 
-def _conversation(messages, place, accepted=None):
+def _conversation(messages, record, place, accepted=None):
     *prompt, last = messages
-    answer = last.get("content")  # a judge, and the question below, know the last turn only
+    answer = last.get("content")
     if last["role"] != "assistant" or not prompt or not isinstance(answer, str) or not answer:
         raise ValueError(
             f"{place}: its messages do not end in an answer of the assistant, so there is no "
             "reference"
         )
-    question = str(prompt[-1].get("content"))
-    return Example(place, prompt, question, tuple(accepted or [answer]), [last])
+    question = str(prompt[-1].get("content"))  # a judge reads the last turn only
+    accepted = accepted or (answer,)
+    return Example(place, prompt, question, accepted, [last], template_fields(record))

@@ -1,4 +1,4 @@
-"""Results of evaluations side by side: whose scores can be compared, and what comes of it."""
+"""Results of evaluations side by side: their scores, and comparisons where these are fair."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from distilllens.evaluate.table import ResultTable
 from distilllens.loading import unique_names
 
 AVERAGE = RESERVED
-_TOLD = ("decoding", "seeds", "chat", "limit", "max_prompt_length", "dtype", "backend")
-# Metrics that depend on another model, and the setting that names it.
+_REPORTED = ("decoding", "seeds", "chat", "limit", "max_prompt_length", "dtype", "backend")
+# Metrics that depend on another model -> the setting that names it.
 _MEASURED_BY = {
     "kl": "teacher",
     "sbert": "sbert",
@@ -42,7 +42,7 @@ class Board:
         scores: metric -> benchmark (and "average") -> model -> ``Score``.
         comparisons: metric -> (first, second) -> benchmark (and "average") -> ``Difference``.
         answers: benchmark -> model -> figures on the answers and the calibration.
-        notes: what a reader of the tables should know, a sentence each.
+        notes: sentences for the reader of the tables.
     """
 
     models: tuple[str, ...]
@@ -53,17 +53,17 @@ class Board:
 
 
 def board(tables: Sequence[ResultTable]) -> Board:
-    """The models of all tables on the benchmarks that all have, each with a name of its own.
+    """The models of all tables, under distinct names, on the benchmarks that all tables share.
 
     Raises:
-        ValueError: no benchmark that all of them have, with the same data.
+        ValueError: no benchmark is in all tables with the same data.
     """
     shared, notes = _shared_benchmarks(tables)
     labels = _labels(tables)
     samples, answers = {}, {}
     for table, names in zip(tables, labels, strict=True):
         for benchmark in shared:
-            for model, found in table.samples[benchmark].items():
+            for model, by_metric in table.samples[benchmark].items():
                 bins = table.calibration[benchmark][model]
                 answers.setdefault(benchmark, {})[names[model]] = {
                     **table.answers[benchmark][model],
@@ -71,7 +71,7 @@ def board(tables: Sequence[ResultTable]) -> Board:
                     "overconfidence": bins.overconfidence,
                     "underconfidence": bins.underconfidence,
                 }
-                samples.setdefault(benchmark, {})[names[model]] = found
+                samples.setdefault(benchmark, {})[names[model]] = by_metric
     models = tuple(name for names in labels for name in names.values())
     metrics = [m for m in METRICS if any(m in f for row in samples.values() for f in row.values())]
     measured_by = {
@@ -90,7 +90,7 @@ def board(tables: Sequence[ResultTable]) -> Board:
 
 
 def _comparisons(metric, models, samples, measured_by):
-    """(first, second) -> benchmark -> Difference, of pairs that were measured alike."""
+    """(first, second) -> benchmark -> Difference, for pairs measured by the same model."""
     pairs = {}
     for number, second in enumerate(models):
         for first in models[number + 1 :]:
@@ -99,8 +99,8 @@ def _comparisons(metric, models, samples, measured_by):
             drawn = {}
             for stream, (benchmark, row) in enumerate(samples.items()):
                 both = [row.get(model, {}).get(metric) for model in (first, second)]
-                if None not in both and (alike := _alike(metric, *both)):
-                    drawn[benchmark] = bootstrap([(metric, one) for one in alike], stream)
+                if None not in both and (common := _common(metric, *both)):
+                    drawn[benchmark] = bootstrap([(metric, one) for one in common], stream)
             if len(drawn) > 1:
                 drawn[AVERAGE] = [*map(average_drawn, zip(*drawn.values(), strict=True))]
             if drawn:
@@ -108,10 +108,11 @@ def _comparisons(metric, models, samples, measured_by):
     return pairs
 
 
-def _alike(metric, ours, theirs):
-    """Both on the examples and seeds for which both have a value; None if there is none.
+def _common(metric, ours, theirs):
+    """The samples restricted to examples and seeds for which both have a value; None if none do.
 
-    References that were cut into other tokens, or elsewhere, have other perplexities.
+    Perplexities of references that differ in their tokens, or in where they were cut, are not
+    comparable.
     """
     both = np.intersect1d(ours.examples, theirs.examples)
     ours, theirs = ours.only(both), theirs.only(both)
@@ -126,7 +127,7 @@ def _alike(metric, ours, theirs):
 
 def _scores(metric, models, samples):
     rows = {
-        benchmark: {m: score(metric, found[metric]) for m, found in row.items() if metric in found}
+        benchmark: {m: score(metric, by[metric]) for m, by in row.items() if metric in by}
         for benchmark, row in samples.items()
     }
     if len(rows) > 1:
@@ -154,7 +155,7 @@ def _shared_benchmarks(tables):
 
 
 def _labels(tables):
-    """For each table model -> name; a name that two folders have gets its folder's."""
+    """For each table: model -> name, with the folder in front if two folders share a name."""
     every = [model for table in tables for model in table.settings["models"]]
     folders = unique_names([table.folder for table in tables])
     return [
@@ -168,26 +169,26 @@ def _labels(tables):
 
 def _differences(tables):
     notes = []
-    for key in _TOLD:
+    for key in _REPORTED:
         values = [table.settings[key] for table in tables]
         if any(value != values[0] for value in values):
-            said = "; ".join(f"{t.folder}: {v}" for t, v in zip(tables, values, strict=True))
-            notes.append(f"The folders differ in {key} ({said}).")
+            listed = "; ".join(f"{t.folder}: {v}" for t, v in zip(tables, values, strict=True))
+            notes.append(f"The folders differ in {key} ({listed}).")
     for key in ("teacher", "sbert", "judge"):
         values = [value for table in tables if (value := table.settings[key])]
         if any(value != values[0] for value in values):
-            notes.append(f"The folders differ in the {key}: what it measures is not compared.")
+            notes.append(f"The folders differ in the {key}: its metrics are not compared.")
     return notes
 
 
 def _partial(pairs, samples):
-    """What is said of comparisons that leave examples out."""
+    """Notes on comparisons that leave examples out."""
     notes = []
     for (first, second), row in pairs.items():
         for benchmark in row.keys() - {AVERAGE}:
-            found = [samples[benchmark][model]["rouge_l"] for model in (first, second)]
+            both = [samples[benchmark][model]["rouge_l"] for model in (first, second)]
             shared = row[benchmark].num_examples
-            if shared < max(len(one.examples) for one in found):
+            if shared < max(len(one.examples) for one in both):
                 pair = f"{first} - {second} on {benchmark}"
-                notes.append(f"{pair}: of the {shared} examples that both have.")
+                notes.append(f"{pair}: on the {shared} examples that both have.")
     return sorted(notes)

@@ -1,4 +1,4 @@
-"""Does a model mean its probabilities? Confidence against accuracy, in bins."""
+"""Calibration: the confidence of predictions against their accuracy, in bins."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-_NUM_BINS = 15
-_NOTHING = (0,) * _NUM_BINS
+from distilllens.lens.summary import NUM_CONFIDENCE_BINS
+
+_NOTHING = (0,) * NUM_CONFIDENCE_BINS
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Predictions of the next token in 15 bins of equal width, by confidence.
+    """Next-token predictions in 15 bins of equal width, by confidence.
 
-    The confidence of a prediction is its largest probability, and it is correct where that token is
-    the label. Bin b holds confidences in [b / 15, (b + 1) / 15); 1.0 falls in the last. Only sums
-    are kept, so ``+`` merges two parts of a data set exactly, but for the order of rounding.
+    The confidence of a prediction is its largest probability; the prediction is correct if that
+    token is the label. Bin b holds confidences in [b / 15, (b + 1) / 15); 1.0 is in the last bin.
+    Only sums are kept, so ``+`` merges two parts of a data set exactly, up to rounding.
 
     Args:
-        count: predictions in each bin.
-        confidence: the sum of their confidences.
-        correct: how many of them are correct.
+        count: number of predictions in each bin.
+        confidence: sum of their confidences.
+        correct: number of correct ones.
 
     Source: Naeini et al. 2015; Guo et al. 2017.
     """
@@ -33,22 +34,22 @@ class Calibration:
     correct: tuple[int, ...] = _NOTHING
 
     def add(self, confidence: Tensor, correct: Tensor) -> Calibration:
-        """These predictions and N more.
+        """This calibration with N more predictions.
 
         Args:
             confidence: ``[N]`` probabilities.
             correct: ``[N]`` bool.
 
         Raises:
-            ValueError: a confidence that is no probability, NaN included.
+            ValueError: a confidence is not in [0, 1], or NaN.
         """
         confidence = confidence.detach().double().cpu()
         outside = confidence[~((confidence >= 0) & (confidence <= 1))]
         if len(outside):
             raise ValueError(f"a confidence must be a probability, 0 to 1, got {float(outside[0])}")
-        bins = (confidence * _NUM_BINS).long().clamp(max=_NUM_BINS - 1)
+        bins = (confidence * NUM_CONFIDENCE_BINS).long().clamp(max=NUM_CONFIDENCE_BINS - 1)
         correct = correct.cpu().double()
-        sums = [torch.bincount(bins, w, _NUM_BINS) for w in (None, confidence, correct)]
+        sums = [torch.bincount(bins, w, NUM_CONFIDENCE_BINS) for w in (None, confidence, correct)]
         count, confidence, correct = (s.tolist() for s in sums)
         return self + Calibration(tuple(count), tuple(confidence), tuple(map(int, correct)))
 
@@ -63,12 +64,12 @@ class Calibration:
 
     @property
     def overconfidence(self) -> float:
-        """The part of ``ece`` from bins whose confidence is above their accuracy."""
+        """The share of ``ece`` from bins whose confidence is above their accuracy."""
         return sum(max(gap, 0.0) for gap in self._gaps())
 
     @property
     def underconfidence(self) -> float:
-        """The part of ``ece`` from bins whose confidence is below their accuracy."""
+        """The share of ``ece`` from bins whose confidence is below their accuracy."""
         return sum(max(-gap, 0.0) for gap in self._gaps())
 
     def _gaps(self):
@@ -86,12 +87,12 @@ class Calibration:
         """The inverse of ``to_dict``.
 
         Raises:
-            ValueError: other names, or other than 15 numbers by a name.
+            ValueError: a name is missing or unknown, or does not have 15 numbers.
         """
         names = {name: len(numbers) for name, numbers in values.items()}
-        if names != dict.fromkeys(cls.__dataclass_fields__, _NUM_BINS):
+        if names != dict.fromkeys(cls.__dataclass_fields__, NUM_CONFIDENCE_BINS):
             raise ValueError(
-                f"a calibration has {_NUM_BINS} numbers each by "
+                f"a calibration has {NUM_CONFIDENCE_BINS} numbers each by "
                 f"{', '.join(cls.__dataclass_fields__)}, got {names}"
             )
         return cls(**{name: tuple(numbers) for name, numbers in values.items()})

@@ -1,4 +1,4 @@
-"""The models of an evaluation: found and checked before any of them is loaded."""
+"""The models of an evaluation, found and checked before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from distilllens.loading import (
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model by name, with what is known of it before its weights are read."""
+    """A model of an evaluation: its tokenizer, configuration and file hashes, without weights."""
 
     label: str
     name: str
@@ -27,19 +27,20 @@ class Candidate:
     hashes: dict[str, str] = field(repr=False)
 
     def load(self, device, dtype: str = "auto"):
-        """The model, for reading: on ``device``, in eval mode.
+        """The model, on ``device`` and in eval mode.
 
         Raises:
-            ValueError: weights that cannot be read.
+            ValueError: the weights cannot be read.
         """
         return load_model("model", self.name, dtype=dtype).to(device).eval()
 
 
 def find_models(names: Sequence[str]) -> list[Candidate]:
-    """Candidates for folders and hub ids; a folder may hold an adapter of PEFT.
+    """Candidates for folders and hub ids; a folder may hold a PEFT adapter.
 
     Raises:
-        ValueError: no model or tokenizer there, no weights, no end-of-sequence token, one twice.
+        ValueError: a name has no model, tokenizer or weights, its tokenizer has no end-of-sequence
+            token, or a model is named twice.
     """
     return [_candidate(label, name) for label, name in zip(unique_names(names), names, strict=True)]
 

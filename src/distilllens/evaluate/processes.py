@@ -1,4 +1,4 @@
-"""One evaluation on several processes: who I am, which device is mine, waiting for the others."""
+"""One evaluation on several processes: rank and device of this one, and waiting for the others."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import distributed
 
 from distilllens.errors import first_line
 
-# The main process scores, and may ask a judge, while the others wait.
-_PATIENCE = timedelta(days=7)
+# The others wait while the main process scores and calls a judge.
+_TIMEOUT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
 class Process:
-    """One of ``size`` processes, as torchrun and accelerate start them; alone by default."""
+    """One of ``size`` processes, as torchrun and accelerate start them."""
 
     rank: int
     size: int
@@ -26,15 +26,15 @@ class Process:
 
     @property
     def is_main(self) -> bool:
-        """True in the one process that scores and writes."""
+        """Whether this is the process that scores and writes."""
         return self.rank == 0
 
     @contextmanager
     def together(self):
-        """Leave the block with the other processes; a user's mistake of one is raised by all.
+        """Wait at the end of the block for all processes; a user error in one is raised in all.
 
         Raises:
-            ValueError: what the first process that failed has to say.
+            ValueError: the error of the process with the lowest rank that failed.
         """
         error = None
         try:
@@ -45,21 +45,24 @@ class Process:
             error = raised
         if self.size == 1:
             return
-        said = [None] * self.size
-        distributed.all_gather_object(said, error and (str(error) or type(error).__name__))
-        if said := [text for text in said if text]:
-            raise ValueError(said[0]) from error
+        messages = [None] * self.size
+        distributed.all_gather_object(messages, error and (str(error) or type(error).__name__))
+        if failed := [message for message in messages if message]:
+            raise ValueError(failed[0]) from error
 
 
 def this_process(device: str | None = None) -> Process:
-    """This process, by the variables that torchrun and accelerate set.
+    """This process, from the environment variables that torchrun and accelerate set.
+
+    Args:
+        device: of torch; by default an accelerator if there is one, else the CPU.
 
     Raises:
-        ValueError: a device that torch does not know or this machine does not have.
+        ValueError: the device cannot be used.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if size > 1 and not distributed.is_initialized():
-        distributed.init_process_group("gloo", timeout=_PATIENCE)
+        distributed.init_process_group("gloo", timeout=_TIMEOUT)
     return Process(rank, size, _device(device))
 
 
@@ -72,6 +75,6 @@ def _device(name):
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.empty(1, device=device)
-    except Exception as error:  # RuntimeError, AssertionError: torch has one for each build
+    except Exception as error:  # RuntimeError or AssertionError, depending on the build of torch
         raise ValueError(f"--device {name} cannot be used: {first_line(error)}") from error
     return device

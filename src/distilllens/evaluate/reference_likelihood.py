@@ -1,4 +1,4 @@
-"""Teacher forcing: what a student says, token by token, of the references of a benchmark."""
+"""Teacher forcing: the likelihood of references under a student, token by token."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from distilllens.lens import LogitLens, capture
 from distilllens.lens.probe import accepts, logits_of, undisturbed, without_cache
 from distilllens.loading import positions_of
 
-# Elements of one tile of logits in float32, of which a few live at once: 64 MiB each.
+# Elements of one tile of logits in float32, 64 MiB; a few tiles exist at once.
 _TILE = 2**24
-# Elements of the whole logits of a batch, where a model gives no others.
+# Elements of the logits of a batch for models that can only return all of them.
 _WHOLE = 2**26
 
 
 @dataclass(frozen=True)
 class ReferenceLikelihood:
-    """One reference, read by the student token by token.
+    """The likelihood of one reference under the student.
 
     Args:
-        nll: negative log-likelihood in nats, summed over the reference's tokens, the end of
-            sequence among them; over the student's own vocabulary; 0 to inf.
-        num_tokens: how many these are.
-        kl: KL(teacher ‖ student) in nats, summed over the same positions, 0 to inf; of vocabularies
-            of unequal size the shared prefix is compared, both renormalised over it. None without a
-            teacher, or where the example is beyond its context.
+        nll: negative log-likelihood in nats, summed over the reference's tokens, the
+            end-of-sequence token included, under the student's full vocabulary; 0 to inf.
+        num_tokens: the number of these tokens.
+        kl: KL(teacher ‖ student) in nats, summed over the same positions, 0 to inf. If the
+            vocabularies differ in size, both are renormalised over their shared prefix. None
+            without a teacher, or if the example exceeds the teacher's context.
     """
 
     nll: float
@@ -53,27 +53,27 @@ def reference_likelihoods(
 ) -> tuple[list[ReferenceLikelihood], Calibration]:
     """The ``ReferenceLikelihood`` of every example, in order, and the student's calibration.
 
-    What lies beyond the student's context is cut off, as ``max_length`` does in training; what
-    is then beyond the teacher's has no KL.
     The tokens are those of training: ``sum(nll) / sum(num_tokens)`` equals the trainer's
     ``eval_cross_entropy`` on the same records, and ``sum(kl) / sum(num_tokens)`` its
-    ``eval_output_loss`` with ``forward_kl``. The logits ``[B, T, V]`` of a batch are not built
-    where the lens can read the model in mode "closed"; any other model runs as it is, in smaller
-    batches. Models come back as they were.
+    ``eval_output_loss`` with ``forward_kl``. Examples are truncated to the student's context, as by
+    ``max_length`` in training; those that then exceed the teacher's context have no KL.
+
+    Models that the lens reads in mode "closed" never build the logits ``[B, T, V]`` of a batch; any
+    other model runs a plain forward, in smaller batches. Models are left unchanged.
 
     Args:
-        student, teacher: causal LMs whose tokenizers number tokens alike; devices and sizes of
-            vocabulary may differ.
-        examples: ``{"prompt": str, "completion": str}``, as ``format_instruction`` gives them, or
-            both lists of messages.
-        batch_tokens: positions of a batch, padding included, but at least one row. Changes cost,
-            and results by rounding only.
-        names: what messages call the examples; default "example 0" and so on.
+        student, teacher: causal LMs whose tokenizers give every token the same id; devices and
+            vocabulary sizes may differ.
+        examples: of ``to_training_examples``: ``{"prompt": str, "completion": str}``, or both lists
+            of messages, which may come with ``tools`` and ``chat_template_kwargs``.
+        batch_tokens: maximum number of positions in a batch, padding included, but at least one
+            row. Affects the cost, and results only by rounding.
+        names: names of the examples in messages; by default "example 0" and so on.
         progress: called with (examples done, all examples) after each batch.
 
     Raises:
-        ValueError: a tokenizer without an end of sequence, batch_tokens < 1, a prompt that fills
-            the student's context, tokens that it does not know, logits that are NaN.
+        ValueError: the tokenizer has no end-of-sequence token, batch_tokens < 1, a prompt fills
+            the student's context, a token has no embedding, or logits are NaN.
     """
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
@@ -94,7 +94,7 @@ def reference_likelihoods(
         readers.append(_Reader("teacher", teacher))
     for reader in readers:
         reader.check(rows, names)
-    found, calibration = {}, Calibration()
+    likelihoods, calibration = {}, Calibration()
     batch_tokens = min(batch_tokens, *(reader.most_tokens for reader in readers))
     with ExitStack() as stack:
         for reader in readers:
@@ -103,30 +103,30 @@ def reference_likelihoods(
             tokens = _measured(reading, [rows[i] for i in batch], tokenizer.eos_token_id)
             counts = [_num_tokens(*rows[i]) for i in batch]
             _check_numbers(tokens, [names[i] for i in batch], counts)
-            found |= zip(batch, _rows_of(tokens, counts), strict=True)
+            likelihoods |= zip(batch, _likelihoods_of(tokens, counts), strict=True)
             calibration = calibration.add(tokens["confidence"], tokens["correct"])
             if progress is not None:
-                progress(len(found), len(rows))
-    return [found[i] for i in range(len(rows))], calibration
+                progress(len(likelihoods), len(rows))
+    return [likelihoods[i] for i in range(len(rows))], calibration
 
 
 def _plan(rows, readers, batch_tokens):
-    """``(examples, readers)`` of each batch: what is too long for the teacher goes without it."""
+    """``(examples, readers)`` of each batch; examples too long for the teacher are read without."""
     lengths = [len(ids) for ids, _ in rows]
-    room = positions_of(readers[-1].model.config) or max(lengths, default=0)
+    longest = positions_of(readers[-1].model.config) or max(lengths, default=0)
     for fits in (True, False):
-        chosen = [i for i, length in enumerate(lengths) if (length <= room) == fits]
+        chosen = [i for i, length in enumerate(lengths) if (length <= longest) == fits]
         for batch in _batches([lengths[i] for i in chosen], batch_tokens):
             yield [chosen[i] for i in batch], readers if fits else readers[:1]
 
 
 def _num_tokens(ids, start):
-    """How many tokens of the completion anything predicts: the first of a text never is."""
+    """The number of predicted tokens; nothing predicts the first token of a text."""
     return len(ids) - max(start, 1)
 
 
 def _batches(lengths, batch_tokens) -> Iterator[list[int]]:
-    """Examples by falling length, so many at once that they fill ``batch_tokens`` positions."""
+    """Examples by decreasing length, in batches of at most ``batch_tokens`` positions."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     while order:
         count = max(1, batch_tokens // lengths[order[0]])
@@ -135,7 +135,7 @@ def _batches(lengths, batch_tokens) -> Iterator[list[int]]:
 
 
 def _measured(readers, rows, filler) -> dict[str, Tensor]:
-    """What each of the N predicted tokens of a batch comes to, ``[N]`` on the CPU, row by row."""
+    """The quantities of each of the N predicted tokens of a batch, ``[N]`` on the CPU, by row."""
     width = max(len(ids) for ids, _ in rows)
     ids = torch.full((len(rows), width), filler)
     seen, predicts = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
@@ -151,7 +151,7 @@ def _measured(readers, rows, filler) -> dict[str, Tensor]:
 
 
 def _compared(labels, student, teacher=None):
-    """The same of a chunk: labels ``[n]``, logits ``[n, V]`` of the student and the teacher."""
+    """The quantities of a chunk: labels ``[n]``, logits ``[n, V]`` of student and teacher."""
     logits = student.to(torch.promote_types(student.dtype, torch.float32))
     labels = labels.to(logits.device)
     norm, (largest, best) = logits.logsumexp(-1), logits.max(-1)
@@ -174,7 +174,7 @@ def _check_numbers(tokens, names, counts):
                 raise ValueError(f"{name}: the {who}'s logits are NaN; its weights are broken")
 
 
-def _rows_of(tokens, counts):
+def _likelihoods_of(tokens, counts):
     nll = _sums(tokens["nll"], counts)
     kl = _sums(tokens["kl"], counts) if "kl" in tokens else [None] * len(counts)
     return [ReferenceLikelihood(*row) for row in zip(nll, counts, kl, strict=True)]
@@ -185,7 +185,7 @@ def _sums(values, counts):
 
 
 class _Reader:
-    """A model as a source of logits at chosen positions, by its lens if that is exact."""
+    """A source of a model's logits at chosen positions, through its lens if that is exact."""
 
     def __init__(self, who: str, model):
         self.who, self.model = who, model
@@ -199,14 +199,14 @@ class _Reader:
 
     @property
     def most_tokens(self) -> int:
-        """Positions that one forward may have."""
+        """The maximum number of positions of one forward."""
         return 2**62 if self._lens else max(1, _WHOLE // self.vocab_size)
 
     def check(self, rows, names):
-        """Refuse what the model cannot read.
+        """Refuse tokens without an embedding.
 
         Raises:
-            ValueError: with the example and the numbers.
+            ValueError: an example has such a token.
         """
         for name, (ids, _) in zip(names, rows, strict=True):
             if max(ids) >= self.vocab_size:
@@ -224,7 +224,7 @@ class _Reader:
             inputs["attention_mask"] = seen.to(device)
         inputs = without_cache(model, inputs)
         if self._lens is None:
-            # The last T: a model with virtual tokens in front has logits for those as well.
+            # The last T positions: prompt tuning adds virtual tokens in front.
             logits = logits_of(model(**inputs))[:, -ids.shape[1] :]
             yield from logits[chosen.to(logits.device)].split(size)
             return

@@ -1,15 +1,15 @@
-"""A results folder: written row by row, whole after a kill, and read again.
+"""A results folder, written row by row so that an interrupted evaluation can resume.
 
     evaluation.json                    settings, hashes, versions and the command
-    BENCHMARK/MODEL/seed-10.jsonl      an answer a line, with what the metrics said of it
-    BENCHMARK/MODEL/greedy.jsonl       in place of the seeds, where nothing is sampled
-    BENCHMARK/MODEL/references.jsonl   how likely the model finds the references, an example a line
-    BENCHMARK/MODEL/calibration.json   its confidence in the references' tokens
-    scores.json, scores.md             the table
+    BENCHMARK/MODEL/seed-10.jsonl      one answer per line, with its metrics
+    BENCHMARK/MODEL/greedy.jsonl       the same of greedy decoding, which has no seeds
+    BENCHMARK/MODEL/references.jsonl   the likelihood of the references, one example per line
+    BENCHMARK/MODEL/calibration.json   the model's confidence in the references' tokens
+    scores.json, scores.md             the tables
     judge.jsonl                        a judge's replies
     timings.jsonl                      seconds; the only file that differs from run to run
 
-While an evaluation is under way, answers lie in ``seed-10.process-0.jsonl`` and so on.
+During an evaluation, the answers are in ``seed-10.process-0.jsonl`` and so on.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from distilllens.files import write_json
 from distilllens.jsonl import append_rows, read_rows, sort_rows, whole_rows, write_rows
 
 SETTINGS, JUDGE_CACHE = "evaluation.json", "judge.jsonl"
-# Metrics that may join an evaluation later.
+# Settings of metrics that can be added to an evaluation later.
 ADDABLE = ("teacher", "sbert", "judge")
-# Settings that are noted and not compared; "files" and "sha256" say what a name stands for.
+# Settings that are recorded but not compared. Hashes identify models and files, not their names.
 _NOTES = ("names", "batch_size", "device", "versions")
 
 
@@ -40,7 +40,7 @@ class Unit:
 
     @property
     def name(self) -> str:
-        """What its files are called."""
+        """The name of its files."""
         return "greedy" if self.seed is None else f"seed-{self.seed}"
 
 
@@ -51,15 +51,14 @@ class Results:
         self.folder = Path(folder)
 
     def check(self, settings: dict):
-        """Refuse a folder that holds anything but this evaluation, begun or finished.
+        """Refuse a folder that holds anything but this evaluation, unfinished or finished.
 
-        A metric may be added to an evaluation that was made without it. What a model or a file is
-        called, the batch size, the device and the versions of libraries are notes: an evaluation
-        may go on under others.
+        A metric may be added to an evaluation that was made without it. Names of models and files,
+        the batch size, the device and the versions of libraries may differ.
 
         Raises:
-            ValueError: it is a file, holds other things, or an evaluation of other settings (the
-                first that differs is named).
+            ValueError: the folder is a file, holds something else, or an evaluation with other
+                settings (the message names the first that differs).
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"--output {self.folder} is a file; name a folder")
@@ -83,10 +82,10 @@ class Results:
                 )
 
     def begin(self, settings: dict, command: str):
-        """Note the settings, and the command where it is the first or adds a metric."""
+        """Record the settings, and the command if it is the first or adds a metric."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for left in self.folder.rglob("*.part"):  # by a process that was killed
-            left.unlink()
+        for part in self.folder.rglob("*.part"):  # left by a process that was killed
+            part.unlink()
         before = self.settings() or settings
         kept = {name: settings[name] or before.get(name) for name in ADDABLE}
         if not (self.folder / SETTINGS).exists() or {**before, **kept} != before:
@@ -102,7 +101,7 @@ class Results:
             return None
 
     def _has_measured(self, name):
-        """Whether any row holds what a teacher, an sbert model or a judge says."""
+        """Whether any row has the metric of a teacher, an sbert model or a judge."""
         key = {"teacher": "kl"}.get(name, name)
         for path in self.folder.glob("*/*/*.jsonl"):
             rows = read_rows(path) if ".process-" not in path.name else None
@@ -111,18 +110,18 @@ class Results:
         return False
 
     def of(self, benchmark: str, model: str) -> Path:
-        """The folder of one model on one benchmark, made if it is missing."""
+        """The folder of one model on one benchmark; created if it is missing."""
         folder = self.folder / benchmark / model
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def append(self, unit: Unit, rank: int, rows: Sequence[dict]):
-        """Add answers to the part file of a process; they are on the disk on return."""
+        """Append answers to the part file of a process; they are on disk on return."""
         folder = self.of(unit.benchmark, unit.model)
         append_rows(folder / f"{unit.name}.process-{rank}.jsonl", rows)
 
     def parts(self, unit: Unit) -> dict[int, dict]:
-        """example -> row, of all part files of a unit; broken lines are left out."""
+        """example -> row, from all part files of a unit; torn lines are left out."""
         rows = {}
         folder = self.of(unit.benchmark, unit.model)
         for path in sorted(folder.glob(f"{unit.name}.process-*.jsonl")):
@@ -134,14 +133,14 @@ class Results:
         return read_rows(self.folder / unit.benchmark / unit.model / f"{unit.name}.jsonl")
 
     def finish(self, unit: Unit, rows: Sequence[dict]):
-        """Write the finished rows of a unit and take its part files away."""
+        """Write the finished rows of a unit and delete its part files."""
         folder = self.of(unit.benchmark, unit.model)
         write_rows(folder / f"{unit.name}.jsonl", rows)
         for path in folder.glob(f"{unit.name}.process-*.jsonl"):
             path.unlink()
 
     def references(self, benchmark: str, model: str) -> list[dict] | None:
-        """The rows of the references' likelihood, or None."""
+        """The rows of the likelihood of the references, or None."""
         return read_rows(self.folder / benchmark / model / "references.jsonl")
 
     def calibration(self, benchmark: str, model: str) -> Calibration:
@@ -150,13 +149,13 @@ class Results:
         return Calibration.from_dict(json.loads(path.read_text(encoding="utf-8")))
 
     def sort_replies(self):
-        """Put a judge's replies, which came as they came, into an order."""
+        """Sort the lines of a judge's replies, which were written in order of arrival."""
         path = self.folder / JUDGE_CACHE
         if path.exists():
             sort_rows(path)
 
     def note_time(self, **entry):
-        """Add a line to the timings."""
+        """Append a line to the timings."""
         with open(self.folder / "timings.jsonl", "a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry) + "\n")
 

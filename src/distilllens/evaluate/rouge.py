@@ -1,4 +1,4 @@
-"""Rouge-L of an answer: rouge_score's words and stems, and a faster longest common subsequence."""
+"""Rouge-L with the words and stems of rouge_score and a faster longest common subsequence."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ def rouge_l(answer: str, references: Sequence[str]) -> float:
 
     Equals ``100 * max(scorer.score(r, answer)["rougeL"].fmeasure for r in references)`` with
     ``scorer = RougeScorer(["rougeL"], use_stemmer=True)`` of ``rouge_score``, to the last bit.
-    Words are runs of a-z and 0-9 after lower-casing: a text without any scores 0, empty or not.
+    Words are runs of a-z and 0-9 after lower-casing; a text without words scores 0.
 
     Source: Lin 2004; the metric of MiniLLM and DistillLens (arXiv 2602.13567).
     """
     words = _words()
-    found = words(answer)
-    return 100 * max(_f1(found, words(reference)) for reference in references)
+    answer = words(answer)
+    return 100 * max(_f1(answer, words(reference)) for reference in references)
 
 
 def _f1(answer, reference):
@@ -30,10 +30,10 @@ def _f1(answer, reference):
 
 
 def _longest_common(ours, theirs):
-    """Length of the longest common subsequence; a row of its table is the bits of one number.
+    """Length of the longest common subsequence; each row of its table is the bits of one integer.
 
-    Bit i of a row is 0 where the length rises at word i of ``ours``. rouge_score fills the table
-    cell by cell, which takes most of the time that it needs.
+    Bit i of a row is 0 where the length grows at word i of ``ours``. rouge_score fills the table
+    cell by cell, which takes most of its time.
 
     Source: Hyyrö 2004, "Bit-parallel LCS-length computation revisited".
     """
@@ -49,7 +49,7 @@ def _longest_common(ours, theirs):
 
 @functools.cache
 def _words() -> Callable[[str], list[str]]:
-    """rouge_score's words of a text, with each word stemmed once in a process."""
+    """rouge_score's words of a text; each word is stemmed once per process."""
     from nltk.stem.porter import PorterStemmer
     from rouge_score.tokenize import tokenize
 

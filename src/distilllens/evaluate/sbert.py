@@ -1,4 +1,4 @@
-"""Similarity of answer and reference as sentence embeddings; needs the ``sbert`` extra."""
+"""Similarity of sentence embeddings of answers and references; needs the ``sbert`` extra."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from distilllens.errors import first_line
 
 
 class SentenceSimilarity:
-    """Cosine similarity between the sentence embeddings of an answer and its best reference.
+    """Cosine similarity between the sentence embeddings of an answer and of its best reference.
 
-    Each text is embedded once a call, and references are kept for the calls that follow: the same
+    Each text is embedded once per call. Embeddings of references are kept for later calls, since a
     benchmark is answered with several seeds.
 
     Args:
-        model: a folder, or a hub id, of sentence-transformers. For a folder nothing is asked of the
-            hub.
+        model: a folder, or a hub id, of sentence-transformers. A folder is read without network.
         device: where it runs; None leaves the choice to sentence-transformers.
 
     Raises:
-        ValueError: a model that cannot be had, or a device that is not there.
-        ImportError: sentence-transformers is missing; the message says how to install it.
+        ValueError: the model cannot be loaded or the device cannot be used.
+        ImportError: sentence-transformers is not installed.
 
     Source: Reimers and Gurevych 2019.
     """
@@ -43,7 +42,7 @@ class SentenceSimilarity:
                 device=None if device is None else str(device),
                 local_files_only=is_folder,
             )
-        except Exception as error:  # the hub's, transformers' and torch's, each their own
+        except Exception as error:  # huggingface_hub, transformers and torch: own classes each
             raise ValueError(
                 f"cannot load the sentence model {str(model)!r}: {first_line(error)}; "
                 "name a folder or a hub id of sentence-transformers"
@@ -59,20 +58,22 @@ class SentenceSimilarity:
         """The similarity of each answer to the best of its own references, -1 to 1.
 
         Raises:
-            ValueError: another number of answers than of references.
+            ValueError: the numbers of answers and of lists of references differ.
         """
         if len(answers) != len(references):
-            raise ValueError(f"{len(answers)} answers cannot meet references for {len(references)}")
+            raise ValueError(
+                f"there are {len(answers)} answers, but references for {len(references)}"
+            )
         accepted = [text for texts in references for text in texts]
         self._kept |= self._embedded(accepted, batch_size)
-        found = self._kept | self._embedded(answers, batch_size)
+        vectors = self._kept | self._embedded(answers, batch_size)
         return [
-            max(float(np.clip(found[answer] @ found[text], -1, 1)) for text in texts)
+            max(float(np.clip(vectors[answer] @ vectors[text], -1, 1)) for text in texts)
             for answer, texts in zip(answers, references, strict=True)
         ]
 
     def _embedded(self, texts, batch_size):
-        """text -> unit vector (0 where a text has no token), of those that are not kept yet."""
+        """text -> unit vector (0 if the text has no tokens), for texts that are not kept yet."""
         new = [text for text in dict.fromkeys(texts) if text not in self._kept]
         if not new:
             return {}

@@ -1,4 +1,4 @@
-"""Means with their errors, and whether one model is better than another beyond noise."""
+"""Means with standard errors, and whether one model is significantly better than another."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from functools import lru_cache
 import numpy as np
 
 NUM_DRAWS = 10_000
-_STREAM = 20260213  # any number; all comparisons use it
+_STREAM = 20260213  # seed of the bootstrap, the same for all comparisons
 CONFIDENCE = 0.95
-FEWEST = 10  # examples for a verdict
+FEWEST = 10  # examples needed for a verdict
 
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is called, which end is the good one, and whether it is exp of a mean."""
+    """Title and direction of a metric, digits shown, and whether it is exp of a mean."""
 
     title: str
     higher_is_better: bool
@@ -25,7 +25,7 @@ class Metric:
     exponential: bool = False
 
     def of(self, mean):
-        """The score of a mean, or of an array of them."""
+        """The score from a mean, or from an array of means."""
         return np.exp(mean) if self.exponential else mean
 
 
@@ -43,10 +43,10 @@ METRICS = {
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """What a metric found: the numbers of n examples, and sums and counts ``[n, S]`` of S seeds.
+    """Values of a metric: the numbers of n examples, and sums and counts ``[n, S]`` for S seeds.
 
-    The mean is ``totals.sum() / counts.sum()``. A count is 1 for an answer, 0 for one without a
-    value, and a number of tokens where the metric is a mean over tokens.
+    The mean is ``totals.sum() / counts.sum()``. The count of an answer is 1, or 0 if it has no
+    value; for a mean over tokens it is the number of tokens.
     """
 
     examples: np.ndarray
@@ -54,27 +54,27 @@ class Samples:
     counts: np.ndarray
 
     def with_counts_where(self, there: np.ndarray) -> Samples:
-        """Without what is not ``there``, ``[n, S]``."""
+        """The samples with counts and totals set to 0 outside the mask ``there``, ``[n, S]``."""
         return Samples(self.examples, self.totals * there, self.counts * there)
 
     def only(self, examples) -> Samples:
-        """Of these examples alone."""
+        """The samples of these examples."""
         rows = np.isin(self.examples, examples)
         return Samples(self.examples[rows], self.totals[rows], self.counts[rows])
 
 
 @dataclass(frozen=True)
 class Score:
-    """A mean and two standard errors, which answer different questions.
+    """A mean with two standard errors, which answer different questions.
 
     Args:
         mean: over examples and seeds, in the metric's unit.
-        error_over_examples: standard error if other questions of this kind had been asked; seeds
-            are averaged first. None with one example.
-        error_over_seeds: standard error if the same questions were sampled with other seeds. None
-            with one seed, or for a metric without sampling.
+        error_over_examples: standard error due to the choice of examples; seeds are averaged
+            first. None with one example.
+        error_over_seeds: standard error due to sampling, for the same examples. None with one seed,
+            or for a metric without sampling.
         by_seed: the mean of each seed.
-        num_examples: that have a value.
+        num_examples: number of examples that have a value.
     """
 
     mean: float
@@ -86,7 +86,7 @@ class Score:
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """A score, and its bootstrap draws ``[NUM_DRAWS]``."""
+    """A score with its bootstrap draws ``[NUM_DRAWS]``."""
 
     value: float
     draws: np.ndarray
@@ -95,12 +95,11 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Difference:
-    """``difference`` = first - second with its interval; ``verdict`` says who is better, if anyone.
+    """``difference`` = first - second, with its interval and a verdict on the first.
 
     Args:
-        verdict: "better" or "worse" (the first), "no difference beyond noise", or "too few
-            examples to tell".
-        num_examples: that both have.
+        verdict: "better", "worse", "no difference beyond noise" or "too few examples to tell".
+        num_examples: number of examples that both have.
     """
 
     difference: float
@@ -111,13 +110,13 @@ class Difference:
 
 
 def score(metric: str, samples: Samples) -> Score:
-    """The mean of a metric, with its errors.
+    """The mean of a metric with its standard errors.
 
-    The error over examples is that of a ratio of sums, linearised; with one value an example it is
-    the usual standard deviation over the square root of n.
+    The error over examples is the linearised error of a ratio of sums; with one value per example
+    it is the standard deviation over the square root of n.
 
     Raises:
-        ValueError: no value at all.
+        ValueError: there are no values.
     """
     totals, counts = samples.totals.sum(1), samples.counts.sum(1)
     if counts.sum() == 0:
@@ -144,7 +143,7 @@ def score(metric: str, samples: Samples) -> Score:
 
 
 def average(scores: Sequence[Score]) -> Score:
-    """The plain mean over benchmarks, as the paper's last column; their errors are independent."""
+    """The unweighted mean over benchmarks, the paper's last column; errors are independent."""
     seeds = {len(s.by_seed) for s in scores}
     by_seed = [float(np.mean(v)) for v in zip(*(s.by_seed for s in scores), strict=False)]
     errors = [s.error_over_examples for s in scores]
@@ -161,19 +160,19 @@ def average(scores: Sequence[Score]) -> Score:
 
 
 def bootstrap(samples: Sequence[tuple[str, Samples]], stream: int) -> list[Drawn]:
-    """The score of each (metric, samples) and what it would be had other examples been drawn.
+    """The score of each ``(metric, samples)`` with its bootstrap draws over examples.
 
-    Examples are drawn with replacement, ``NUM_DRAWS`` times, the same for all, so that differences
-    are paired. Seeds are averaged first: their noise is part of an example's, since each example
-    has streams of its own.
+    Examples are drawn with replacement, ``NUM_DRAWS`` times and the same for all, so that
+    differences are paired. Seeds are averaged first: every example has its own random numbers, so
+    the noise of sampling is part of the noise over examples.
 
     Args:
-        samples: of the same n examples.
-        stream: draws of different streams (benchmarks) are independent.
+        samples: all of the same n examples.
+        stream: draws of different streams, one per benchmark, are independent.
 
     Source: Efron and Tibshirani 1993, chapter 16; Koehn 2004 for its use on texts.
     """
-    columns = [column.sum(1) for _, found in samples for column in (found.totals, found.counts)]
+    columns = [column.sum(1) for _, each in samples for column in (each.totals, each.counts)]
     sums = np.stack(columns, 1)
     drawn = [times @ sums for times in np.split(_times(len(sums), stream), 20)]
     values, draws = _ratios(sums.sum(0)), _ratios(np.concatenate(drawn))
@@ -184,7 +183,7 @@ def bootstrap(samples: Sequence[tuple[str, Samples]], stream: int) -> list[Drawn
 
 
 def average_drawn(drawn: Sequence[Drawn]) -> Drawn:
-    """The plain mean over benchmarks."""
+    """The unweighted mean over benchmarks."""
     return Drawn(
         float(np.mean([one.value for one in drawn])),
         np.mean([one.draws for one in drawn], axis=0),
@@ -193,10 +192,10 @@ def average_drawn(drawn: Sequence[Drawn]) -> Drawn:
 
 
 def compare(metric: str, first: Drawn, second: Drawn) -> Difference:
-    """Who is better, by the interval that holds ``CONFIDENCE`` of the paired draws.
+    """Whether the first is better, by the interval with ``CONFIDENCE`` of the paired draws.
 
-    Of few examples a bootstrap knows too little of the tails: it would call one in seven pairs of
-    equal models different at 5 examples. Below ``FEWEST`` there is no verdict.
+    With few examples a bootstrap underestimates the tails: with 5 examples it would call one in
+    seven pairs of equal models different. Below ``FEWEST`` there is no verdict.
     """
     differences = first.draws - second.draws
     tail = 50 * (1 - CONFIDENCE)
@@ -211,7 +210,7 @@ def compare(metric: str, first: Drawn, second: Drawn) -> Difference:
 
 
 def standard_error(values: Sequence[float]) -> float | None:
-    """Of the mean of independent values; None for fewer than two."""
+    """The standard error of the mean of independent values; None for fewer than two."""
     values = np.asarray(values, dtype=float)
     if len(values) < 2:
         return None
@@ -225,6 +224,6 @@ def _ratios(sums):
 
 @lru_cache(maxsize=8)
 def _times(num, stream):
-    """How often each of ``num`` examples is drawn, ``[NUM_DRAWS, num]``."""
+    """How often each of ``num`` examples occurs in each draw, ``[NUM_DRAWS, num]``."""
     generator = np.random.default_rng([_STREAM, stream])
     return generator.multinomial(num, np.full(num, 1 / num), size=NUM_DRAWS).astype(np.uint16)

@@ -1,4 +1,4 @@
-"""Answers get their metrics: what needs nothing but texts, and what is asked for besides."""
+"""The metrics of finished answers: those of texts alone, sentence similarity, and a judge."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from distilllens.evaluate.rouge import rouge_l
 
 
 class Scoring:
-    """Gives finished answers their metrics and writes them; the main process alone does it.
+    """Adds the metrics to finished answers and writes them; only the main process does this.
 
     Args:
         sbert: name of a sentence-transformers model, or None; it runs on ``device``.
-        judge: a ``Judge``, or None. Both are tried at once, so that what fails, fails early.
-        budget: in USD; what costs more is not begun.
+        judge: a ``Judge``, or None. Both are tried in the constructor, so that faults show early.
+        budget: in USD; the judge is not called if it would cost more.
+
+    Raises:
+        ValueError, OSError, ImportError: the sentence model or the judge cannot be used.
     """
 
     def __init__(self, results, *, sbert=None, device=None, judge=None, budget=None):
@@ -34,24 +37,23 @@ class Scoring:
                 )
             judge.check()
 
-    def __call__(self, work, labels, seeds):
-        """Score every unit that lacks a metric."""
-        found = []
-        for benchmark, kept in work:
-            examples = {n: benchmark.examples[n] for n in kept}
+    def __call__(self, tasks, labels, seeds):
+        """Score every answer that lacks a metric, and write the finished rows of every unit."""
+        answered = []
+        for task in tasks:
             for label in labels:
                 for seed in seeds:
-                    unit = Unit(benchmark.name, label, seed)
+                    unit = Unit(task.benchmark.name, label, seed)
                     rows = self.results.answers(unit)
                     if rows is None:
                         parts = self.results.parts(unit)
-                        rows = [parts[n] for n in kept]
-                    found.append((unit, rows, examples))
-        for _, rows, examples in found:
+                        rows = [parts[n] for n in task.examples]
+                    answered.append((unit, rows, task.examples))
+        for _, rows, examples in answered:
             self._score_texts(rows, examples)
         if self.judge is not None:
-            self._ask_judge(found)
-        for unit, rows, _ in found:
+            self._ask_judge(answered)
+        for unit, rows, _ in answered:
             self.results.finish(unit, rows)
 
     def _score_texts(self, rows, examples):
@@ -65,8 +67,8 @@ class Scoring:
             for row, value in zip(rows, values, strict=True):
                 row["sbert"] = value
 
-    def _ask_judge(self, found):
-        asked = [(row, examples[row["example"]]) for _, rows, examples in found for row in rows]
+    def _ask_judge(self, answered):
+        asked = [(row, examples[row["example"]]) for _, rows, examples in answered for row in rows]
         asked = [(row, example) for row, example in asked if row.get("judge") is None]
         cases = [Case(e.question, row["answer"], e.references[0]) for row, e in asked]
         estimate = self.judge.estimate(cases)

@@ -1,4 +1,4 @@
-"""A finished results folder as numbers: samples of every metric, ready to be scored."""
+"""A finished results folder as samples of every metric, ready for scoring."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class ResultTable:
     """A results folder as numbers: ``samples[benchmark][model][metric]``, and the settings.
 
     Args:
-        answers: ``[benchmark][model]`` -> mean tokens of an answer, share of answers that ended by
-            themselves, and the near ties of all.
+        answers: ``[benchmark][model]`` -> mean length of the answers in tokens, the share of them
+            that ended by themselves, and the number of near ties.
         calibration: ``[benchmark][model]``, on the references.
     """
 
@@ -35,7 +35,7 @@ def read_table(folder: str | Path) -> ResultTable:
     """The numbers of a finished results folder.
 
     Raises:
-        ValueError: no evaluation there, or one that is not finished.
+        ValueError: the folder holds no evaluation, or an unfinished one.
     """
     results = Results(folder)
     settings = results.settings()
@@ -46,7 +46,8 @@ def read_table(folder: str | Path) -> ResultTable:
         for model in settings["models"]:
             by_seed, references = _rows(results, benchmark, model, settings["seeds"])
             samples.setdefault(benchmark, {})[model] = _samples(by_seed, references)
-            answers.setdefault(benchmark, {})[model] = _about([r for rows in by_seed for r in rows])
+            rows = [row for rows in by_seed for row in rows]
+            answers.setdefault(benchmark, {})[model] = _answer_figures(rows)
             bins = results.calibration(benchmark, model)
             calibration.setdefault(benchmark, {})[model] = bins
     return ResultTable(str(folder), settings, samples, answers, calibration)
@@ -58,12 +59,12 @@ def _rows(results, benchmark, model, seeds):
     if None in by_seed or references is None:
         raise ValueError(
             f"{results.folder} is not finished: answers of {model} on {benchmark} are missing; "
-            "run its distilllens evaluate again, it goes on where it stopped"
+            "run its distilllens evaluate again, it resumes where it stopped"
         )
     return by_seed, references
 
 
-def _about(rows):
+def _answer_figures(rows):
     return {
         "mean_tokens": float(np.mean([row["num_tokens"] for row in rows])),
         "finished": float(np.mean([row["finished"] for row in rows])),
@@ -73,7 +74,7 @@ def _about(rows):
 
 def _samples(by_seed, references):
     numbers = np.array([row["example"] for row in references])
-    found = {}
+    samples = {}
     for metric in ANSWER_METRICS:
         if all(metric in row for rows in by_seed for row in rows):
             values = [[row[metric] for row in rows] for rows in by_seed]
@@ -81,14 +82,14 @@ def _samples(by_seed, references):
             there = np.isfinite(values)
             if there.any():
                 values = np.where(there, values, 0.0)
-                found[metric] = Samples(numbers, values, there.astype(float))
-    if "judge" in found and "judge_reference" in by_seed[0][0]:
+                samples[metric] = Samples(numbers, values, there.astype(float))
+    if "judge" in samples and "judge_reference" in by_seed[0][0]:
         others = [[row["judge_reference"] for row in rows] for rows in by_seed]
         others = np.nan_to_num(np.array(others, dtype=float).T)
-        found["judge_ratio"] = Samples(numbers, 100 * found["judge"].totals, others)
+        samples["judge_ratio"] = Samples(numbers, 100 * samples["judge"].totals, others)
     tokens = np.array([[row["num_tokens"]] for row in references], dtype=float)
     for metric, key in (("perplexity", "nll"), ("kl", "kl")):
         values = np.array([[row[key]] for row in references], dtype=float)  # None becomes NaN
         if (there := ~np.isnan(values)).any():
-            found[metric] = Samples(numbers, np.where(there, values, 0.0), tokens * there)
-    return found
+            samples[metric] = Samples(numbers, np.where(there, values, 0.0), tokens * there)
+    return samples

@@ -1,4 +1,4 @@
-"""Scores as tables: Markdown that a terminal shows as well, and JSON."""
+"""Scores as Markdown tables that are readable in a terminal, and as JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from distilllens.files import write_atomically, write_json
 
 
 def as_json(board: Board) -> dict:
-    """Everything a table shows, unrounded."""
+    """Everything that the tables show, unrounded."""
     scores = {
         metric: {
             column: {model: asdict(value) for model, value in row.items()}
@@ -23,10 +23,10 @@ def as_json(board: Board) -> dict:
         for metric, columns in board.scores.items()
     }
     comparisons = [
-        {"metric": metric, "benchmark": column, "first": first, "second": second, **asdict(found)}
+        {"metric": metric, "benchmark": column, "first": first, "second": second, **asdict(one)}
         for metric, pairs in board.comparisons.items()
         for (first, second), row in pairs.items()
-        for column, found in row.items()
+        for column, one in row.items()
     ]
     return _finite(
         {
@@ -39,7 +39,7 @@ def as_json(board: Board) -> dict:
 
 
 def as_markdown(board: Board, metrics: Sequence[str] | None = None) -> str:
-    """The tables: scores with errors, then who is better beyond noise, metric by metric."""
+    """The tables of each metric: scores with standard errors, then pairwise differences."""
     metrics = list(board.scores) if metrics is None else metrics
     parts = [
         "Mean ± standard error over examples; in brackets, standard error over seeds.",
@@ -58,9 +58,9 @@ def as_markdown(board: Board, metrics: Sequence[str] | None = None) -> str:
 def write_scores(results: Results):
     """Write ``scores.json`` and ``scores.md`` of a finished results folder."""
     table = read_table(results.folder)
-    found = board([table])
-    write_json(results.folder / "scores.json", as_json(found))
-    write_atomically(results.folder / "scores.md", as_markdown(found))
+    scored = board([table])
+    write_json(results.folder / "scores.json", as_json(scored))
+    write_atomically(results.folder / "scores.md", as_markdown(scored))
 
 
 def _score_table(board, metric):
@@ -85,10 +85,10 @@ def _cell(value, digits):
 
 
 def _comparison_table(board, metric):
-    found, digits = board.comparisons[metric], METRICS[metric].digits
-    columns = list(dict.fromkeys(column for row in found.values() for column in row))
+    pairs, digits = board.comparisons[metric], METRICS[metric].digits
+    columns = list(dict.fromkeys(column for row in pairs.values() for column in row))
     cells = [[METRICS[metric].title, *columns]]
-    for (first, second), row in found.items():
+    for (first, second), row in pairs.items():
         cells.append(
             [
                 f"{first} - {second}",
@@ -124,7 +124,7 @@ def _answer_table(board):
 
 
 def _finite(value):
-    """The same for JSON, which knows no infinity: null in its place."""
+    """The value with null in place of infinity and NaN, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

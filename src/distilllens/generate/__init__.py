@@ -1,1 +1,1 @@
-"""Prompts in, answers out: a transformers backend and a vLLM backend."""
+"""Generation: prompts in, answers out, with transformers or vLLM."""

@@ -1,7 +1,8 @@
-"""How the next token is chosen: the settings, and random numbers that belong to a prompt.
+"""Decoding settings, and sampling noise that depends on the prompt alone.
 
-Noise is a hash of the prompt's tokens, a seed, a step and a token. No generator is asked, so none
-is advanced, and a prompt has the same noise in every batch, order, process and on every device.
+The noise is a hash of the prompt's tokens, a seed, a step and a token. No random generator is used,
+so none is advanced, and a prompt has the same noise in every batch, order, process and on every
+device.
 """
 
 from __future__ import annotations
@@ -14,23 +15,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Shifts and factors of murmur3's finalizer (Appleby, 2011), as the int32 of the same bits.
+# Shifts and factors of murmur3's finalizer (Appleby, 2011), as int32 with the same bits.
 _ROUNDS = ((16, -0x7A143595), (13, -0x3D4D51CB), (16, 1))
 _BELOW_ONE = 1 - 2.0**-24  # the largest float32 below 1
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are generated; the defaults are the paper's: sampling from the model itself.
+    """How answers are generated. The defaults are the paper's: plain sampling from the model.
 
     Args:
-        max_new_tokens: an answer is cut here, at least 1; the end-of-sequence token counts.
-        temperature: divides the logits, above 0; greedy decoding does without it.
-        top_p: the most probable tokens that together reach this share are sampled, in (0, 1].
-        greedy: always the most probable token.
+        max_new_tokens: maximum length of an answer, end-of-sequence token included; at least 1.
+        temperature: divides the logits, above 0; ignored by greedy decoding.
+        top_p: sample from the most probable tokens that together reach this probability, in (0, 1].
+        greedy: always take the most probable token.
 
     Raises:
-        ValueError: a value outside its range, or of another type.
+        ValueError: a value is out of range or of another type.
     """
 
     max_new_tokens: int = 256
@@ -57,8 +58,8 @@ class Decoding:
 def noise_keys(prompt_ids: Sequence[Sequence[int]], seed: int, num_steps: int) -> Tensor:
     """Two 32-bit keys for each step of each prompt, ``[B, num_steps, 2]`` int32 on the CPU.
 
-    SHAKE-256 of "seed id id ...", as far as it is needed: the first keys do not know how many more
-    were asked for.
+    The start of the SHAKE-256 stream of "seed id id ...", so the first keys do not depend on
+    ``num_steps``.
     """
     digest = b"".join(_stream(ids, seed, 8 * num_steps) for ids in prompt_ids)
     keys = torch.frombuffer(bytearray(digest), dtype=torch.int32)
@@ -66,23 +67,23 @@ def noise_keys(prompt_ids: Sequence[Sequence[int]], seed: int, num_steps: int) -
 
 
 def request_seed(ids: Sequence[int], seed: int) -> int:
-    """One number for a prompt and a seed, in [0, 2**63), for engines that draw for themselves."""
+    """A seed for one prompt, in [0, 2**63), for engines that sample by themselves."""
     return int.from_bytes(_stream(ids, seed, 8), "little") >> 1
 
 
 def add_gumbel_(scores: Tensor, keys: Tensor) -> Tensor:
     """Add standard Gumbel noise in place: the argmax is then a draw from ``softmax(scores)``.
 
-    The noise of a row and token is ``-log(-log1p(-u))`` with ``u = (bits + 0.5) / 2**31``: fine
-    where noise is large, which is where the argmax is decided. The bits are the low 31 of
-    ``mix(mix(token + first key) + second key)``, so they are equal on all devices; the logarithms
-    may differ in their last bit.
+    The noise of a row and token is ``-log(-log1p(-u))`` with ``u = (bits + 0.5) / 2**31``, which
+    has its finest steps where the noise is large, and large noise decides the argmax. The bits are
+    the low 31 of ``mix(mix(token + first key) + second key)``, so they are equal on all devices;
+    the logarithms may differ in their last bit.
 
     Args:
         scores: ``[B, V]`` float32.
-        keys: ``[B, 2]`` int32, one step of ``noise_keys``, on the device of the scores.
+        keys: ``[B, 2]`` int32, one step of ``noise_keys``, on the same device as ``scores``.
     """
-    # As many rows as a CPU keeps in its cache; an accelerator would wait for every small kernel.
+    # A CPU works on as many rows as fit its cache. On an accelerator, small kernels would be slow.
     on_cpu = scores.device.type == "cpu"
     num_rows = max(1, 2**16 // scores.shape[1] if on_cpu else len(scores))
     tokens = torch.arange(scores.shape[1], dtype=torch.int32, device=scores.device)
@@ -104,7 +105,7 @@ def _stream(ids, seed, num_bytes):
 def _mix_(bits, spare):
     """murmur3's finalizer of int32 bits in place, products modulo 2**32."""
     for shift, factor in _ROUNDS:
-        # A right shift that brings zeros in; that of int32 brings the sign.
+        # A logical right shift: the shift of int32 is arithmetic and repeats the sign bit.
         torch.bitwise_right_shift(bits, shift, out=spare).bitwise_and_((1 << 32 - shift) - 1)
         bits.bitwise_xor_(spare)
         if factor != 1:
@@ -113,6 +114,6 @@ def _mix_(bits, spare):
 
 
 def _is_number(value, least=0):
-    """A finite number, at least so large; True and False are none."""
+    """Whether a value is a finite number of at least ``least``; booleans are not numbers."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and math.isfinite(value) and value >= least

@@ -1,8 +1,8 @@
-"""Between text and tokens: how a prompt is read, padded, and where an answer ends."""
+"""Prompts as token ids, their padding, and where an answer ends."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,19 +10,31 @@ from torch import Tensor
 from distilllens.data import encode_messages
 
 
-def encode_prompts(tokenizer, prompts: Sequence[str | list[dict]]) -> list[list[int]]:
-    """Token ids of prompts as SFTTrainer's sequences begin: with the special tokens in front.
+def encode_prompts(
+    tokenizer,
+    prompts: Sequence[str | list[dict]],
+    records: Sequence[Mapping] | None = None,
+) -> list[list[int]]:
+    """Token ids of prompts as SFTTrainer's sequences start, leading special tokens included.
 
-    Messages go through the tokenizer's chat template. What some tokenizers add behind a text (an
-    end-of-sequence token) comes behind the answer in training, and is left out.
+    Messages are written by the tokenizer's chat template. Trailing special tokens that some
+    tokenizers add to a text are left out: in training they follow the answer.
+
+    Args:
+        records: the record of each prompt, or its ``template_fields``; its ``tools`` and
+            ``chat_template_kwargs`` go to the chat template.
+
+    Raises:
+        ValueError: as ``encode_messages``.
     """
+    records = [{}] * len(prompts) if records is None else records
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-    read = iter(_encode_texts(tokenizer, texts))
+    encoded = iter(_encode_texts(tokenizer, texts))
     return [
-        next(read)
+        next(encoded)
         if isinstance(prompt, str)
-        else encode_messages(prompt, tokenizer, {}, add_generation_prompt=True)
-        for prompt in prompts
+        else encode_messages(prompt, tokenizer, record, add_generation_prompt=True)
+        for prompt, record in zip(prompts, records, strict=True)
     ]
 
 
@@ -30,24 +42,24 @@ def _encode_texts(tokenizer, prompts):
     if not prompts:
         return []
     encoded = tokenizer(list(prompts), return_special_tokens_mask=True, verbose=False)
-    found = []
+    prompt_ids = []
     for ids, special in zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True):
         end = len(ids)
         while 0 in special and special[end - 1]:
             end -= 1
-        found.append(ids[:end])
-    return found
+        prompt_ids.append(ids[:end])
+    return prompt_ids
 
 
 def check_prompts(prompt_ids: Sequence[Sequence[int]]) -> None:
-    """Refuse prompts without a token.
+    """Refuse empty prompts.
 
     Raises:
-        ValueError: with the number of the first one.
+        ValueError: a prompt has no tokens; the message has its number, from 1.
     """
     for number, ids in enumerate(prompt_ids, 1):
         if not ids:
-            raise ValueError(f"prompt {number} has no tokens; a model answers at least one")
+            raise ValueError(f"prompt {number} has no tokens; it needs at least one")
 
 
 def left_padded(prompts: list[list[int]], pad: int, device) -> tuple[Tensor, Tensor]:
@@ -61,17 +73,17 @@ def left_padded(prompts: list[list[int]], pad: int, device) -> tuple[Tensor, Ten
 def padding_token(
     pad: int | None, ends: Sequence[int], num_embeddings: int
 ) -> tuple[int, str | None]:
-    """The id to pad with, and a sentence where it is not the tokenizer's own.
+    """The token id to pad with, and a note if it is not the tokenizer's padding token.
 
     Raises:
-        ValueError: no padding token and nothing to take its place.
+        ValueError: there is neither a padding token nor an end-of-sequence token.
     """
     if pad is not None and pad < num_embeddings:
         return pad, None
     if not ends:
         raise ValueError(
             "the tokenizer has neither a padding nor an end-of-sequence token that the model "
-            "knows, and the model's generation config names no eos_token_id; set the tokenizer's "
+            "knows, and the model's generation config has no eos_token_id; set the tokenizer's "
             "eos_token or pad_token"
         )
     return ends[0], (
@@ -81,15 +93,15 @@ def padding_token(
 
 
 def end_tokens(*sources) -> list[int]:
-    """The ids that end an answer, in order: each source is an id, several, or None."""
-    found = []
+    """The ids that end an answer, without repeats; each source is an id, several ids, or None."""
+    ends = []
     for source in sources:
-        found += [source] if isinstance(source, int) else list(source or ())
-    return list(dict.fromkeys(found))
+        ends += [source] if isinstance(source, int) else list(source or ())
+    return list(dict.fromkeys(ends))
 
 
 def up_to_end(ids: list[int], ends: Sequence[int]) -> list[int]:
-    """The ids up to and including the first that ends an answer."""
+    """The ids up to and including the first end token."""
     for place, token in enumerate(ids):
         if token in ends:
             return ids[: place + 1]

@@ -1,4 +1,4 @@
-"""Answers of a causal LM to prompts: the same texts however the prompts are batched."""
+"""Answers of a causal LM to prompts, which do not depend on how the prompts are batched."""
 
 from __future__ import annotations
 
@@ -31,63 +31,65 @@ from distilllens.lens.probe import accepts, logits_of, probe_ids, undisturbed, u
 from distilllens.loading import positions_of
 
 NEAR_TIE = 1e-4  # nats between the two best scores
-# What runs as one batch, from the fastest way to the safest, and what to say of it.
-_WAYS: tuple[tuple[Callable, str | None], ...] = (
+# Ways of batching, from the fastest to the safest: prompts with equal keys run as one batch. With
+# the note for users.
+_BATCHINGS: tuple[tuple[Callable, str | None], ...] = (
     (lambda index, ids: 0, None),
     (
         lambda index, ids: len(ids),
-        "Left padding changes what this model says, so only prompts of equal length are batched.",
+        "Left padding changes this model's logits, so only prompts of equal length are batched.",
     ),
     (
         lambda index, ids: index,
-        "Batching changes what this model says, so prompts run one at a time.",
+        "Batching changes this model's logits, so prompts run one at a time.",
     ),
 )
-_REFUSED = 0.1  # of the spread of the logits; rounding stays far below, in 8 bits too
+_MAX_ERROR = 0.1  # of the spread of the logits; rounding stays far below, in 8 bits too
 
 
 @dataclass(frozen=True)
 class Generation:
     """One answer.
 
-    ``near_ties`` counts the steps whose two best scores, noise included, lay within 1e-4: there the
-    rounding of floats may have decided. Elsewhere a float32 model gives the same token in every
-    batch; one in 16 bits rounds its own logits more coarsely than that.
+    ``near_ties`` counts the steps whose two best scores, noise included, are within 1e-4 nats:
+    there, floating-point rounding may have decided. At all other steps a float32 model gives the
+    same token in every batch; in 16 bits, rounding of the logits is coarser than 1e-4.
     """
 
-    text: str  # special tokens left out
-    num_tokens: int  # generated, the end-of-sequence token included
-    finished: bool  # ended by itself, not cut at max_new_tokens
+    text: str  # without special tokens
+    num_tokens: int  # generated tokens, end-of-sequence token included
+    finished: bool  # ended in an end-of-sequence token, not cut at max_new_tokens
     near_ties: int
 
 
 class TransformersBackend:
-    """Generates with transformers' ``model.generate``, which knows every model's caches.
+    """Generates with transformers' ``model.generate``, which supports the cache of every model.
 
-    A prompt's answer equals that of the naive program: one prompt at a time, the whole forward for
-    every token, ``argmax(logits / temperature + noise)`` with the noise of ``add_gumbel_``. Neither
-    neighbours in the batch nor their order, padding and number matter, but for near ties and, with
-    ``top_p``, tokens on the edge of the share. Rows that have ended are cut out of the cache when
-    they are half of the batch.
+    The answer to a prompt equals that of the naive program: one prompt at a time, a full forward
+    for every token, ``argmax(logits / temperature + noise)`` with the noise of ``add_gumbel_``. It
+    does not depend on the other prompts of a batch, their order, number or padding, except at near
+    ties and, with ``top_p``, for tokens at the edge of the nucleus. Finished rows are removed from
+    batch and cache when they are half of the batch.
 
-    That padding, cache and cutting are harmless is tried out on a few tokens at the start; a model
-    they harm runs in smaller batches. Only ``decoding`` decides: of the model's own generation
-    config its end-of-sequence tokens are kept, and nothing else.
+    The constructor tests on a few tokens that padding, caching and removing rows leave the logits
+    unchanged; if they do not, the model runs in smaller batches. Of the model's generation config
+    only the end-of-sequence tokens are used; ``decoding`` sets everything else.
 
-    The model is left as it was: modes, generation config, random states. One process generates by
-    itself; weights that are sharded over processes need equal batches, which nobody ensures here.
+    The model is left unchanged: modes, generation config, random states. Every process generates by
+    itself. Weights sharded over processes would need equal numbers of batches on all of them,
+    which is not ensured here.
 
     Args:
-        model: a causal LM of transformers, or PEFT or DDP around one.
-        tokenizer: its tokenizer, the one it was trained with.
+        model: a causal LM of transformers, possibly wrapped by PEFT or DDP.
+        tokenizer: the tokenizer that the model was trained with.
 
     Attributes:
         num_positions: the longest sequence that the model's configuration allows, or None.
-        note: what a user should know of how prompts run, in sentences, or None.
+        note: sentences for the user on padding and batching, or None.
 
     Raises:
-        ValueError: neither a padding nor an end-of-sequence token; a model that generates
-            something else than its forward says.
+        ValueError: the tokenizer has neither a padding nor an end-of-sequence token, or the
+            model's generated logits differ from those of its forward.
     """
 
     def __init__(self, model, tokenizer, decoding: Decoding):
@@ -101,14 +103,14 @@ class TransformersBackend:
         self.note = " ".join(filter(None, (padding, self._prove()))) or None
 
     def encode(self, prompts: Sequence[str | list[dict]]) -> list[list[int]]:
-        """Token ids of prompts as they begin a training sequence."""
+        """Token ids of prompts, as ``encode_prompts``."""
         return encode_prompts(self._tokenizer, prompts)
 
     def generate(self, prompt_ids: list[list[int]], *, seed: int) -> list[Generation]:
-        """One answer to each prompt, in their order; all run at once where the model allows it.
+        """One answer per prompt, in order; all prompts run as one batch if the model allows it.
 
         Raises:
-            ValueError: a prompt without a token; scores that are no numbers.
+            ValueError: a prompt has no tokens, or a logit is NaN or infinite.
         """
         check_prompts(prompt_ids)
         if not prompt_ids:
@@ -134,23 +136,23 @@ class TransformersBackend:
         return generation(self._tokenizer, ids, self._ends, near_ties)
 
     def _answers(self, prompts, num_steps, score) -> list[list[int]]:
-        """Generated ids of every prompt, an end token included.
+        """The generated ids of every prompt, end token included.
 
-        ``score(rows, step, logits)`` gives the scores whose argmax is the next token: of the
-        prompts ``rows``, an index tensor, after ``step`` tokens, from ``[len(rows), V]`` float32.
+        ``score(rows, step, logits)`` returns scores whose argmax is the next token: for the prompts
+        ``rows``, an index tensor, after ``step`` tokens, from logits ``[len(rows), V]`` float32.
         """
         batches = {}
         for index, ids in enumerate(prompts):
-            batches.setdefault(self._together(index, ids), []).append(index)
-        found = [[] for _ in prompts]
+            batches.setdefault(self._batch_key(index, ids), []).append(index)
+        answers = [[] for _ in prompts]
         with _without_generation_config(self._model):
             for rows in batches.values():
                 for row, ids in self._batch(prompts, rows, num_steps, score):
-                    found[row] += ids
-        return found
+                    answers[row] += ids
+        return answers
 
     def _batch(self, prompts, rows, num_steps, score):
-        """Pieces of answers, as ``(row, ids)``; rows that have ended are cut out in between."""
+        """Yield pieces of answers, ``(row, ids)``; finished rows are removed between pieces."""
         ids, mask = left_padded([prompts[row] for row in rows], self._pad, self._model.device)
         rows, ends = (
             torch.tensor(x, dtype=ids.dtype, device=ids.device) for x in (rows, self._ends)
@@ -175,7 +177,8 @@ class TransformersBackend:
             rows, ids = rows[going], new[going, -1:]
             mask = torch.cat([mask[going], mask.new_ones(len(going), new.shape[1])], dim=1)
             if len(rows) and done < num_steps:
-                # Not batch_select_indices: state-space layers lack it, mixed ones cut only half.
+                # Not batch_select_indices: caches of state-space layers do not have it, and caches
+                # of hybrid models would apply it to only some of their layers.
                 result.past_key_values.reorder_cache(going)
                 cache = {"past_key_values": result.past_key_values}
 
@@ -185,15 +188,15 @@ class TransformersBackend:
             do_sample=False,
             use_cache=True,
             eos_token_id=self._ends or None,
-            # What ended rows go on with. Not the tokenizer's padding: a row that goes on might
-            # have sampled it as its last token, and would look padded on the right.
+            # Fills finished rows. Not the tokenizer's padding token: an unfinished row might have
+            # sampled it as its last token, and would then look padded on the right.
             pad_token_id=self._ends[0] if self._ends else None,
             return_dict_in_generate=True,
             disable_compile=True,
         )
 
     def _prove(self) -> str | None:
-        """Take the first of ``_WAYS`` that keeps the logits of whole forwards; its note."""
+        """Choose the first of ``_BATCHINGS`` that keeps the logits of full forwards; its note."""
         model = self._model
         ids = [i for i in probe_ids(model, 2, 16).flatten().tolist() if i not in self._ends]
         short, long, answer = ids[:3], ids[3:10], ids[10:14]
@@ -205,35 +208,35 @@ class TransformersBackend:
                     "attention_mask": torch.ones_like(whole[:, :3]),
                 }
                 first = model.generate(**inputs, generation_config=self._settings(1))
-            # Mamba's models call it cache_params, older ones have none.
+            # Mamba's models call the argument cache_params; older models have none.
             takes_cache = accepts(model, "past_key_values", by_name=True)
             self._can_cut = takes_cache and isinstance(first.past_key_values, Cache)
             truth = logits_of(model(**without_cache(model, {"input_ids": whole})))[0, 2:]
             exact = max(torch.finfo(dtype).eps for dtype in (truth.dtype, model.dtype)) ** 0.5 / 3
             check_numbers(truth)
-            for together, note in _WAYS:
-                self._together = together
-                # A row beside it, longer where that is padding, ends after its second token.
+            for batch_key, note in _BATCHINGS:
+                self._batch_key = batch_key
+                # The second row, longer if padding is tested, ends after its second token.
                 pair = [short, long if note is None else long[:3]]
                 error = spread_error(self._forced(pair, answer), truth.float())
                 if error <= exact:
                     return note
-        if not error <= _REFUSED:
+        if not error <= _MAX_ERROR:
             raise ValueError(
-                f"{type(model).__name__} generates something else than its forward says: the "
+                f"{type(model).__name__}.generate disagrees with the model's forward: the "
                 f"logits are off by {error:.0%} of their spread, even one prompt at a time"
             )
         return note
 
     def _forced(self, prompts, answer):
-        """Logits ``[len(answer), V]`` of the first prompt while it is made to give that answer."""
+        """Logits ``[len(answer), V]`` of the first prompt, forced to give that answer."""
         seen = {}
 
         def score(rows, step, scores):
             tokens = torch.full_like(rows, answer[step])
             if self._ends and step == 1:
                 tokens[rows == 1] = self._ends[0]
-            if len(own := scores[rows == 0]):  # empty where the other prompt runs by itself
+            if len(own := scores[rows == 0]):  # empty when the other prompt runs alone
                 seen[step] = own
             return torch.zeros_like(scores).scatter_(1, tokens.unsqueeze(1), 1.0)
 
@@ -244,7 +247,7 @@ class TransformersBackend:
 def plan_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """Indices of prompts in batches, longest prompts first, equal lengths in their order.
 
-    So little is padding, and a batch that does not fit the memory fails at once.
+    This keeps padding low, and if a batch does not fit into memory, the first one fails.
 
     Raises:
         ValueError: ``batch_size`` < 1.
@@ -261,7 +264,8 @@ def check_prompt_lengths(
     """Refuse prompts that leave no room for a whole answer.
 
     Raises:
-        ValueError: the first prompt whose length + max_new_tokens is beyond ``num_positions``.
+        ValueError: a prompt's length + max_new_tokens exceeds ``num_positions``; the message names
+            the first.
     """
     longest = decoding.max_new_tokens
     for length, name in zip(lengths, names, strict=True):
@@ -275,14 +279,14 @@ def check_prompt_lengths(
 
 
 def generation(tokenizer, ids: list[int], ends: Sequence[int], near_ties: int) -> Generation:
-    """Generated ids as a Generation; the end token is no text, though a tokenizer may think so."""
+    """Generated ids as a Generation. Its text excludes an end token that is not a special token."""
     finished = bool(ids) and ids[-1] in ends
     text = tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=True)
     return Generation(text, len(ids), finished, near_ties)
 
 
 def tempered(scores: Tensor, decoding: Decoding) -> Tensor:
-    """``logits / temperature`` with what lies beyond ``top_p`` at -inf; up to a constant a row."""
+    """``logits / temperature``, -inf outside the top-p nucleus; up to a constant per row."""
     # The best score becomes 0: a tiny temperature then overflows to -inf, never to inf - inf.
     scores = scores - scores.amax(dim=-1, keepdim=True)
     scores.div_(max(decoding.temperature, 1e-30))
@@ -292,26 +296,26 @@ def tempered(scores: Tensor, decoding: Decoding) -> Tensor:
 
 
 def check_numbers(values: Tensor) -> None:
-    """Refuse NaN, which any infinite or undefined logit makes of what is computed with it.
+    """Refuse NaN, which is also what infinite logits have become by now.
 
     Raises:
-        ValueError: with what may be the matter.
+        ValueError: a value is NaN; the message lists likely causes.
     """
     if values.isnan().any():
         raise ValueError(
             "the model's logits are no numbers (NaN or infinite): its weights may be damaged, its "
-            "training may have diverged, or its dtype is too narrow for it"
+            "training may have diverged, or its dtype may have too small a range"
         )
 
 
-def spread_error(found: Tensor, truth: Tensor) -> float:
-    """|found - truth| / |truth|, both without the mean of their rows, which softmax ignores."""
-    found, truth = (x - x.mean(dim=-1, keepdim=True) for x in (found, truth))
-    return float((found - truth).norm() / truth.norm().clamp(min=1e-30))
+def spread_error(logits: Tensor, truth: Tensor) -> float:
+    """|logits - truth| / |truth| after subtracting row means, which softmax ignores."""
+    logits, truth = (x - x.mean(dim=-1, keepdim=True) for x in (logits, truth))
+    return float((logits - truth).norm() / truth.norm().clamp(min=1e-30))
 
 
 class _Scores(LogitsProcessor):
-    """Hands the logits of a step to ``score(rows, step, logits)``."""
+    """Passes the logits of a step to ``score(rows, step, logits)``."""
 
     def __init__(self, score, rows, start):
         self.score, self.rows, self.start = score, rows, start
@@ -321,7 +325,7 @@ class _Scores(LogitsProcessor):
 
 
 class _HalfEnded(StoppingCriteria):
-    """Ends a call of ``generate`` as soon as half of its rows have ended."""
+    """Ends a call of ``generate`` as soon as half of its rows are finished."""
 
     def __init__(self, ends, width):
         self.ends, self.width = ends, width
@@ -333,10 +337,10 @@ class _HalfEnded(StoppingCriteria):
 
 @contextmanager
 def _without_generation_config(model):
-    """Inside, the model has no wishes of its own: what a call leaves open is transformers' default.
+    """Temporarily ignore the model's generation config: unset settings get transformers' defaults.
 
-    Not a complete config given to each call: a setting of None there would be filled in from the
-    model's.
+    Passing a complete config to each call is no substitute: transformers would replace its None
+    settings by the model's.
     """
     own = model.generation_config
     model.generation_config = GenerationConfig()

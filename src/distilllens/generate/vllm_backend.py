@@ -1,4 +1,4 @@
-"""The same answers' shape from vLLM, which is faster on a GPU and draws by itself."""
+"""Answers from vLLM, which is faster on a GPU and samples with its own random numbers."""
 
 from __future__ import annotations
 
@@ -8,30 +8,31 @@ from distilllens.generate.decoding import Decoding, request_seed
 from distilllens.generate.prompts import check_prompts, encode_prompts, end_tokens
 from distilllens.generate.transformers_backend import Generation, generation
 
-_TEMPERATURES = (0.01, 2.0)  # vLLM raises what lies below without a word, and refuses the rest
+_TEMPERATURES = (0.01, 2.0)  # vLLM silently raises lower temperatures and refuses higher ones
 
 
 class VllmBackend:
-    """Generates with vLLM; ``encode`` and ``generate`` are those of ``TransformersBackend``.
+    """Generates with vLLM; has the ``encode`` and ``generate`` of ``TransformersBackend``.
 
-    Every prompt has a seed of its own, made of its tokens and the seed, so answers do not depend on
-    their neighbours' draws. The random streams are vLLM's, though: texts differ from those of
-    ``TransformersBackend``, and are the same again only with the same version of vLLM, on the same
-    kind of device, and as far as its kernels round alike in every batch. Near ties are not seen
-    from outside: ``near_ties`` is 0.
+    Every prompt has its own seed, a hash of its tokens and the seed, so an answer does not depend
+    on the random draws of other prompts. The random numbers are vLLM's: answers differ from those
+    of ``TransformersBackend``. They can be repeated with the same version of vLLM on the same kind
+    of device, except where its kernels round differently from batch to batch. vLLM does not
+    return the scores that near ties are counted from, so ``near_ties`` is 0.
 
     Args:
-        model: a folder or hub id; vLLM loads it itself.
-        tokenizer: its tokenizer, a loaded one, which reads and writes all text.
-        dtype: of weights and arithmetic. vLLM's "auto" makes 16 bits of a float32 checkpoint.
+        model: a folder or hub id, which vLLM loads.
+        tokenizer: its tokenizer, loaded; it encodes and decodes all text.
+        dtype: dtype of weights and computation. vLLM's "auto" turns float32 checkpoints into 16
+            bits.
 
     Attributes:
         num_positions: the longest sequence that the engine allows.
-        note: in which dtype vLLM computes, if not in the checkpoint's; else None.
+        note: the dtype in which vLLM computes if it is not the checkpoint's, else None.
 
     Raises:
         ImportError: vLLM is not installed.
-        ValueError: a temperature that vLLM does not take as it is.
+        ValueError: vLLM does not support the temperature.
     """
 
     def __init__(self, model: str, tokenizer, decoding: Decoding, *, dtype: str = "auto"):
@@ -50,14 +51,14 @@ class VllmBackend:
         self._ends = end_tokens(own, tokenizer.eos_token_id)
 
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Token ids of prompts as they begin a training sequence."""
+        """Token ids of prompts, as ``encode_prompts``."""
         return encode_prompts(self._tokenizer, prompts)
 
     def generate(self, prompt_ids: list[list[int]], *, seed: int) -> list[Generation]:
-        """One answer to each prompt, in their order; give as many as there are: vLLM batches them.
+        """One answer per prompt, in order. vLLM batches by itself: pass as many as possible.
 
         Raises:
-            ValueError: a prompt without a token.
+            ValueError: a prompt has no tokens.
         """
         from vllm import TokensPrompt
 
@@ -75,7 +76,7 @@ class VllmBackend:
     def _parameters(self, seed):
         from vllm import SamplingParams
 
-        sampling = {"temperature": 0.0}  # vLLM's word for greedy
+        sampling = {"temperature": 0.0}  # greedy decoding
         if not self.decoding.greedy:
             sampling = {"temperature": self.decoding.temperature, "top_p": self.decoding.top_p}
         return SamplingParams(
@@ -88,11 +89,11 @@ class VllmBackend:
 
 
 def check_vllm(decoding: Decoding, num_processes: int = 1):
-    """Refuse what vLLM cannot do here, before it is loaded.
+    """Refuse settings that vLLM does not support, before it is loaded.
 
     Raises:
-        ImportError: it is not installed.
-        ValueError: a temperature that it does not take as it is, or several processes.
+        ImportError: vLLM is not installed.
+        ValueError: an unsupported temperature, or several processes.
     """
     low, high = _TEMPERATURES
     if not decoding.greedy and not low <= decoding.temperature <= high:
@@ -102,8 +103,8 @@ def check_vllm(decoding: Decoding, num_processes: int = 1):
         )
     if num_processes > 1:
         raise ValueError(
-            f"--backend vllm takes one process and was started with {num_processes}; vLLM shares "
-            "the work among devices by itself"
+            f"--backend vllm takes one process and was started with {num_processes}; vLLM "
+            "distributes the work over devices itself"
         )
     try:
         import vllm  # noqa: F401

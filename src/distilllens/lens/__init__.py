@@ -1,4 +1,4 @@
-"""Reading a model's layers as distributions over its vocabulary."""
+"""The logit lens: a model's layers read as distributions over its vocabulary."""
 
 from distilllens.lens.capture import LayerStates, capture, read_states
 from distilllens.lens.logit_lens import LogitLens

@@ -1,4 +1,4 @@
-"""Where a model keeps its blocks, found by watching one tiny forward; no table of names."""
+"""Find a model's blocks by watching one tiny forward pass; no table of module names."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from distilllens.lens.structure import ratio, same, with_first
 class Anatomy:
     """The blocks of a model, the module around them, and how the stream passes through.
 
-    It refers to parts of the model but not to the model itself.
+    It holds references to parts of the model, not to the model itself.
     """
 
     blocks: tuple[nn.Module, ...]
     blocks_path: str
-    key: int | str  # where a block takes the stream: a position or a keyword
-    block_outputs: tuple  # what each block returned in the probe: its form, to imitate
-    backbone: nn.Module | None  # the module the causal LM calls, with the blocks in it
+    key: int | str  # argument that carries the stream: a position or a keyword
+    block_outputs: tuple  # what each block returned in the probe, as a template
+    backbone: nn.Module | None  # the module called by the causal LM that contains the blocks
     backbone_output: object
     stream_shape: tuple[int, ...]
-    written_in_place: bool  # a later module writes into a block's output
+    written_in_place: bool  # a later module overwrites a block's output
 
     @property
     def num_layers(self) -> int:
@@ -51,7 +51,7 @@ class Anatomy:
         return found[self.key]
 
     def axes(self) -> tuple[int, int, int]:
-        """The batch axis, the token axis, and the positions of a stream beyond the tokens."""
+        """Batch axis, token axis, and how many positions the stream has beyond the tokens."""
         lead = self.stream_shape[:-1]
         batch = lead.index(NUM_ROWS)
         rest = [i for i in range(len(lead)) if i != batch]
@@ -61,7 +61,7 @@ class Anatomy:
         return batch, token, lead[token] - NUM_TOKENS
 
     def still_holds(self, model: nn.Module) -> bool:
-        """Whether the model still has these blocks (a cached anatomy may be stale)."""
+        """Whether the model still has these blocks (a cached anatomy may be out of date)."""
         try:
             children = list(model.get_submodule(self.blocks_path).children())
         except AttributeError:
@@ -73,7 +73,7 @@ class Anatomy:
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """What the tiny forward said: every call, the stream by depth, the logits ``[B, T, V]``."""
+    """The tiny forward, recorded: every call, the stream by depth, the logits ``[B, T, V]``."""
 
     calls: list[Call]
     block_calls: list[Call]
@@ -83,7 +83,7 @@ class Probe:
 
     @property
     def around(self) -> set[int]:
-        """The calls that the blocks ran in, the model's own first."""
+        """Indices of the calls that enclose the blocks, up to the model's own."""
         found, parent = set(), self.block_calls[0].parent
         while parent is not None:
             found.add(parent)
@@ -95,7 +95,7 @@ def locate(model: nn.Module) -> tuple[Anatomy, Probe]:
     """Watch one tiny forward of an unwrapped model and find its blocks.
 
     Raises:
-        ValueError: no list of blocks that hand one stream from each to the next.
+        ValueError: no list of blocks that pass one stream from each to the next.
     """
     ids = probe_ids(model)
     reason = None
@@ -106,7 +106,7 @@ def locate(model: nn.Module) -> tuple[Anatomy, Probe]:
         if run is not None:
             break
     else:
-        raise ValueError(reason or "it has no list of blocks that hand one tensor on")
+        raise ValueError(reason or "it has no list of blocks that pass one tensor on")
     start = dict(run[0].inputs)[key]
     states = [start, *(call.stream for call in run)]
     probe = Probe(calls, run, states, logits_of(output), ids)
@@ -127,7 +127,7 @@ def locate(model: nn.Module) -> tuple[Anatomy, Probe]:
 
 
 def _find_blocks(model, calls, reason):
-    """The longest list whose members ran once each, one after another on one stream."""
+    """The longest module list whose members ran once each, one after another, on one stream."""
     runs = {}
     for call in calls:
         runs.setdefault(id(call.module), []).append(call)
@@ -138,11 +138,11 @@ def _find_blocks(model, calls, reason):
         if not children or not all(ran):
             continue
         if any(len(r) > 1 for r in ran) or len({id(c) for c in children}) < len(children):
-            if _hand_on([r[0] for r in ran]) is not None:
+            if _stream_argument([r[0] for r in ran]) is not None:
                 reason = f"its blocks ({path}) run more than once in a forward"
             continue
         run = [r[0] for r in ran]
-        key = _hand_on(run)
+        key = _stream_argument(run)
         if key is not None:
             size = sum(p.numel() for p in module.parameters())
             found.append((len(run), size, path, run, key))
@@ -152,8 +152,8 @@ def _find_blocks(model, calls, reason):
     return path, run, key, reason
 
 
-def _hand_on(run):
-    """The argument in which each block takes the block before's output, or None."""
+def _stream_argument(run):
+    """The argument through which each block gets the previous block's output, or None."""
     if len({call.parent for call in run}) != 1 or any(call.stream is None for call in run):
         return None
     if not run[0].inputs or any(a.ended > b.started for a, b in pairwise(run)):
@@ -161,7 +161,7 @@ def _hand_on(run):
     if len(run) == 1:
         fitting = [k for k, t in run[0].inputs if t.shape == run[0].stream.shape]
         return fitting[0] if fitting else None
-    # A constant between two blocks is allowed (rwkv halves its stream every few blocks).
+    # Allow a constant factor between two blocks: rwkv halves its stream every few blocks.
     keys = None
     for before, after in pairwise(run):
         equal = {k for k, t in after.inputs if same(t, before.stream)}

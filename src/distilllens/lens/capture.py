@@ -1,4 +1,4 @@
-"""One forward of a model -> its stream at the depths asked for."""
+"""Capture a model's hidden states at chosen depths in one forward pass."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class LayerStates:
 
     Args:
         states: depth -> ``[B, T, D]`` (0 = embeddings, L = after the last block).
-        normed: whether the final norm has been applied, so that the head may read them.
-        final: the head-ready last state ``[B, T, D]``; None where it was not computed.
+        normed: whether the final norm has been applied, so that the head can read them.
+        final: the last state, ready for the head, ``[B, T, D]``; None if it was not computed.
         gathered: every state is ``[N, D]`` instead: the rows at the batch's ``Targets``.
     """
 
@@ -46,16 +46,16 @@ class LayerStates:
 
 
 def capture(model, depths, **inputs) -> LayerStates:
-    """The un-normed stream after each block asked for, from one forward in the caller's grad mode.
+    """The un-normed stream at the requested depths, from one forward in the caller's grad mode.
 
-    Equals hooks on the blocks of ``model(**inputs)``; only the depths asked for stay alive, and the
-    logits ``[B, T, V]`` are never built. ``labels`` are left out: no state depends on them.
+    Equals hooks on the blocks of ``model(**inputs)``, but keeps only the requested depths and never
+    builds the logits ``[B, T, V]``. ``labels`` are dropped: no state depends on them.
 
     Args:
-        model: a causal LM of transformers (PEFT-wrapped too) or its LogitLens. For a bare model the
-            blocks are located by a tiny forward, once.
-        depths: whole numbers from 0 (embeddings) to L (before the final norm), in any order.
-        inputs: ``input_ids [B, T]``, ``attention_mask`` and so on, as the model takes them.
+        model: a transformers causal LM (optionally wrapped by PEFT) or its LogitLens. The blocks of
+            a bare model are located once, by a tiny forward.
+        depths: integers from 0 (embeddings) to L (before the final norm), in any order.
+        inputs: ``input_ids [B, T]``, ``attention_mask`` and so on, passed on to the model.
 
     Raises:
         ValueError: a depth outside 0..L, or a model whose blocks cannot be found.
@@ -72,16 +72,16 @@ def capture(model, depths, **inputs) -> LayerStates:
 
 
 def read_states(lens: LogitLens, depths, *, normalize: bool = True, **inputs) -> LayerStates:
-    """The training path: head-ready states at some depths, and the last, from one backbone call.
+    """The training path: head-ready states at some depths and at L, from one backbone call.
 
-    Equals ``lens.normalize(capture(lens, depths, **inputs)[d])`` at every depth d, and ``final``
-    the same at L; but the model's own final norm runs only once, over all depths stacked along the
-    batch, and the head module never. Call it inside the wrapped model's forward (DDP, FSDP2,
-    ZeRO-3), then read ``lens.head`` there.
+    Equals ``lens.normalize(capture(lens, depths, **inputs)[d])`` at every depth d, and at L for
+    ``final``. The model's own final norm runs only once, over all depths stacked along the batch,
+    and the head module never runs. Call it inside the wrapped model's forward (DDP, FSDP2, ZeRO-3)
+    and read ``lens.head`` there.
 
     Args:
-        lens: in mode "closed"; ``lens.check_trainable()`` proves once what is computed here.
-        normalize: False leaves ``states`` un-normed; ``final`` is normed all the same.
+        lens: in mode "closed"; ``lens.check_trainable()`` verifies this equality once.
+        normalize: False leaves ``states`` un-normed; ``final`` is always normed.
 
     Raises:
         ValueError: a depth outside 0..L; a mode that is not "closed"; ``normalize=False`` where the
@@ -96,7 +96,7 @@ def read_states(lens: LogitLens, depths, *, normalize: bool = True, **inputs) ->
         if state.shape[-1] != final.shape[-1]:
             raise ValueError(
                 f"the state at depth {depth} is {state.shape[-1]} wide and the head reads "
-                f"{final.shape[-1]}: normalize=False cannot work for {type(lens.model).__name__}"
+                f"{final.shape[-1]}: {type(lens.model).__name__} does not support normalize=False"
             )
     return LayerStates(states, normed=normalize, final=final)
 
@@ -114,10 +114,10 @@ def _located(model) -> tuple[torch.nn.Module, Anatomy]:
 
 
 def _run_without_logits(model, anatomy, inputs):
-    """Run the model with no logits where it can do that, else its backbone.
+    """Run the model without computing logits if it supports that, otherwise its backbone.
 
-    The model first: sharding and a patched forward (autocast) hang on it. ``logits_to_keep`` as an
-    empty index and not as 0, which means all positions.
+    The model is preferred because sharding and a patched forward (autocast) are attached to it.
+    ``logits_to_keep`` is an empty index and not 0, which would mean all positions.
     """
     if accepts(model, "logits_to_keep", by_name=True) or anatomy.backbone is None:
         device = next(model.parameters()).device

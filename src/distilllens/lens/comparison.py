@@ -1,4 +1,4 @@
-"""A student's distribution beside the teacher's: how far, in which direction, at which ratios."""
+"""Token-level comparison of student and teacher: divergences, and where the student is off."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from torch.nn import functional as F
 
 MEASURES = ("jsd", "forward_kl", "reverse_kl")
 PENALTIES = ("forward_kl", "reverse_kl", "jeffreys", "jsd")
-# The histogram of r = q / p: bins that are even in log10 r, from -DECADES to DECADES.
+# Histogram of r = q / p: equal bins of log10 r, from -DECADES to DECADES.
 NUM_BINS = 80
 DECADES = 4.0
 
-# Below every log-probability whose exponential is not 0; -inf - -inf would be no number.
+# Below every log-probability whose exponential is not 0, to avoid -inf - -inf = NaN.
 _FLOOR = -1e4
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """A student against a teacher at K pairs of depths and N positions; p teacher, q student.
+    """A student q compared with a teacher p at K pairs of depths and N positions.
 
     Args:
         pairs: (student depth, teacher depth), one for every student depth 0 to L.
         divergences: ``[K, N, 3]`` in nats: jsd, KL(p || q), KL(q || p) (``MEASURES``).
         over: ``[K, N, 2]``: the sum of q - p over tokens with q > p, among the teacher's top
-            tokens and among all others. Over both, it equals ``under``: each is the total
-            variation, since p and q both sum to 1.
-        under: ``[K, N, 2]``: the sum of p - q over tokens with p > q, likewise.
-        penalties: ``[K, 4, 2]`` in nats, mean over positions: what each of ``PENALTIES`` charges
-            for tokens with r < 1 and for those with r >= 1; their sum is the divergence.
-        ratios: ``[K, 2, NUM_BINS]``: where the teacher's probability lies, and where the student's,
-            by r = q / p; mean over positions, so each row sums to 1. The outermost bins hold all
-            that lies beyond.
+            tokens and among all others. The total of both equals that of ``under``: each is the
+            total variation distance, since p and q sum to 1.
+        under: ``[K, N, 2]``: the sum of p - q over tokens with p > q, split in the same way.
+        penalties: ``[K, 4, 2]`` in nats, mean over positions: the part of each of ``PENALTIES``
+            from tokens with r < 1 and from tokens with r >= 1; their sum is the divergence.
+        ratios: ``[K, 2, NUM_BINS]``: distribution of the teacher's probability, and of the
+            student's, over r = q / p; mean over positions, so each row sums to 1. The outermost
+            bins include everything beyond.
     """
 
     pairs: tuple[tuple[int, int], ...]
@@ -54,12 +54,12 @@ class Comparison:
 def partners(
     student_layers: int, teacher_layers: int, trained: Iterable[tuple[int, int]] = ()
 ) -> tuple[int, ...]:
-    """The teacher depth with which each student depth, 0 to L, is compared.
+    """The teacher depth that each student depth, 0 to L, is compared with.
 
-    A depth of ``trained`` meets its partner there; any other the teacher depth t for which t / Lt
-    is nearest to s / Ls, the shallower of two that are equally near.
+    A depth in ``trained`` is compared with its partner there, any other with the teacher depth t
+    whose t / Lt is nearest to s / Ls; of two equally near, the shallower.
     """
-    # In whole numbers: which of two depths is nearer must not hang on a rounding.
+    # In integers: which of two depths is nearer must not depend on rounding.
     nearest = [
         min(range(teacher_layers + 1), key=lambda t: abs(t * student_layers - s * teacher_layers))
         for s in range(student_layers + 1)
@@ -69,10 +69,10 @@ def partners(
 
 
 def penalties(q: Tensor, p: Tensor, log_ratio: Tensor) -> dict[str, Tensor]:
-    """What each divergence charges for a token, in nats: p f(r) with r = q / p; never below 0.
+    """Each token's contribution to each divergence, in nats: p f(r) with r = q / p; at least 0.
 
-    Their sums over the vocabulary are the divergences. With p = 1 and q = r they are the generators
-    f(r) themselves: forward KL r - 1 - ln r, reverse KL r ln r - r + 1, JSD
+    Summed over the vocabulary, they are the divergences. With p = 1 and q = r they are the
+    generators f(r) themselves: forward KL r - 1 - ln r, reverse KL r ln r - r + 1, JSD
     [r ln r - (1 + r) ln((1 + r) / 2)] / 2, and Jeffreys (r - 1) ln r, the sum of both KLs.
 
     Source: arXiv 2602.13567.
@@ -87,14 +87,14 @@ def penalties(q: Tensor, p: Tensor, log_ratio: Tensor) -> dict[str, Tensor]:
 
 
 def compare_rows(log_q: Tensor, log_p: Tensor, top: Tensor) -> tuple[Tensor, ...]:
-    """What ``Comparison`` holds of one pair of depths, over n positions.
+    """The fields of ``Comparison`` for one pair of depths, over n positions.
 
-    Equals ``divergence(name)(log_q, log_p)`` for each of ``MEASURES``, and the sums that stand at
-    ``Comparison``. A probability of 0 counts as one of e^-10000, so all is finite.
+    Equals ``divergence(name)(log_q, log_p)`` for each of ``MEASURES``, and the sums described in
+    ``Comparison``. A probability of 0 counts as e^-10000, so that everything is finite.
 
     Args:
-        log_q, log_p: log-probabilities ``[n, V]`` of student and teacher; of unequal vocabularies
-            the shared prefix is compared, as distributions of its own.
+        log_q, log_p: log-probabilities ``[n, V]`` of student and teacher; if the vocabularies
+            differ in size, their shared prefix is compared, renormalised.
         top: the teacher's top tokens ``[n, k]``.
 
     Returns:
@@ -120,12 +120,12 @@ def compare_rows(log_q: Tensor, log_p: Tensor, top: Tensor) -> tuple[Tensor, ...
 
 
 def _sums(values, *masks):
-    """The sums ``[n, len(masks)]`` of the masked values of each row, then float64."""
+    """The sum of each row's values under each mask, ``[n, len(masks)]``, cast to float64."""
     return torch.stack([torch.where(mask, values, 0).sum(-1) for mask in masks], -1).double()
 
 
 def _histograms(q, p, log_ratio):
-    place = (log_ratio / math.log(10) + DECADES) * (NUM_BINS / (2 * DECADES))
-    place = place.floor().long().clamp(0, NUM_BINS - 1).flatten()
+    bins = (log_ratio / math.log(10) + DECADES) * (NUM_BINS / (2 * DECADES))
+    bins = bins.floor().long().clamp(0, NUM_BINS - 1).flatten()
     weights = (p.double().flatten(), q.double().flatten())
-    return torch.stack([torch.bincount(place, w, minlength=NUM_BINS) for w in weights])
+    return torch.stack([torch.bincount(bins, w, minlength=NUM_BINS) for w in weights])

@@ -1,4 +1,4 @@
-"""What a causal language model would say if its stack stopped at a block."""
+"""The logit lens: what a causal language model would predict if it ended at some block."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _HALF = (torch.bfloat16, torch.float16)
 
 
 class LogitLens:
-    """The model's own read-out, at any depth.
+    """The model's own read-out (final norm and head), applied at any depth.
 
     ``lens.logits(h)`` equals the logits of the model's own forward with every block replaced by
-    ``return h``. One tiny forward finds the blocks, the final norm and the head; construction then
-    proves that equality at every depth, or refuses. The model is left as it was.
+    ``return h``. One tiny forward finds the blocks, the final norm and the head. The constructor
+    then verifies that equality at every depth, or raises. The model is left unchanged.
 
-    ``mode`` says how logits are computed:
+    ``mode`` is how logits are computed:
         - "closed": final norm -> head -> scale and soft cap, on ``[..., D]``; for training.
         - "head": the model's own forward around a backbone that returns the normed state.
         - "stub": the model's own forward around blocks that return the state.
 
-    Build it after PEFT has wrapped the model, in the dtype and with the adapters of its use.
+    Build it after wrapping the model with PEFT, in the dtype and with the adapters it is used with.
 
     Raises:
-        ValueError: the model's class and why it cannot be read exactly.
+        ValueError: the model cannot be read exactly; the message names its class and the reason.
 
     Source: the logit lens, nostalgebraist 2020; arXiv 2602.13567.
     """
@@ -71,12 +71,12 @@ class LogitLens:
         error = worst(jammed, probe.logits)
         if not error <= _tolerance(probe.logits):
             raise ValueError(
-                f"its logits depend on more than the output of its last block (they move by "
-                f"{error:.1e} of the largest when the rest is noise)"
+                f"its logits depend on more than the output of its last block (they change by "
+                f"{error:.1e} of the largest when everything else is replaced by noise)"
             )
 
     def _backbone_is_enough(self, probe) -> bool:
-        """Whether the backbone alone runs its blocks on the tensors that the model does."""
+        """Whether the backbone on its own passes its blocks the same tensors as the model does."""
         if self.anatomy.backbone is None:
             return False
         return same_block_arguments(self.model, self.anatomy, probe)
@@ -96,18 +96,18 @@ class LogitLens:
                 return mode
             if mode == "closed":
                 self._reason = f"norm and head alone miss its logits by {error:.1e} of the largest"
-        raise ValueError(f"its own forward around stand-ins misses its logits by {error:.1e}")
+        raise ValueError(f"its own forward around stand-ins differs from its logits by {error:.1e}")
 
     def _error(self, mode, hidden, ids) -> float:
         truth = logits_around_blocks(self.model, self.anatomy, hidden, ids)
         try:
             found = self._logits(mode, hidden)
-        except Exception:  # a tail that cannot run on its own is no tail
+        except Exception:  # what cannot run on its own is not a valid read-out
             if mode == "stub":
                 raise
             return float("inf")
         error = worst(found, truth)
-        # One rounding would hide a scale that is wrong by 1e-3, but not in most of the entries.
+        # The tolerance would hide a scale that is off by 1e-3; such a scale changes most entries.
         if error < 1 and truth.dtype in _HALF and (found != truth).float().mean() > 0.1:
             return float("inf")
         return error
@@ -129,18 +129,19 @@ class LogitLens:
 
     @property
     def head(self) -> Head:
-        """The head on live parameters; read anew each time, because sharding swaps them.
+        """The head on the live parameters; read it anew each time, because sharding swaps them.
 
         Raises:
-            ValueError: the mode is not "closed", or the head is no plain linear layer (LoRA on it).
+            ValueError: the mode is not "closed", or the head is not a plain linear layer (such as
+                a head with LoRA).
         """
         self.require_closed("a head")
         module = _active(self.model.get_output_embeddings())
         kind = type(module)
         if not isinstance(module, nn.Linear) or kind.forward is not nn.Linear.forward:
             raise ValueError(
-                f"{self._name}'s output embedding is a {kind.__module__}.{kind.__qualname__}, no "
-                f"plain nn.Linear: its weight alone does not give the logits (an adapter on it?)"
+                f"{self._name}'s output embedding is a {kind.__module__}.{kind.__qualname__}, not "
+                f"a plain nn.Linear: its weight alone does not give the logits (is it adapted?)"
             )
         size, before, after = self._readout.vocab_size, self._readout.before, self._readout.after
         if module.bias is not None and before.factor != 1.0:
@@ -151,28 +152,28 @@ class LogitLens:
         return Head(weight, bias, before.factor * after.factor, self._readout.softcap)
 
     def logits(self, hidden: Tensor, normalize: bool = True) -> Tensor:
-        """The logits ``[..., V]`` of a stream ``[..., D]`` (of a normed state: normalize=False).
+        """The logits ``[..., V]`` of a stream ``[..., D]`` (for a normed state: normalize=False).
 
-        In mode "stub" the stream comes in the shape that ``capture`` returns.
+        In mode "stub" the stream must have the shape returned by ``capture``.
         """
         if not normalize:
             return self._project(self.mode, hidden)
         return self._logits(self.mode, hidden)
 
     def normalize(self, hidden: Tensor) -> Tensor:
-        """The stream ``[..., D]`` -> what the backbone returns: what the head reads."""
+        """Turn the stream ``[..., D]`` into what the backbone returns, the input of the head."""
         return self._normalize(self.mode, hidden)
 
     def head_ready(self, normed: Tensor) -> Tensor:
-        """What the backbone returns, in the dtype in which the model hands it to its head."""
+        """The backbone's output in the dtype in which the model passes it to its head."""
         self.require_closed("states for training")
         return self._readout.head.cast(normed)
 
     def check_trainable(self) -> None:
-        """Prove, once, that one backbone forward reads all depths as the model does.
+        """Verify, once, that one backbone forward reads all depths as the model does.
 
         Raises:
-            ValueError: why this model can be inspected but not trained through the lens.
+            ValueError: this model can be inspected but not trained through the lens, and why.
         """
         if self._trainable is None:
             self._trainable = self._why_not_trainable()
@@ -183,13 +184,13 @@ class LogitLens:
         try:
             head = self.head
             if not self.anatomy.batch_first or not self._direct:
-                return "its blocks hand on no [B, T, D] stream that its backbone alone can make"
+                return "its blocks do not pass on a [B, T, D] stream that its backbone can compute"
             error = stacked_error(self, head)
         except Exception as error:
             return str(error)
         if error > _tolerance(head.weight):
             return (
-                f"its final norm, run once over all depths, misses its own logits by {error:.1e} "
+                f"its final norm, run once over all depths, changes its logits by {error:.1e} "
                 f"of the largest"
             )
         return ""
@@ -199,10 +200,10 @@ class LogitLens:
         return type(self.model).__name__
 
     def require_closed(self, what: str) -> None:
-        """Refuse ``what`` unless the mode is "closed".
+        """Raise unless the mode is "closed"; ``what`` names the requested thing in the message.
 
         Raises:
-            ValueError: the mode, and why it is not "closed".
+            ValueError: the mode is not "closed", and why.
         """
         if self.mode != "closed":
             raise ValueError(
@@ -219,14 +220,14 @@ class LogitLens:
         if mode != "stub":
             return self._readout.normalize(hidden)
         if not self._direct:
-            raise ValueError(f"{self._name} has no backbone that norms a state on its own")
+            raise ValueError(f"{self._name} has no backbone that can norm a state on its own")
         return self._framed(hidden, normed_around_blocks)
 
     def _project(self, mode, normed):
         if mode == "closed":
             return self._readout.project(normed)
         if self.backbone is None:
-            raise ValueError(f"{self._name} has no backbone to stand in for")
+            raise ValueError(f"{self._name} has no backbone to replace by a stand-in")
         rows = normed if normed.ndim == 3 else normed.reshape(1, -1, normed.shape[-1])
         ids = self._ids(rows.shape[:2], rows.device)
         logits = logits_around_backbone(self.model, self.anatomy, rows, ids)
@@ -240,7 +241,7 @@ class LogitLens:
             if not self.anatomy.batch_first:
                 raise ValueError(
                     f"{self._name}'s stream has {len(self.anatomy.stream_shape)} axes, got shape "
-                    f"{list(hidden.shape)}: pass it as capture returns it"
+                    f"{list(hidden.shape)}: pass it as returned by capture"
                 )
             stream = hidden.reshape(1, -1, hidden.shape[-1])
         shape = (stream.shape[batch], stream.shape[token] - extra)
@@ -254,7 +255,7 @@ class LogitLens:
 def _check_kind(model):
     config = getattr(model, "config", None)
     if config is None or not hasattr(model, "get_output_embeddings"):
-        raise ValueError("it is no model of transformers with a language-model head")
+        raise ValueError("it is not a transformers model with a language-model head")
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError("it is an encoder-decoder, not a causal language model")
     if model.get_output_embeddings() is None:
@@ -262,12 +263,12 @@ def _check_kind(model):
 
 
 def _tolerance(tensor) -> float:
-    """1e-5 of the largest logit; in half precision, one rounding of it."""
+    """Relative to the largest logit: 1e-5, or one rounding step in half precision."""
     return torch.finfo(tensor.dtype).eps if tensor.dtype in _HALF else 1e-5
 
 
 def _active(module):
-    """The module in use inside a PEFT ``ModulesToSaveWrapper``; any other module itself."""
+    """The active module inside a PEFT ``ModulesToSaveWrapper``; any other module unchanged."""
     saved = getattr(module, "modules_to_save", None)
     if not isinstance(saved, nn.ModuleDict) or not hasattr(module, "original_module"):
         return module

@@ -1,4 +1,4 @@
-"""One tiny forward of a model, watched: which module ran inside which, on which tensors."""
+"""Record one tiny forward of a model: which module ran inside which, on which tensors."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from distilllens.lens.structure import first_float, named_floats, rebuild
 
-NUM_ROWS, NUM_TOKENS = 2, 7  # unequal and unlike any usual width: they tell the axes of a stream
+# Unequal, and unlike usual widths, so that they identify the axes of a stream.
+NUM_ROWS, NUM_TOKENS = 2, 7
 
 
 @dataclass(eq=False)
 class Call:
-    """One run of a module: its floating inputs and its output, as they were at that moment."""
+    """One call of a module: copies of its floating-point inputs and of its output."""
 
     index: int
     started: int
@@ -24,17 +25,17 @@ class Call:
     parent: int | None
     inputs: list[tuple[int | str, Tensor]]
     output: object = None
-    live: Tensor | None = None  # the stream itself, to see whether a later block wrote into it
+    live: Tensor | None = None  # the stream itself, to detect in-place writes by later blocks
     ended: int = field(default=-1)
 
     @property
     def stream(self) -> Tensor | None:
-        """The first floating tensor of the output."""
+        """The first floating-point tensor of the output."""
         return first_float(self.output)
 
 
 def unwrap(model) -> nn.Module:
-    """The transformers model inside DDP, ``torch.compile`` or PEFT, none of which is imported.
+    """The transformers model inside DDP, ``torch.compile`` or PEFT, without importing them.
 
     Raises:
         ValueError: not a module, or a PEFT method that adds virtual tokens.
@@ -55,14 +56,14 @@ def unwrap(model) -> nn.Module:
         else:
             break
     if not isinstance(model, nn.Module):
-        raise ValueError(f"the lens reads a model of transformers, got {type(model).__name__}")
+        raise ValueError(f"the lens needs a transformers model, got {type(model).__name__}")
     return model
 
 
 @contextmanager
 def undisturbed(model: nn.Module):
-    """Evaluation mode without gradients; modes and random states come back, module by module."""
-    # Not model.eval(): a model may override train(), and modules may differ in their mode.
+    """Evaluation mode without gradients; restores each module's mode and the random state."""
+    # Not model.eval(): a model may override train(), and modules may be in different modes.
     modes = [(module, module.training) for module in model.modules()]
     cuda = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=sorted(cuda)), torch.no_grad():
@@ -73,26 +74,27 @@ def undisturbed(model: nn.Module):
         finally:
             for module, training in modes:
                 module.training = training
-            # Weights cast without gradients must not serve a training forward in the same region.
+            # A later training forward in the same autocast region must not reuse weights that were
+            # cast here without gradients.
             torch.clear_autocast_cache()
 
 
 def accepts(module: nn.Module, name: str, *, by_name: bool = False) -> bool:
-    """Whether a forward takes this keyword (``by_name``: names it; ``**kwargs`` do not count)."""
+    """Whether a forward takes this keyword (``by_name``: by its name, not by ``**kwargs``)."""
     parameters = inspect.signature(type(module).forward).parameters
     anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     return name in parameters or (anything and not by_name)
 
 
 def without_cache(module: nn.Module, inputs: dict) -> dict:
-    """``inputs`` plus ``use_cache=False`` where the module knows it and nobody brought a cache."""
+    """``inputs`` plus ``use_cache=False`` if the module takes it and no cache was passed."""
     if inputs.get("past_key_values") is None and accepts(module, "use_cache", by_name=True):
         return {"use_cache": False, **inputs}
     return inputs
 
 
 def probe_ids(model: nn.Module, num_rows=NUM_ROWS, num_tokens=NUM_TOKENS) -> Tensor:
-    """Ordinary token ids ``[num_rows, num_tokens]``, none of them special to the config."""
+    """Token ids ``[num_rows, num_tokens]``, none of which is a special token of the config."""
     embedding = model.get_input_embeddings()
     special = set(numbers(model.config.to_dict(), "token_id"))
     size = getattr(embedding, "num_embeddings", None) or min(64, embedding.weight.shape[0])
@@ -103,7 +105,7 @@ def probe_ids(model: nn.Module, num_rows=NUM_ROWS, num_tokens=NUM_TOKENS) -> Ten
 
 
 def numbers(tree, ending: str = "") -> list[float]:
-    """The numbers anywhere in a config whose name ends so."""
+    """The numbers anywhere in a config whose name has this ending."""
     found = []
     items = tree.items() if isinstance(tree, dict) else enumerate(tree)
     for name, value in items:
@@ -115,13 +117,13 @@ def numbers(tree, ending: str = "") -> list[float]:
 
 
 def logits_of(output) -> Tensor:
-    """The logits of a causal LM's output, whether an object or a tuple."""
+    """The logits in a causal LM's output, an object or a tuple."""
     logits = getattr(output, "logits", None)
     return first_float(output) if logits is None else logits
 
 
 def watched(model: nn.Module, nesting: int) -> list[nn.Module]:
-    """The modules outside every ModuleList, and the members of those at most ``nesting`` deep."""
+    """The modules outside of ModuleLists, and the members of lists nested up to ``nesting``."""
     found, seen = [], set()
 
     def visit(module, depth):
@@ -142,7 +144,7 @@ def watched(model: nn.Module, nesting: int) -> list[nn.Module]:
 
 
 def record(model: nn.Module, inputs: dict, nesting: int = 1) -> tuple[list[Call], object]:
-    """Run the model once: the calls of its watched modules in order of start, and its output."""
+    """Run the model once; return the calls of its watched modules by start, and its output."""
     calls, stack, clock = [], [], iter(range(1 << 30))
 
     def enter(module, args, kwargs):

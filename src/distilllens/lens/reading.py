@@ -1,4 +1,4 @@
-"""Models read at every depth on the same text, and students set beside a teacher."""
+"""Read a teacher and its students at every depth on the same text, and compare them."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from distilllens.lens.capture import capture
 from distilllens.lens.comparison import Comparison, compare_rows, partners
 from distilllens.lens.logit_lens import LogitLens
 from distilllens.lens.probe import accepts
-from distilllens.lens.trajectory import likeliest
+from distilllens.lens.trajectory import most_likely
 
 
 @dataclass(frozen=True, eq=False)
 class Passage:
-    """A text as tokens, and the positions that are looked at.
+    """A tokenized text and the positions to read.
 
     Args:
         ids: ``[T]``.
-        positions: ``[N]``, rising, each 0 to T - 1. What is read at a position is the prediction of
-            the token behind it.
+        positions: ``[N]``, ascending, each 0 to T - 1. Reading a position means reading the
+            prediction of the token after it.
 
     Raises:
-        ValueError: no position, or one outside the text.
+        ValueError: no position, or a position outside of the text.
     """
 
     ids: Tensor
@@ -34,23 +34,27 @@ class Passage:
 
     def __post_init__(self):
         if self.positions.numel() == 0:
-            raise ValueError("a document needs at least one position to look at")
+            raise ValueError("a passage needs at least one position to read")
         if not 0 <= int(self.positions.min()) <= int(self.positions.max()) < len(self.ids):
-            raise ValueError(f"positions of a document of {len(self.ids)} tokens lie outside it")
+            raise ValueError(
+                f"positions of a passage of {len(self.ids)} tokens must be 0 to "
+                f"{len(self.ids) - 1}, got {int(self.positions.min())} to "
+                f"{int(self.positions.max())}"
+            )
 
     @property
     def targets(self) -> Tensor:
-        """The tokens ``[N]`` that in fact follow; -1 behind the last token of the text."""
+        """The next token ``[N]`` of each position; -1 after the last token of the text."""
         return torch.cat([self.ids[1:], self.ids.new_tensor([-1])])[self.positions]
 
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What a model says at its K = L + 1 depths, at the N positions of all documents in a row.
+    """A model's predictions at its K = L + 1 depths, at the N positions of all passages in order.
 
     Args:
-        tokens: the likeliest tokens ``[K, N, top_k]``, most likely first.
-        probabilities: theirs, ``[K, N, top_k]``.
+        tokens: the top_k most likely tokens ``[K, N, top_k]``, in descending order.
+        probabilities: of these tokens, ``[K, N, top_k]``.
         entropy: in nats, ``[K, N]``.
         final_probability: ``[K, N]``, of the token that the last depth ranks first.
     """
@@ -62,7 +66,7 @@ class Reading:
 
     @property
     def settled(self) -> Tensor:
-        """The first depth ``[N]`` from which the top token stays what it is at the last depth."""
+        """The first depth ``[N]`` from which the top token stays the same up to the last depth."""
         top = self.tokens[..., 0]
         stays = (top == top[-1]).flip(0).long().cumprod(0).sum(0)
         return len(top) - stays
@@ -70,17 +74,17 @@ class Reading:
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """A teacher, or any one model, and students beside it, on the same documents.
+    """A teacher (or any single model) and its students, read on the same passages.
 
     Args:
-        documents: in the order in which their positions stand in every reading.
-        teacher: its reading.
-        students: a reading each.
-        comparisons: each student against the teacher.
-        trained: each student's pairs of depths that training compares.
+        passages: in the order of their positions in every reading.
+        teacher: the teacher's reading.
+        students: one reading per student.
+        comparisons: each student compared with the teacher.
+        trained: for each student, the pairs of depths that training compares.
     """
 
-    documents: tuple[Passage, ...]
+    passages: tuple[Passage, ...]
     teacher: Reading
     students: tuple[Reading, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
@@ -88,35 +92,35 @@ class Inspection:
 
     @property
     def targets(self) -> Tensor:
-        """The tokens ``[N]`` that in fact follow; -1 where none does."""
-        return torch.cat([document.targets for document in self.documents])
+        """The next token ``[N]`` of each position; -1 where there is none."""
+        return torch.cat([passage.targets for passage in self.passages])
 
 
 @torch.no_grad()
 def inspect_models(
     teacher,
-    documents: Iterable[Passage],
+    passages: Iterable[Passage],
     students: Sequence = (),
     *,
     trained: Sequence[Iterable[tuple[int, int]]] | None = None,
     top_k: int = 10,
     chunk_size: int = 128,
 ) -> Inspection:
-    """Read a model at every depth, and students at every depth beside it.
+    """Read a model at every depth, and compare students with it at every depth.
 
-    Equals ``trajectory`` of each model at the documents' positions, and ``compare_rows`` of each
-    student depth with its partner (``partners``). Every model runs once over a document, and a
-    depth's logits are computed once, ``chunk_size`` positions at a time; none is kept.
+    Equals ``trajectory`` of each model at the passages' positions, and ``compare_rows`` of each
+    student depth with its partner (``partners``). Every model runs once over a passage, and the
+    logits of a depth are computed once, ``chunk_size`` positions at a time, and not kept.
 
     Args:
-        teacher: a causal LM or its LogitLens; it may stand alone.
-        documents: read one at a time.
-        students: causal LMs or LogitLenses, with the teacher's tokens.
+        teacher: a causal LM or its LogitLens; it can be read without students.
+        passages: read one at a time.
+        students: causal LMs or LogitLenses that share the teacher's tokens.
         trained: a LayerMap, or pairs, for each student; default: none.
-        top_k: how many tokens of each depth are kept.
+        top_k: how many tokens to keep per depth.
 
     Raises:
-        ValueError: no document, a depth that a model does not have, a model that the lens cannot
+        ValueError: no passage, a depth that a model does not have, a model that the lens cannot
             read, top_k outside 1..V.
     """
     lenses = [m if isinstance(m, LogitLens) else LogitLens(m) for m in (teacher, *students)]
@@ -126,79 +130,80 @@ def inspect_models(
         if pairs:
             LayerMap(pairs).check(layers, num_layers)
     maps = [partners(n, num_layers, p) for n, p in zip(theirs, trained, strict=True)]
-    notes = _Notes(lenses, maps, top_k)
+    parts = _Parts(lenses, maps, top_k)
     seen = []
-    for document in documents:
-        seen.append(document)
-        notes.take(document, chunk_size)
+    for passage in passages:
+        seen.append(passage)
+        parts.add(passage, chunk_size)
     if not seen:
-        raise ValueError("nothing to read: no document was given")
-    teachers, *own = (_reading(by_depth) for by_depth in notes.readings)
-    compared = (_comparison(m, by_depth) for m, by_depth in zip(maps, notes.pairs, strict=True))
-    return Inspection(tuple(seen), teachers, tuple(own), tuple(compared), trained)
+        raise ValueError("nothing to read: no passage was given")
+    first, *others = (_reading(by_depth) for by_depth in parts.readings)
+    compared = (_comparison(m, by_depth) for m, by_depth in zip(maps, parts.pairs, strict=True))
+    return Inspection(tuple(seen), first, tuple(others), tuple(compared), trained)
 
 
-class _Notes:
-    """What was read so far: for each model and depth a list of parts, in the order of the text."""
+class _Parts:
+    """The results so far: for each model and depth a list of chunks, in the order of the text."""
 
     def __init__(self, lenses, maps, top_k):
         self._lenses, self._maps, self._top_k = lenses, maps, top_k
         self.readings = [[[] for _ in range(lens.num_layers + 1)] for lens in lenses]
         self.pairs = [[[] for _ in partner] for partner in maps]
 
-    def take(self, document, chunk_size):
-        """Run every model over a document, and read it."""
-        rows = [_Rows(lens, document) for lens in self._lenses]
+    def add(self, passage, chunk_size):
+        """Run every model over a passage and read its positions."""
+        rows = [_Rows(lens, passage) for lens in self._lenses]
         if any(lens.mode == "stub" for lens in self._lenses):
-            chunk_size = len(document.positions)  # such logits come for all positions at once
-        for start in range(0, len(document.positions), chunk_size):
-            self._take_part([r.cut(slice(start, start + chunk_size)) for r in rows])
+            chunk_size = len(passage.positions)  # this mode computes all positions at once
+        for start in range(0, len(passage.positions), chunk_size):
+            self._add_chunk([r.chunk(slice(start, start + chunk_size)) for r in rows])
 
-    def _take_part(self, parts):
-        for depth in range(len(parts[0])):
-            log_p = self._note(0, parts[0], depth)
+    def _add_chunk(self, chunks):
+        for depth in range(len(chunks[0])):
+            log_p = self._read(0, chunks[0], depth)
             top = self.readings[0][depth][-1][0].to(log_p.device)
             for student, partner in enumerate(self._maps):
                 for ours in (s for s, t in enumerate(partner) if t == depth):
-                    log_q = self._note(1 + student, parts[1 + student], ours).to(log_p.device)
-                    found = compare_rows(log_q, log_p, top)
-                    self.pairs[student][ours].append([x.cpu() for x in found])
+                    log_q = self._read(1 + student, chunks[1 + student], ours).to(log_p.device)
+                    compared = compare_rows(log_q, log_p, top)
+                    self.pairs[student][ours].append([x.cpu() for x in compared])
 
-    def _note(self, model, part, depth):
-        log_p = part.log_p(depth)
-        tokens, probabilities, entropy = likeliest(log_p, self._top_k)
-        final = log_p.gather(-1, part.final)[:, 0].exp()
-        found = [x.cpu() for x in (tokens, probabilities, entropy, final)]
-        self.readings[model][depth].append(found)
+    def _read(self, model, chunk, depth):
+        """Store a chunk's predictions; return its log-probabilities ``[n, V]``."""
+        log_p = chunk.log_p(depth)
+        tokens, probabilities, entropy = most_likely(log_p, self._top_k)
+        final = log_p.gather(-1, chunk.final)[:, 0].exp()
+        stored = [x.cpu() for x in (tokens, probabilities, entropy, final)]
+        self.readings[model][depth].append(stored)
         return log_p
 
 
 class _Rows:
-    """The states of one model at the positions of one document."""
+    """The states of one model at the positions of one passage."""
 
-    def __init__(self, lens, document):
+    def __init__(self, lens, passage):
         device = next(lens.model.parameters()).device
         depths = range(lens.num_layers + 1)
-        inputs = {"input_ids": document.ids[None].to(device)}
-        if accepts(lens.model, "attention_mask"):  # without one, pad tokens in a text are a warning
+        inputs = {"input_ids": passage.ids[None].to(device)}
+        if accepts(lens.model, "attention_mask"):  # without it, pad tokens in a text warn
             inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         states = capture(lens, depths, **inputs)
-        self.lens, self.positions = lens, document.positions.to(device)
+        self.lens, self.positions = lens, passage.positions.to(device)
         self.states = [states[depth] for depth in depths]
         if lens.mode != "stub":
             self.states = [lens.normalize(state)[0, self.positions] for state in self.states]
 
-    def cut(self, part):
-        """Those of some of the positions."""
-        return _Part(self, part)
+    def chunk(self, part):
+        """The chunk of the positions in a slice."""
+        return _Chunk(self, part)
 
 
-class _Part:
+class _Chunk:
     """The log-probabilities of one model at some positions, depth by depth."""
 
     def __init__(self, rows, part):
         self._rows, self._part = rows, part
-        # The last depth first: every other is asked about its top token.
+        # The last depth comes first: all others need its top token.
         self._last = self._read(len(self) - 1)
         self.final = self._last.argmax(-1, keepdim=True)
 

@@ -1,4 +1,4 @@
-"""The way from the last block to the logits: tail modules, head module, scale and soft cap."""
+"""From the last block to the logits: tail modules, head module, scale and soft cap."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from distilllens.lens.structure import first_float, ratio, same
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A module on the way, and the dtypes of its input and its weight when it was watched."""
+    """A module of the read-out, and the dtypes of its input and weight in the probe."""
 
     module: nn.Module
     input_dtype: torch.dtype
     weight_dtype: torch.dtype | None
-    casts: bool  # the model itself casts what it hands to this module (mamba, zaya)
+    casts: bool  # the model itself casts the input of this module (mamba, zaya)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         return first_float(self.module(self.cast(hidden)))
 
     def cast(self, hidden: Tensor) -> Tensor:
-        """The input in the dtype that the model would hand over."""
+        """The input in the dtype in which the model would pass it."""
         weight_dtype = _weight_dtype(self.module)
         if torch.is_autocast_enabled(hidden.device.type):
             return hidden
-        if self.weight_dtype not in (None, weight_dtype):  # the model has been given another dtype
+        if self.weight_dtype not in (None, weight_dtype):  # the model has been cast since the probe
             return hidden.to(weight_dtype) if self.casts else hidden
         foreign = hidden.dtype not in (self.input_dtype, self.weight_dtype)
         return hidden.to(self.input_dtype) if self.casts or foreign else hidden
@@ -39,14 +39,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Scale:
-    """Multiply by a number, or divide by it: the two round differently in bfloat16."""
+    """Multiply or divide by a number: the two round differently in bfloat16."""
 
     number: float = 1.0
     divide: bool = False
 
     @property
     def factor(self) -> float:
-        """The number to multiply by."""
+        """The equivalent number to multiply by."""
         return 1.0 / self.number if self.divide else self.number
 
     def __call__(self, value: Tensor) -> Tensor:
@@ -57,10 +57,10 @@ class Scale:
 
 @dataclass(frozen=True, eq=False)
 class Readout:
-    """``tail`` makes the backbone's output of the last block's; then come head and transform."""
+    """Tail (last block -> backbone output), then head, scales and soft cap (-> logits)."""
 
     tail: tuple[Step, ...]
-    head: Step | None = None  # None: the way from the backbone to the logits is not this simple
+    head: Step | None = None  # None: the step from backbone to logits is more complex
     before: Scale = Scale()
     after: Scale = Scale()
     softcap: float | None = None
@@ -68,13 +68,13 @@ class Readout:
     logits_dtype: torch.dtype | None = None
 
     def normalize(self, hidden: Tensor) -> Tensor:
-        """The stream after a block -> what the backbone would return."""
+        """Turn the stream after a block into what the backbone would return."""
         for step in self.tail:
             hidden = step(hidden)
         return hidden
 
     def project(self, normed: Tensor) -> Tensor:
-        """What the backbone would return -> logits."""
+        """Turn what the backbone would return into logits."""
         logits = self.head(self.before(normed))[..., : self.vocab_size]
         if self.logits_dtype is not None:
             logits = logits.to(self.logits_dtype)
@@ -85,7 +85,7 @@ class Readout:
 
 
 def read_out(model: nn.Module, anatomy: Anatomy, probe: Probe) -> tuple[Readout | None, str]:
-    """The readout as far as modules explain it, and why it goes no further ("" if it is whole)."""
+    """The read-out as far as modules explain it, and why it stops there ("" if complete)."""
     if anatomy.backbone is None:
         return None, "its blocks run in the model itself, with no backbone module around them"
     backbone = next(c for c in probe.calls if c.module is anatomy.backbone and c.parent == 0)
@@ -93,7 +93,7 @@ def read_out(model: nn.Module, anatomy: Anatomy, probe: Probe) -> tuple[Readout 
     inner = [c for c in probe.calls if c.parent in probe.around - {0} and c.started > last.ended]
     tail, rest = _walk(backbone.stream, inner, last.stream)
     if not same(rest, last.stream):
-        return None, "an operation that is no module stands between its last block and the end"
+        return None, "an operation outside of any module follows its last block"
     readout = Readout(tail)
     module = model.get_output_embeddings()
     heads = [c for c in probe.calls if c.module is module]
@@ -106,12 +106,12 @@ def _with_head(model, anatomy, probe, readout, head, backbone):
     taken = head.inputs[0][1]
     constant = 1.0 if same(taken, backbone.stream) else ratio(taken, backbone.stream)
     if constant is None:
-        return readout, "something more than a constant stands between its backbone and its head"
+        return readout, "something beyond a constant lies between its backbone and its head"
     known = [n for n in numbers(model.config.to_dict()) if n and math.isfinite(n)]
     quotients = [taken.shape[-1] / n for n in known] if constant != 1.0 else []
     found = _ramp(model, anatomy, probe, head.module, known)
     if found is None:
-        return readout, "its logits are no scale and no soft cap of what its head returns"
+        return readout, "its logits are neither a scale nor a soft cap of its head's output"
     after, softcap = found
     return Readout(
         tail=readout.tail,
@@ -125,7 +125,7 @@ def _with_head(model, anatomy, probe, readout, head, backbone):
 
 
 def _walk(tensor: Tensor, calls: list[Call], start: Tensor) -> tuple[tuple[Step, ...], Tensor]:
-    """Backwards from a tensor: the modules that made it, each from the only tensor it took."""
+    """Walk back from a tensor through the modules that made it, each from its only input."""
     chain = []
     for call in sorted(calls, key=lambda c: -c.started):
         if call.stream is not None and len(call.inputs) == 1 and same(call.stream, tensor):
@@ -145,9 +145,9 @@ def _weight_dtype(module):
 
 
 def _ramp(model, anatomy, probe, head, known):
-    """What becomes of known head outputs from -300 to 300: a scale and a soft cap, or None.
+    """Scale and soft cap, measured on known head outputs from -300 to 300; None if neither fits.
 
-    Real logits would not tell: while they are small, ``cap * tanh(x / cap)`` looks linear.
+    Real logits would not do: as long as they are small, ``cap * tanh(x / cap)`` looks linear.
     """
     given = []
 
@@ -165,7 +165,7 @@ def _ramp(model, anatomy, probe, head, known):
     ramp, seen = given[0][:size].double(), logits[0, 0].double()
     exact = logits.dtype in (torch.float32, torch.float64) and given[0].dtype == logits.dtype
     tolerance = 1e-5 if exact else 2e-2
-    near = (ramp.abs() - 0.01).abs().argmin()  # small, and never 0 (an odd vocabulary has one)
+    near = (ramp.abs() - 0.01).abs().argmin()  # small but not 0, which an odd vocabulary has
     after = _snap(float(seen[near] / ramp[near]), known)
     line = ramp * after.factor
     if _close(line, seen, tolerance):
@@ -183,7 +183,7 @@ def _close(found, seen, tolerance):
 
 
 def _cap(uncapped: float, capped: float) -> float | None:
-    """The cap of ``capped = cap * tanh(uncapped / cap)``, which rises with the cap."""
+    """Solve ``capped = cap * tanh(uncapped / cap)``, which increases with the cap, for the cap."""
     if not 0 < capped < uncapped:
         return None
     low, high = capped / 2, 1e6
@@ -197,7 +197,7 @@ def _cap(uncapped: float, capped: float) -> float | None:
 
 
 def _snap(value: float, known: list[float]) -> Scale:
-    """The number of the config, or reciprocal, or 1, that a measured constant stands for."""
+    """The number of the config, its reciprocal, or 1, that matches a measured constant."""
     choices = [Scale(1.0)] + [Scale(float(n), d) for n in known for d in (False, True)]
     close = [c for c in choices if abs(c.factor - value) <= 5e-3 * abs(value)]
     if not close:

@@ -1,6 +1,7 @@
-"""The model's own forward around stand-ins: its blocks or its backbone return what they are given.
+"""The model's own forward with its blocks or its backbone replaced by stand-ins.
 
-This is the definition of the lens: what the model would emit if its stack stopped here.
+A stand-in returns a given state. This is the definition of the lens: the logits that the model
+would compute if its stack ended at that state.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from distilllens.lens.structure import first_float, rebuild, with_first
 
 @contextmanager
 def standing_in(model: nn.Module, forwards: dict[nn.Module, object]):
-    """Replace forwards for a moment, and switch checkpointing off meanwhile.
+    """Temporarily replace forwards, and switch gradient checkpointing off.
 
-    A checkpointed stand-in would be recomputed in backward, when the real forward is back.
+    A checkpointed stand-in would be recomputed in backward, after the real forward is restored.
     """
     before = [(module, "forward", vars(module).get("forward")) for module in forwards]
     before += [
@@ -45,8 +46,8 @@ def standing_in(model: nn.Module, forwards: dict[nn.Module, object]):
 def stopped(anatomy: Anatomy, hidden: Tensor, *, noise: bool = False) -> dict:
     """Stand-ins for all blocks that return ``hidden``.
 
-    ``noise``: only the last one does; the others, and whatever else a block returns, are noise.
-    A model that reads more than the last block's output gives itself away.
+    ``noise``: only the last one does; the others, and everything else a block returns, are noise.
+    This exposes a model that reads more than the last block's output.
     """
 
     def stand_in(output, is_last):

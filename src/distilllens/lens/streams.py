@@ -1,4 +1,4 @@
-"""One forward with hooks on chosen blocks; the hooks are gone before any backward."""
+"""One forward with hooks on chosen blocks; the hooks are removed before any backward."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from distilllens.lens.structure import first_float, floats, same, with_first, wo
 
 
 def check_depths(depths, num_layers: int) -> list[int]:
-    """The depths asked for, each once.
+    """The requested depths without repetitions.
 
     Raises:
-        ValueError: a depth that is no whole number from 0 to L.
+        ValueError: a depth that is not an integer from 0 to L.
     """
     found = list(dict.fromkeys(depths))
     for depth in found:
@@ -30,7 +30,7 @@ def check_depths(depths, num_layers: int) -> list[int]:
 
 @contextmanager
 def collected(anatomy: Anatomy, depths):
-    """A dictionary that fills with the un-normed streams at these depths during a forward."""
+    """A dictionary that is filled with the un-normed streams at these depths by a forward."""
     states = {}
 
     def keep(depth, stream):
@@ -54,11 +54,11 @@ def collected(anatomy: Anatomy, depths):
 
 
 def stacked_read(lens, depths, *, normalize: bool, inputs: dict) -> tuple[dict, Tensor]:
-    """The states at these depths and the head-ready last one, from one call of the backbone.
+    """The states at these depths and the last, head-ready one, from one call of the backbone.
 
     With ``normalize`` the last block returns all chosen states and its own, stacked along the
-    batch, so that the model's final norm runs once: called again later, out of order, a norm or
-    head that FSDP2 shards together with the embedding loses gradients without a word.
+    batch, so that the model's final norm runs once. Calling it again later is not an option: if
+    FSDP2 shards the norm or head together with the embedding, gradients are silently lost.
     """
     anatomy, backbone = lens.anatomy, lens.backbone
     inner = [d for d in depths if d < anatomy.num_layers] if normalize else []
@@ -90,7 +90,7 @@ def stacked_read(lens, depths, *, normalize: bool, inputs: dict) -> tuple[dict, 
 
 
 def stacked_error(lens, head) -> float:
-    """How far the stacked read is from the model's own logits, over every depth."""
+    """Largest relative error of the stacked read against the model's own logits, at any depth."""
     model, depths = lens.model, range(lens.num_layers + 1)
     ids = probe_ids(model)
     inputs = {"input_ids": ids}
@@ -107,7 +107,7 @@ def stacked_error(lens, head) -> float:
 
 
 def same_block_arguments(model, anatomy: Anatomy, probe) -> bool:
-    """Whether model and backbone, both around stand-ins, call their blocks with equal tensors."""
+    """Whether model and backbone, with stand-ins for the blocks, pass them equal tensors."""
 
     def seen(module):
         found = []
@@ -126,6 +126,6 @@ def same_block_arguments(model, anatomy: Anatomy, probe) -> bool:
 
     try:
         ours, theirs = seen(anatomy.backbone), seen(model)
-    except Exception:  # a backbone that wants other inputs cannot be called on its own
+    except Exception:  # a backbone that needs other inputs cannot be called on its own
         return False
     return len(ours) == len(theirs) and all(map(same, ours, theirs))

@@ -1,4 +1,4 @@
-"""The floating tensors inside what a module takes and returns."""
+"""Floating-point tensors inside the nested inputs and outputs of modules."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def floats(value) -> Iterator[Tensor]:
-    """The floating tensors of a tensor, tuple, list or mapping, in order."""
+    """The floating-point tensors in a tensor, tuple, list or mapping, in order."""
     if isinstance(value, Tensor):
         if value.is_floating_point():
             yield value
@@ -22,12 +22,12 @@ def floats(value) -> Iterator[Tensor]:
 
 
 def first_float(value) -> Tensor | None:
-    """The first floating tensor: of what a block returns, the stream."""
+    """The first floating-point tensor; in the output of a block, this is the stream."""
     return next(floats(value), None)
 
 
 def rebuild(value, change: Callable[[int, Tensor], Tensor]):
-    """``value`` with its i-th floating tensor ``t`` replaced by ``change(i, t)``."""
+    """``value`` with its i-th floating-point tensor ``t`` replaced by ``change(i, t)``."""
     count = iter(range(1 << 30))
 
     def walk(item):
@@ -46,12 +46,12 @@ def rebuild(value, change: Callable[[int, Tensor], Tensor]):
 
 
 def with_first(value, tensor: Tensor):
-    """``value`` with its first floating tensor replaced."""
+    """``value`` with its first floating-point tensor replaced."""
     return rebuild(value, lambda i, old: tensor if i == 0 else old)
 
 
 def named_floats(args, kwargs) -> list[tuple[int | str, Tensor]]:
-    """The floating tensors handed to a module directly, by position or keyword."""
+    """The floating-point tensors passed to a module directly, by position or keyword."""
     items = [*enumerate(args), *kwargs.items()]
     return [(key, t) for key, t in items if isinstance(t, Tensor) and t.is_floating_point()]
 
@@ -64,7 +64,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 def ratio(a: Tensor, b: Tensor) -> float | None:
-    """The constant c of ``a = c * b``, or None where there is none."""
+    """The constant c with ``a = c * b``, or None if there is none."""
     if a.shape != b.shape or a.device != b.device:
         return None
     a, b = a.double().flatten(), b.double().flatten()
@@ -73,14 +73,14 @@ def ratio(a: Tensor, b: Tensor) -> float | None:
         return None
     constant = torch.dot(a, b) / square
     error = (a - constant * b).abs().max() / a.abs().max().clamp_min(1e-30)
-    # One rounding of bfloat16 is 4e-3; an operation that is no constant errs by far more.
+    # One rounding of bfloat16 is 4e-3; any other operation than a constant differs by far more.
     return float(constant) if error < 1e-2 and constant != 0 else None
 
 
 def worst(found: Tensor, truth: Tensor) -> float:
-    """``max |found - truth| / max |truth|``; infinite for other shapes or NaN.
+    """``max |found - truth| / max |truth|``; infinite if shapes differ or values are NaN.
 
-    Logits that are -inf in both are no difference (a masked vocabulary entry).
+    Logits that are -inf in both (masked vocabulary entries) count as equal.
     """
     if found.shape != truth.shape:
         return float("inf")

@@ -1,4 +1,4 @@
-"""What each depth of a model says, and how far two models are from each other: numbers only."""
+"""Predictions of a model at each depth, and the divergence of two models by depth."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from distilllens.targets import Targets
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """The prediction of the next token at each depth.
+    """Predictions of the next token at each depth.
 
     Args:
         depths: K depths, 0 = embeddings.
-        tokens: the likeliest tokens ``[K, B, T, top_k]``, most likely first.
-        probabilities: theirs, ``[K, B, T, top_k]``.
+        tokens: the top_k most likely tokens ``[K, B, T, top_k]``, in descending order.
+        probabilities: of these tokens, ``[K, B, T, top_k]``.
         entropy: of the whole distribution, in nats, 0 to log V, ``[K, B, T]``.
     """
 
@@ -37,7 +37,7 @@ class DepthDivergence:
     Args:
         pairs: K pairs (student depth, teacher depth).
         means: divergence in nats at each pair, averaged over ``num_tokens`` positions.
-        num_tokens: the positions compared.
+        num_tokens: the number of positions compared.
     """
 
     pairs: tuple[tuple[int, int], ...]
@@ -47,14 +47,14 @@ class DepthDivergence:
 
 @torch.no_grad()
 def trajectory(model, *, depths=None, top_k: int = 5, chunk_size: int = 512, **inputs):
-    """The likeliest next tokens and the entropy at each depth, as a ``Trajectory``.
+    """The most likely next tokens and the entropy at each depth, as a ``Trajectory``.
 
-    Equals ``softmax(lens.logits(states[d]))`` sorted, at ``chunk_size`` positions a time.
+    Equals ``softmax(lens.logits(states[d]))`` sorted, at ``chunk_size`` positions at a time.
 
     Args:
         model: a causal LM or its LogitLens.
-        depths: default all, 0 to L.
-        inputs: ``input_ids [B, T]`` and whatever else the model takes.
+        depths: default: all, 0 to L.
+        inputs: ``input_ids [B, T]`` and any other inputs of the model.
 
     Raises:
         ValueError: a depth outside 0..L; top_k outside 1..V; a model that the lens cannot read.
@@ -69,7 +69,7 @@ def trajectory(model, *, depths=None, top_k: int = 5, chunk_size: int = 512, **i
     for depth in depths:
         parts = []
         for logits in _logits_in_chunks(lens, layer_states[depth], every, chunk_size):
-            parts.append(likeliest(logits.float().log_softmax(-1), top_k))
+            parts.append(most_likely(logits.float().log_softmax(-1), top_k))
         found.append([torch.cat(column) for column in zip(*parts, strict=True)])
     tokens, probabilities, entropy = (torch.stack(c) for c in zip(*found, strict=True))
     shape = (len(depths), *every.shape)
@@ -95,18 +95,18 @@ def divergence_by_depth(
     """The mean divergence, in nats, of two models at pairs of depths, on one batch.
 
     Equals ``divergence(student_logits, teacher_logits).mean()`` over the positions whose next label
-    is not -100, at ``chunk_size`` of them a time. Of vocabularies of unequal size the shared prefix
-    is compared, cut out before the softmax.
+    is not -100, at ``chunk_size`` positions at a time. If the vocabularies differ in size, their
+    shared prefix is compared; the rest is cut off before the softmax.
 
     Args:
         student, teacher: causal LMs or their LogitLenses.
-        pairs: (student depth, teacher depth), a LayerMap for instance.
+        pairs: (student depth, teacher depth), such as a LayerMap.
         divergence: ``([N, V], [N, V]) -> [N]``, the student first (``distilllens.divergence``).
         labels: ``[B, T]``, not shifted; default: ``input_ids`` where ``attention_mask`` is not 0.
-        inputs: for both models, ``input_ids [B, T]`` among them.
+        inputs: of both models, including ``input_ids [B, T]``.
 
     Raises:
-        ValueError: a depth outside 0..L, no position to compare.
+        ValueError: a depth outside 0..L, or no position to compare.
     """
     student, teacher = (m if isinstance(m, LogitLens) else LogitLens(m) for m in (student, teacher))
     pairs = tuple((int(s), int(t)) for s, t in pairs)
@@ -131,8 +131,8 @@ def divergence_by_depth(
     return DepthDivergence(pairs, tuple(means), count)
 
 
-def likeliest(log_p: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The likeliest tokens ``[..., k]``, their probabilities, and the entropy ``[...]`` in nats.
+def most_likely(log_p: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The top k tokens ``[..., k]``, their probabilities, and the entropy ``[...]`` in nats.
 
     Args:
         log_p: log-probabilities ``[..., V]``.
@@ -153,7 +153,7 @@ def _shape(inputs):
 
 
 def _valid(labels, inputs):
-    """Positions ``[B, T]`` that predict a label, the last never among them."""
+    """Mask ``[B, T]`` of the positions that predict a label; never the last position."""
     if labels is not None:
         return Targets.of(labels.cpu()).mask
     valid = torch.zeros(_shape(inputs), dtype=torch.bool)
@@ -167,7 +167,7 @@ def _valid(labels, inputs):
 
 def _logits_in_chunks(lens, state, mask, chunk_size):
     """Logits ``[n, V]`` of the masked positions of a state, a chunk at a time."""
-    if lens.mode == "stub":  # its streams come only in the model's own shape
+    if lens.mode == "stub":  # reads streams only in the model's own shape
         yield from lens.logits(state)[mask.to(state.device)].split(chunk_size)
         return
     for rows in lens.normalize(state)[mask.to(state.device)].split(chunk_size):

@@ -1,8 +1,9 @@
-"""A divergence of two Heads without the ``[N, V]`` matrices: the door, which checks and chooses."""
+"""A divergence of two Heads without the ``[N, V]`` matrices: checks, and the choice of engine."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from distilllens.linear_divergence import chunked, reference
 from distilllens.linear_divergence.term import Term
 
 _ENGINES = ("auto", "chunked", "reference", "triton")
+_broken = set()  # devices on which "auto" no longer tries the Triton kernel
 
 
 def linear_divergence(
@@ -31,49 +33,53 @@ def linear_divergence(
     chunk_size: int | None = None,
     **params: float,
 ) -> tuple[Tensor, Tensor]:
-    """Divergence, in nats, between the vocabularies that two hidden states speak.
+    """Divergence, in nats, between the next-token distributions of two hidden states.
 
-    Equals, for a ``divergence`` of ``distilllens.divergence`` taken with its parameters::
+    Equals, for a ``divergence`` of ``distilllens.divergence`` with its parameters::
 
         D = divergence(student_head(student) / temperature, teacher_head(teacher) / temperature)
         return (weight * D).sum(), D.detach()
 
     without ever holding an ``[N, V]`` matrix: extra memory is at most four ``[chunk_size, V]``
-    float32 tiles. Gradients reach ``student``, ``student_head.weight`` and ``student_head.bias``
-    only, and are computed in the forward pass, if wanted: ``2 N V (Dt + 3 Ds)`` flops a call.
-    Rows are independent: several layer pairs are one call with their rows stacked, weight 1/P each.
+    float32 tiles. Gradients reach only ``student``, ``student_head.weight`` and
+    ``student_head.bias``. They are computed in the forward pass if one of these requires them:
+    ``2 N V (Dt + 3 Ds)`` flops per call. Rows are independent, so several layer pairs can be one
+    call: their rows stacked, with weight 1/P each.
 
     Args:
         student: normed hidden states ``[N, Ds]``.
-        student_head: its vocabulary ``[Vs, Ds]``.
+        student_head: ``[Vs, Ds]``.
         teacher: normed hidden states ``[N, Dt]``; a constant.
-        teacher_head: its vocabulary ``[Vt, Dt]``; a constant. If Vs and Vt differ, the shared
-            prefix ``min(Vs, Vt)`` is compared, both renormalised over it.
+        teacher_head: ``[Vt, Dt]``; a constant. If Vs and Vt differ, both distributions are
+            restricted to the first ``min(Vs, Vt)`` tokens and renormalised.
         divergence: a name of ``distilllens.divergence``.
-        beta: of ``jsd``, strictly between 0 and 1; other divergences leave it alone.
+        beta: of ``jsd``, strictly between 0 and 1; other divergences do not use it.
         temperature: divides both models' (capped) logits.
         weight: ``[N]``, a constant; None is ones.
-        impl: "chunked", "reference" (whole matrices), "triton" or "auto"; changes cost, never
-            meaning. "triton" is "chunked" with one kernel for what lies between the products, on a
-            CUDA device; it is unmeasured on a GPU so far, so "auto" is always "chunked". float64
-            and ``adaptive_kl``, which sorts, are compared in torch there too.
+        impl: "chunked", "reference" (whole matrices), "triton" or "auto"; changes the cost, never
+            the meaning. "triton" is "chunked" with one Triton kernel between the matrix products,
+            on a CUDA device; float64, ``adaptive_kl`` (which sorts) and labels are still compared
+            in torch. "auto" is "triton" on NVIDIA GPUs of compute capability 8.0 or above (measured
+            on 9.0) if the package is installed, else "chunked". If the kernel does not compile
+            there, "auto" warns once and continues with "chunked".
         chunk_size: tokens projected at once; None chooses by V, the device and its free memory.
         params: the divergence's other parameters: ``forward_weight`` and ``reverse_weight``,
             ``alpha``, ``mu``.
 
     Returns:
-        The scalar ``sum(weight * D)``, a zero that is connected to the graph if N = 0; and D
-        ``[N]`` unweighted, for every row, detached. Models project in their heads' dtype (under
-        autocast in autocast's); both results are float32, float64 if either model is.
+        The scalar ``sum(weight * D)`` (if N = 0, a zero that is still connected to the graph), and
+        D ``[N]``, unweighted and detached. Models project in their heads' dtype (under autocast in
+        autocast's); both results are float32, or float64 if either model is.
 
     Raises:
-        ValueError: shapes that do not fit, temperature <= 0, chunk_size < 1, an unknown ``impl`` or
-            ``divergence`` (the message lists the known ones), a parameter that the divergence does
-            not take or that is out of range, ``impl="triton"`` without the package or off a GPU.
+        ValueError: shapes that do not match, temperature <= 0, chunk_size < 1, an unknown ``impl``
+            or ``divergence`` (the message lists the known ones), a parameter that the divergence
+            does not take or that is out of range, ``impl="triton"`` without the package or a GPU.
+        RuntimeError: ``impl="triton"`` whose kernel does not compile.
 
     Source: arXiv 2602.13567; docs/paper.md lists what we changed and why.
     """
-    # beta has a default for the sake of jsd; only another value is a mistake elsewhere.
+    # beta has a default because of jsd; for other divergences only another value is an error.
     given = {**params, "beta": beta} if divergence == "jsd" or beta != 0.5 else params
     options = {"temperature": temperature, "weight": weight, **given}
     term = divergence_term(student, teacher, teacher_head, divergence, **options)
@@ -91,20 +97,21 @@ def linear_cross_entropy(
     impl: str = "auto",
     chunk_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy, in nats, of the vocabulary that a hidden state speaks against tokens.
+    """Cross-entropy, in nats, of labels under the next-token distribution of a hidden state.
 
     Equals, without ever holding an ``[N, V]`` matrix::
 
         D = F.cross_entropy(student_head(student) / temperature, labels, reduction="none")
         return (weight * D).sum(), D.detach()
 
-    Range [0, inf]. ``labels [N]`` are tokens of the head, no ignored index among them; everything
-    else is as in ``linear_divergence``, at ``6 N V D`` flops a call; "triton" is "chunked" here.
+    Range [0, inf]. ``labels [N]`` are tokens of the head without an ignored index; everything else
+    is as in ``linear_divergence``, at ``6 N V D`` flops per call; "triton" equals "chunked" here.
 
     Raises:
         ValueError: as ``linear_divergence``, or labels that are not ``[N]`` whole numbers or, on
-            the CPU, not from 0 to V - 1. On an accelerator nobody waits to look at them, and a
-            label that is no token fails in the device, as in ``F.cross_entropy``.
+            the CPU, not from 0 to V - 1. On an accelerator the values are not checked, because
+            reading them would wait for the device; there an invalid label fails as it does in
+            ``F.cross_entropy``.
     """
     term = cross_entropy_term(student, labels, temperature=temperature, weight=weight)
     total, (per_token,) = linear_terms(student_head, [term], impl=impl, chunk_size=chunk_size)
@@ -118,33 +125,43 @@ def linear_terms(
     impl: str = "auto",
     chunk_size: int | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """The sum of several terms of one head, whose gradient is built once, and each term's nats.
+    """The sum of several terms with the same student head, and the nats of each term.
 
     Equals ``sum(linear_divergence(...)[0])`` (or ``linear_cross_entropy``) over the terms, with one
-    ``[V, Ds]`` gradient in memory instead of one a term.
+    ``[V, Ds]`` gradient in memory instead of one per term.
 
     Args:
-        terms: at least one, of ``divergence_term`` or ``cross_entropy_term``.
+        terms: at least one, from ``divergence_term`` or ``cross_entropy_term``.
 
     Returns:
         The scalar sum, connected to the graph; and for each term D ``[N]``, unweighted, detached.
 
     Raises:
-        ValueError: as ``linear_divergence``.
+        ValueError, RuntimeError: as ``linear_divergence``.
     """
-    device = terms[0].student.device.type
+    _check_options(impl, chunk_size)
+    device = terms[0].student.device
     for term in terms:
         _check_rows("student", term.student, student_head)
         _check_labels(term, student_head)
-    dtype = _projected_in(device, student_head)
+    dtype = _projection_dtype(device.type, student_head)
     student_head = _head_in(dtype, student_head)
     terms = [_term_in(dtype, term) for term in terms]
-    options = _options(impl, chunk_size)
-    if impl == "triton":
-        options["comparison"] = _kernel(terms[0].student.device).comparison
-    engine = reference if impl == "reference" else chunked
-    with _outside_autocast(device):
-        return engine.evaluate(student_head, terms, **options)
+    kernel = _kernel(impl, device)
+    with _outside_autocast(device.type):
+        if impl == "reference":
+            return reference.evaluate(student_head, terms)
+        options = {"chunk_size": chunk_size}
+        if kernel is None:
+            return chunked.evaluate(student_head, terms, **options)
+        try:
+            return chunked.evaluate(student_head, terms, **options, comparison=kernel.comparison)
+        except kernel.KernelError as error:
+            if impl == "triton":
+                raise
+            _broken.add(device)
+            warnings.warn(f"{error}; continuing without it", RuntimeWarning, stacklevel=2)
+        return chunked.evaluate(student_head, terms, **options)
 
 
 def divergence_term(
@@ -157,7 +174,7 @@ def divergence_term(
     weight: Tensor | None = None,
     **params: float,
 ) -> Term:
-    """A term of ``linear_terms``: a divergence from a teacher; arguments as ``linear_divergence``.
+    """A term of ``linear_terms``: a divergence from a teacher. Arguments as ``linear_divergence``.
 
     Raises:
         ValueError: as ``linear_divergence``.
@@ -184,7 +201,7 @@ def divergence_term(
 def cross_entropy_term(
     student: Tensor, labels: Tensor, *, temperature: float = 1.0, weight: Tensor | None = None
 ) -> Term:
-    """A term of ``linear_terms``: the cross-entropy; arguments as ``linear_cross_entropy``.
+    """A term of ``linear_terms``: the cross-entropy. Arguments as ``linear_cross_entropy``.
 
     Raises:
         ValueError: as ``linear_cross_entropy``.
@@ -198,26 +215,39 @@ def cross_entropy_term(
     )
 
 
-def _options(impl, chunk_size):
+def _check_options(impl, chunk_size):
     if impl not in _ENGINES:
         raise ValueError(f"unknown impl {impl!r}; known: {', '.join(_ENGINES)}")
     if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
         raise ValueError(f"chunk_size must be a whole number of at least 1, got {chunk_size!r}")
-    return {} if impl == "reference" else {"chunk_size": chunk_size}
 
 
-def _kernel(device):
-    """The module of the kernel, which loads Triton, if it can run on ``device``."""
+def _kernel(impl, device):
+    """The module of the Triton kernel, or None where torch compares; importing it loads Triton."""
+    if impl == "triton":
+        try:
+            from distilllens.linear_divergence import triton_rows
+        except ImportError as error:
+            raise ValueError(
+                "impl 'triton' needs the package triton (pip install triton; Linux only); "
+                "'chunked' needs no package"
+            ) from error
+        if reason := triton_rows.why_not(device):
+            raise ValueError(f"impl 'triton' {reason}; 'chunked' runs on every device")
+        return triton_rows
+    if impl != "auto" or device in _broken or not _is_faster_with_kernel(device):
+        return None
     try:
         from distilllens.linear_divergence import triton_rows
-    except ImportError as error:
-        raise ValueError(
-            "impl 'triton' needs the package triton (pip install triton; there is one for Linux); "
-            "'chunked' needs nothing"
-        ) from error
-    if reason := triton_rows.why_not(device):
-        raise ValueError(f"impl 'triton' cannot be taken: {reason}; 'chunked' runs anywhere")
+    except Exception:  # a broken installation raises more than ImportError
+        return None
     return triton_rows
+
+
+def _is_faster_with_kernel(device):
+    # Measured on capability 9.0. AMD's GPUs are "cuda" devices too, and are not measured.
+    nvidia = device.type == "cuda" and torch.version.hip is None
+    return nvidia and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _check_matrix(who, hidden):
@@ -269,8 +299,8 @@ def _checked_weight(weight, student):
     return weight.detach().to(student.device, dtype)
 
 
-def _projected_in(device, head):
-    """The dtype that a model's own head would project in."""
+def _projection_dtype(device, head):
+    """The dtype in which a model's own head would project."""
     dtype = head.weight.dtype
     if _knows_autocast(device) and torch.is_autocast_enabled(device) and dtype != torch.float64:
         return torch.get_autocast_dtype(device)
@@ -283,12 +313,12 @@ def _head_in(dtype, head):
 
 
 def _term_in(dtype, term):
-    """The term with the student's states in its head's dtype, the teacher's in that of its own."""
+    """The term with the states of both models in the dtype of their heads' projections."""
     student = term.student.to(dtype)
     if term.labels is not None:
         return replace(term, student=student)
     with torch.no_grad():
-        dtype = _projected_in(term.teacher.device.type, term.teacher_head)
+        dtype = _projection_dtype(term.teacher.device.type, term.teacher_head)
         head = _head_in(dtype, term.teacher_head)
         return replace(term, student=student, teacher=term.teacher.to(dtype), teacher_head=head)
 
@@ -298,4 +328,4 @@ def _outside_autocast(device):
 
 
 def _knows_autocast(device):
-    return torch.amp.is_autocast_available(device)  # "meta" does not
+    return torch.amp.is_autocast_available(device)  # False for "meta"

@@ -1,9 +1,10 @@
-"""The engine: chunks of tokens, each projected once, its value and gradient taken together.
+"""The engine: chunks of tokens, each projected once, value and gradient computed together.
 
-A chunk's logits live in one ``[chunk, V]`` tile a model, allocated once a call and worked on in
-place; the float32 comparison goes through them in blocks of rows small enough for the cache. The
-gradient takes the student tile's place, so that backward only multiplies by the upstream scalar.
-Cost: ``2 N V (Dt + 3 Ds)`` flops a call, ``2 N V (Dt + 2 Ds)`` with a frozen head.
+The logits of a chunk live in one ``[chunk, V]`` tile per model, which is allocated once per call
+and overwritten in place. The float32 comparison works through the tiles in blocks of rows that fit
+into the cache. The gradient replaces the student's logits in their tile, so the backward pass only
+multiplies by the upstream scalar. Cost: ``2 N V (Dt + 3 Ds)`` flops per call, and
+``2 N V (Dt + 2 Ds)`` with a frozen head.
 """
 
 from __future__ import annotations
@@ -19,9 +20,8 @@ from torch.autograd.function import once_differentiable
 from distilllens.head import Head
 from distilllens.linear_divergence import gradients
 from distilllens.linear_divergence.term import Term
+from distilllens.linear_divergence.tiles import default_chunk_size, new_tile, product_slices
 
-_TILE_BYTES = 256 * 2**20  # of four tiles
-_TILE_BYTES_ACCELERATOR = 2 * 2**30
 _FIRST_ADDMM = (2, 10)
 _BLOCK_BYTES = 2**20  # of one block of rows: an L2 cache; 2**17 to 2**22 differ by 3 % (LOG.md)
 
@@ -33,9 +33,9 @@ def evaluate(
     chunk_size: int | None = None,
     comparison: Callable = lambda *given: None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """As ``reference.evaluate``, without the ``[N, V]`` matrices; the head's gradient is one sum.
+    """As ``reference.evaluate``, without the ``[N, V]`` matrices; the head has one gradient sum.
 
-    ``comparison`` is ``triton_rows.comparison``, or says None: to compare in torch.
+    ``comparison`` is ``triton_rows.comparison``, or returns None: then torch compares.
     """
     plans = [_plan(head, term, chunk_size, comparison) for term in terms]
     students = [term.student for term in terms]
@@ -48,50 +48,9 @@ def evaluate(
     return total, per_token
 
 
-def default_chunk_size(num_tokens: int, vocab_size: int, device: torch.device) -> int:
-    """The largest power of two of which four float32 tiles fit the budget, from 16 up to N.
-
-    The budget is 256 MiB on the CPU, where larger tiles are no faster (LOG.md), and on a device
-    that does not say what it has free. It is 2 GiB elsewhere, where every operation is a launch and
-    products want a thousand rows or more. It is never more than a quarter of what is free, even if
-    fewer than 16 rows fit: so on a device that is nearly full, sums may round otherwise from call
-    to call, unless a ``chunk_size`` is given.
-    """
-    free = free_bytes(device)
-    large = free is not None and device.type != "cpu"
-    row = 4 * 4 * vocab_size
-    size = max(16, _power_of_two((_TILE_BYTES_ACCELERATOR if large else _TILE_BYTES) // row))
-    if free is not None:
-        size = min(size, _power_of_two(free // 4 // row))
-    return max(1, min(num_tokens, size))
-
-
-def _power_of_two(number):
-    return 1 << max(number, 1).bit_length() - 1
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """What could be allocated on ``device`` without swapping, None if it is not known.
-
-    On the CPU what the kernel of Linux calls available, page cache included; the limit of a
-    container is not looked at. On CUDA what the driver has and what the allocator keeps unused:
-    neither waits for a stream.
-    """
-    if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
-    if device.type == "cpu":
-        try:
-            with open("/proc/meminfo", encoding="ascii") as lines:
-                return next(1024 * int(x.split()[1]) for x in lines if x.startswith("MemAvailable"))
-        except (OSError, StopIteration):
-            return None
-    return None
-
-
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """What a term compares, beside the tensors that get gradients."""
+    """What a term compares, apart from the tensors that get gradients."""
 
     kernel: Callable
     head: Head
@@ -124,7 +83,10 @@ def _plan(head, term, chunk_size, comparison):
 
 
 class _Logits:
-    """One model's logits: a chunk at a time in one tile, read block by block in ``dtype``."""
+    """One model's logits: one chunk at a time in a tile, read in blocks of ``plan.dtype``.
+
+    ``block`` is the number of rows of a block, 0 if a kernel reads the tile itself.
+    """
 
     def __init__(self, hidden, head, plan, chunk, block):
         self.hidden, self.head, self.temperature = hidden, head, plan.temperature
@@ -132,23 +94,27 @@ class _Logits:
         self.constant = head.scale / plan.temperature
         self.weight = head.weight.detach()[: plan.size]
         self.bias = None if head.bias is None else head.bias.detach()[: plan.size]
-        self.tile = hidden.new_empty(chunk, plan.size)
-        in_place = self.tile.dtype == plan.dtype
+        self.slices = product_slices(hidden, plan.size)
+        self.tile = new_tile(hidden, chunk, plan.size)
+        # Elementwise kernels are slow on rows that are not contiguous: those get a block too.
+        in_place = self.tile.dtype == plan.dtype and self.tile.is_contiguous()
         self.block = None if in_place else hidden.new_empty(block, plan.size, dtype=plan.dtype)
         self.slope = None
         if head.softcap is not None:
             self.slope = hidden.new_empty(block, plan.size, dtype=plan.dtype)
 
     def project(self, start, stop):
-        """Put the rows' ``W h + b`` into the tile."""
-        tile = self.tile[: stop - start]
-        if self.bias is None:
-            torch.mm(self.hidden[start:stop], self.weight.T, out=tile)
-        else:
-            torch.addmm(self.bias, self.hidden[start:stop], self.weight.T, out=tile)
+        """Write ``W h + b`` of these rows into the tile."""
+        for words in self.slices:
+            sides = self.hidden[start:stop], self.weight[words].T
+            tile = self.tile[: stop - start, words]
+            if self.bias is None:
+                torch.mm(*sides, out=tile)
+            else:
+                torch.addmm(self.bias[words], *sides, out=tile)
 
     def rows(self, first, last):
-        """Logits over the temperature, to be overwritten."""
+        """Logits divided by the temperature, which the caller overwrites."""
         rows = self.tile[first:last]
         if self.block is not None:
             rows = self.block[: last - first].copy_(rows)
@@ -160,15 +126,25 @@ class _Logits:
         return rows.mul_(softcap / self.temperature)
 
     def put_gradient(self, rows, first, last):
-        """Turn the gradient of what ``rows`` gave into that of the tile, but for the constant."""
+        """Write the gradient of ``W h + b`` into the tile, but for the constant.
+
+        ``rows`` holds the gradient of what ``rows()`` returned.
+        """
         if self.slope is not None:
             rows.mul_(self.slope[: last - first])
         if self.block is not None:
             self.tile[first:last].copy_(rows)
 
+    def put_hidden_gradient(self, out):
+        """Multiply the gradient in the first rows of the tile by the weight, into ``out``."""
+        tile, (first, *rest) = self.tile[: len(out)], self.slices
+        torch.mm(tile[:, first], self.weight[first], out=out)
+        for words in rest:
+            torch.addmm(out, tile[:, words], self.weight[words], out=out)
+
 
 class _Labels:
-    """The same two steps for targets that are tokens."""
+    """The same two steps for labels instead of a second model."""
 
     def __init__(self, labels):
         self.labels = labels
@@ -188,19 +164,20 @@ class _HeadGradients:
         self.bias = torch.zeros_like(head.bias, dtype=dtype) if needs[1] else None
         self._empty = True
 
-    def add(self, tile, hidden, row_weight):
+    def add(self, tile, slices, hidden, row_weight):
         """Add a chunk whose gradient of ``W h + b`` lies in the tile, but for ``row_weight``."""
         if self.weight is None:
             return
         hidden = (hidden * row_weight.unsqueeze(-1)).to(tile.dtype)
         size = tile.shape[1]
-        self._add_weight(self.weight[:size], tile, hidden, first=self._empty)
+        for words in slices:
+            self._add_weight(self.weight[words], tile[:, words], hidden, first=self._empty)
         if self._empty:
             self.weight[size:].zero_()
         self._empty = False
 
     def finished(self):
-        """Weight's and bias' gradients, None where not needed."""
+        """The gradients of weight and bias, None where not needed."""
         if self.weight is not None and self._empty:
             self.weight.zero_()
         return self.weight, self.bias
@@ -223,7 +200,7 @@ class _HeadGradients:
 def _adds_in_float32(total):
     """Whether ``torch.addmm`` adds a product of half precision to ``total`` without rounding it.
 
-    cuBLAS does, for a float32 sum, in the first torch whose addmm takes one beside half factors.
+    cuBLAS does for a float32 sum, in every torch whose addmm accepts one with half factors.
     """
     cuda = total.device.type == "cuda" and torch.version.hip is None
     return cuda and total.dtype == torch.float32 and torch.__version__ >= _FIRST_ADDMM
@@ -245,16 +222,19 @@ def _evaluate(plans, head, students, needs):
 
 
 def _run(plan, head, student, of_student, of_head, wants_gradient):
-    """Nats ``[N]`` of one plan; its gradients go where they are collected."""
-    chunk = plan.chunk_size or default_chunk_size(len(student), plan.size, student.device)
+    """Nats ``[N]`` of one plan; its gradients are added to ``of_student`` and ``of_head``."""
+    chunk = plan.chunk_size or _default_chunk(plan, student)
     chunk = max(1, min(chunk, len(student)))
     block = _block_rows(chunk, plan, student.device)
-    logits = _Logits(student, head, plan, chunk, block)
+    in_tiles = 0 if plan.compare_rows else block
+    logits = _Logits(student, head, plan, chunk, in_tiles)
     if isinstance(plan.other, Tensor):
         other = _Labels(plan.other)
     else:
-        other = _Logits(*plan.other, plan, chunk, block)
-    work = student.new_empty(2, block, plan.size, dtype=plan.dtype)
+        other = _Logits(*plan.other, plan, chunk, in_tiles)
+    # The kernel needs no scratch; the bias's gradient is summed from float32 blocks.
+    scratch = 2 if in_tiles else int(of_head.bias is not None)
+    work = student.new_empty(scratch, block, plan.size, dtype=plan.dtype)
     per_token = student.new_empty(len(student), dtype=plan.dtype)
     compare = _compare_rows if plan.compare_rows else _compare_blocks
     for start in range(0, len(student), chunk):
@@ -270,16 +250,23 @@ def _run(plan, head, student, of_student, of_head, wants_gradient):
                 of_head.bias[: plan.size].addmv_(*parts)
         if not wants_gradient:
             continue
-        tile = logits.tile[: stop - start]
         if of_student is not None:
-            rows = torch.mm(tile, logits.weight, out=of_student[start:stop])
-            rows.mul_(row_weight.unsqueeze(-1))
-        of_head.add(tile, student[start:stop], row_weight)
+            logits.put_hidden_gradient(of_student[start:stop])
+            of_student[start:stop].mul_(row_weight.unsqueeze(-1))
+        tile = logits.tile[: stop - start]
+        of_head.add(tile, logits.slices, student[start:stop], row_weight)
     return per_token
 
 
+def _default_chunk(plan, student):
+    dtype = None
+    if plan.compare_rows:
+        dtype = max(student.dtype, plan.other[0].dtype, key=lambda dtype: dtype.itemsize)
+    return default_chunk_size(len(student), plan.size, student.device, dtype)
+
+
 def _compare_blocks(plan, logits, other, nats, work, wants_gradient):
-    """Compare a chunk in torch; gives the gradient of each block while it is in the cache."""
+    """Compare a chunk in torch; yields the gradient of each block while it is in the cache."""
     block = work.shape[1]
     for first in range(0, len(nats), block):
         last = min(first + block, len(nats))
@@ -292,10 +279,10 @@ def _compare_blocks(plan, logits, other, nats, work, wants_gradient):
 
 
 def _compare_rows(plan, logits, other, nats, work, wants_gradient):
-    """Compare a chunk by the plan's own kernel; gives the gradient in float32, part by part."""
+    """Compare a chunk by the plan's own kernel; yields the gradient in float32 blocks."""
     tiles = [(each.tile[: len(nats)], each.head) for each in (logits, other)]
     plan.compare_rows(*tiles, nats, wants_gradient=wants_gradient)
-    if plan.head.bias is None:  # nobody reads the parts
+    if not len(work):  # the blocks are not needed
         return
     block = work.shape[1]
     for first in range(0, len(nats), block):

@@ -3,7 +3,7 @@
 Each function takes ``student [R, V]`` and ``teacher [R, V]`` logits, two scratch blocks of that
 shape, and whether a gradient is wanted. It returns the nats ``[R]``, leaves dD/d(student logits) in
 ``student`` and overwrites everything else. With q = softmax(student) and g = dD/d(log q), the
-gradient is ``g - q * sum(g)``; each docstring gives the result.
+gradient is ``g - q * sum(g)``; each docstring states the result.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from distilllens.divergence import adaptive_weights, divergence, reading_waits
 
 
 def kernel(name: str, params: dict[str, float]) -> Callable:
-    """The function of this file for a divergence; by autograd where none was written.
+    """The function of this file for a divergence; autograd for one that has none here.
 
-    Autograd holds a few more ``[R, V]`` tensors of the block while it runs, and takes longer.
+    Autograd is slower and holds a few more ``[R, V]`` tensors of the block.
     """
     if name in DIVERGENCES:
         return functools.partial(DIVERGENCES[name], **params)
@@ -83,7 +83,7 @@ def jeffreys(student, teacher, work, wants_gradient, *, forward_weight, reverse_
 
 
 def adaptive_kl(student, teacher, work, wants_gradient, *, mu):
-    """As jeffreys, the weights of each row being constants: its shares of head and tail."""
+    """As jeffreys; the weights of a row, its shares of head and tail, count as constants."""
     gap = _log_ratio(student, teacher, work)
     q, p = student.exp_(), teacher.exp_()
     head, tail = adaptive_weights(q, p, mu)
@@ -168,10 +168,10 @@ def _log_ratio(student, teacher, work):
 
 
 def _expectation(p, value, work):
-    """sum p value ``[R]`` with ``0 * inf = 0``, and where p is 0 if that may have mattered."""
+    """``sum p value [R]`` with ``0 * inf = 0``, and the mask of p = 0 if it may have mattered."""
     terms = torch.mul(p, value, out=work[1])
-    # Only ever with logits of -inf. On the CPU masking costs and a look does not; elsewhere the
-    # look would wait for all that is queued.
+    # NaN appears only with logits of -inf. On the CPU a check for it is cheaper than the mask; on
+    # an accelerator the check would wait for all queued work.
     if not reading_waits(p):
         mean = terms.sum(-1)
         if not mean.isnan().any():

@@ -1,4 +1,4 @@
-"""The naive program: whole ``[N, V]`` matrices and autograd. The truth the engines are held to."""
+"""The naive program: whole ``[N, V]`` matrices and autograd. The engines are tested against it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One comparison: rows of the student, what they are compared with, and how much each counts."""
+"""One term of the loss: rows of the student, what they are compared with, and their weights."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Term:
         student: normed hidden states ``[N, Ds]``.
         weight: ``[N]``, a constant.
         temperature: divides all logits.
-        labels: ``[N]`` tokens; or else
-        teacher, teacher_head: normed hidden states ``[N, Dt]`` and what reads them; constants.
-        name, params: of the divergence, as ``distilllens.divergence`` takes them.
+        labels: ``[N]`` tokens, or None for a divergence from
+        teacher, teacher_head: normed hidden states ``[N, Dt]`` and their head; constants.
+        name, params: of the divergence, as in ``distilllens.divergence``.
     """
 
     student: Tensor
@@ -33,13 +33,13 @@ class Term:
     params: dict[str, float] = field(default_factory=dict)
 
     def shared_size(self, head: Head) -> int:
-        """The tokens that are compared: all, or the prefix that both vocabularies share."""
+        """The number of tokens compared: all, or the prefix that both vocabularies share."""
         if self.labels is not None:
             return head.vocab_size
         return min(head.vocab_size, self.teacher_head.vocab_size)
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the comparison is computed in: float32, or float64 if a model is."""
+        """The dtype of the comparison: float32, or float64 if a model is float64."""
         dtype = torch.promote_types(self.student.dtype, torch.float32)
         return dtype if self.teacher is None else torch.promote_types(dtype, self.teacher.dtype)

@@ -1,14 +1,14 @@
-"""One Triton kernel for the comparison of a chunk: nats a row, the gradient in the student's tile.
+"""One Triton kernel for the comparison of a chunk: nats per row, gradient in the student's tile.
 
-It takes the place of ``gradients.py`` and reads both tiles as they were projected, in bfloat16 or
-float32, without a float32 copy. One program a row, which it goes through up to three times:
+It replaces ``gradients.py`` and reads both tiles in the dtype of the projection, bfloat16 or
+float32, without a float32 copy. One program per row, with up to three passes over the row:
 
-1. both models' normalisers, each an online log-sum-exp;
+1. the normalisers of both models, each an online log-sum-exp;
 2. the sums of the row: the nats, and the ``sum(g)`` that its gradient ``g - q sum(g)`` needs
    (``g = dD/d log q``);
-3. the gradient, in place. That of forward_kl is known without a sum, and written in step 2.
+3. the gradient, in place. forward_kl needs no sum for it and writes it in pass 2.
 
-Unmeasured on a GPU so far: held to the reference in Triton's interpreter, and compiled for sm_90.
+Tested and timed on sm_90 (docs/performance.md); compiled in the tests for sm_80 as well.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from distilllens.head import Head
 
-# Everything but adaptive_kl, which sorts. The two names are those of the kernel's A and B.
+# All divergences but adaptive_kl, which sorts. The parameters are the kernel's A and B.
 _PARAMETERS = {
     "forward_kl": (),
     "reverse_kl": (),
@@ -33,20 +33,24 @@ _PARAMETERS = {
     "skew_reverse_kl": ("alpha",),
     "total_variation": (),
 }
-_BLOCK, _WARPS = 4096, 8  # tokens at once, and by how many threads / 32: guesses
+_BLOCK, _WARPS = 4096, 8  # words per step and threads / 32 per row; not tuned
+
+
+class KernelError(RuntimeError):
+    """Triton could not compile or launch the kernel: a missing compiler or cache, for example."""
 
 
 def why_not(device: torch.device) -> str | None:
-    """Why the kernel cannot run on tensors of ``device``, or None: on a GPU it can."""
+    """Why the kernel cannot run on tensors of ``device``, or None if it can."""
     if device.type == "cuda" or not isinstance(_compare_row, triton.JITFunction):
         return None
-    return f"it runs on a CUDA device, and the student is on {device.type!r}"
+    return f"needs a CUDA device, but the student is on {device.type!r}"
 
 
 def comparison(
     name: str, params: dict[str, float], temperature: float, dtype: torch.dtype
 ) -> Callable | None:
-    """``compare_rows`` for a divergence, or None where the comparison is left to torch."""
+    """``compare_rows`` for a divergence, or None if torch has to compare."""
     if name not in _PARAMETERS or dtype != torch.float32:
         return None
     return functools.partial(compare_rows, name=name, params=params, temperature=temperature)
@@ -62,39 +66,47 @@ def compare_rows(
     temperature: float,
     wants_gradient: bool,
 ) -> None:
-    """Put the divergence of each row into ``nats [R]``, its gradient into the student's tile.
+    """Write the divergence of each row into ``nats [R]``, its gradient into the student's tile.
 
-    A model is its tile ``[R, V]`` of ``W h + b`` and its head. The gradient is that of the tile,
-    but for the constant factor scale / temperature.
+    A model is its tile ``[R, V]`` of ``W h + b`` and its head. The gradient is with respect to the
+    tile, without the constant factor scale / temperature. Rows of a tile may be longer than V
+    (``stride(0)``); what lies behind V is read, ignored and overwritten.
+
+    Raises:
+        KernelError: the kernel did not start.
     """
     (ours, our_head), (theirs, their_head) = student, teacher
     rows, size = ours.shape
     a, b = (*(params[key] for key in _PARAMETERS[name]), 0.0, 0.0)[:2]
-    # Fewer tokens than threads would be held twice, and one copy written before the other is read.
+    # With fewer words than threads, two threads would hold the same word, and one of them might
+    # write it before the other has read it.
     block = _BLOCK if size > _BLOCK else max(32 * _WARPS, triton.next_power_of_2(size))
-    with torch.cuda.device_of(ours):  # Triton launches where CUDA is, not where the tensors are
-        _compare_row[(rows,)](
-            ours,
-            theirs,
-            nats,
-            ours.stride(0),
-            theirs.stride(0),
-            size,
-            *_factors(our_head, temperature),
-            *_factors(their_head, temperature),
-            NAME=name,
-            A=a,
-            B=b,
-            OURS_CAPPED=our_head.softcap is not None,
-            THEIRS_CAPPED=their_head.softcap is not None,
-            GRADIENT=wants_gradient,
-            BLOCK=block,
-            num_warps=_WARPS,
-        )
+    options = {
+        "NAME": name,
+        "A": a,
+        "B": b,
+        "OURS_CAPPED": our_head.softcap is not None,
+        "THEIRS_CAPPED": their_head.softcap is not None,
+        "GRADIENT": wants_gradient,
+        "BLOCK": block,
+        "num_warps": _WARPS,
+    }
+    factors = (*_factors(our_head, temperature), *_factors(their_head, temperature))
+    widths = (ours.stride(0), theirs.stride(0))
+    # Triton launches on CUDA's current device, which need not be that of the tensors.
+    with torch.cuda.device_of(ours):
+        try:
+            _compare_row[(rows,)](ours, theirs, nats, *widths, size, *factors, **options)
+        except Exception as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise KernelError(
+                f"Triton could not start its kernel for {name} ({type(error).__name__}: {reason}); "
+                "impl 'chunked' needs none"
+            ) from error
 
 
 def _factors(head, temperature):
-    # Before and after the tanh of a softcap; without a cap the first alone.
+    # Before and after the tanh of a softcap; without a cap only the first is used.
     if head.softcap is None:
         return head.scale / temperature, 1.0
     return head.scale / head.softcap, head.softcap / temperature
@@ -105,8 +117,8 @@ def _compare_row(
     ours,
     theirs,
     nats,
-    our_stride,
-    their_stride,
+    our_width,
+    their_width,
     size,
     our_inner,
     our_outer,
@@ -121,16 +133,16 @@ def _compare_row(
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    ours += row * our_stride
-    theirs += row * their_stride
+    ours += row * our_width
+    theirs += row * their_width
     lanes = tl.arange(0, BLOCK)
 
     our_top, our_mass = -float("inf"), 0.0
     their_top, their_mass = -float("inf"), 0.0
     for start in range(0, size, BLOCK):
         at = start + lanes
-        x = _logits(ours + at, at < size, our_inner, our_outer, OURS_CAPPED)
-        y = _logits(theirs + at, at < size, their_inner, their_outer, THEIRS_CAPPED)
+        x = _logits(ours, at, our_width, size, our_inner, our_outer, OURS_CAPPED)
+        y = _logits(theirs, at, their_width, size, their_inner, their_outer, THEIRS_CAPPED)
         our_top, our_mass = _gather_mass(x, our_top, our_mass)
         their_top, their_mass = _gather_mass(y, their_top, their_mass)
     our_norm = our_top + tl.log(our_mass)
@@ -139,44 +151,46 @@ def _compare_row(
     value, total = 0.0, 0.0
     for start in range(0, size, BLOCK):
         at = start + lanes
-        x = _logits(ours + at, at < size, our_inner, our_outer, OURS_CAPPED)
-        y = _logits(theirs + at, at < size, their_inner, their_outer, THEIRS_CAPPED)
+        x = _logits(ours, at, our_width, size, our_inner, our_outer, OURS_CAPPED)
+        y = _logits(theirs, at, their_width, size, their_inner, their_outer, THEIRS_CAPPED)
         d, g, q = _terms(x - our_norm, y - their_norm, NAME, A, B)
         value += tl.sum(d)
         if NAME != "forward_kl":
             total += tl.sum(g)
         elif GRADIENT:
-            _put(ours + at, at < size, g + q, x, our_outer, OURS_CAPPED)
+            _put(ours, at, our_width, g + q, x, our_outer, OURS_CAPPED)
     tl.store(nats + row, value)
 
     if GRADIENT and NAME != "forward_kl":
         for start in range(0, size, BLOCK):
             at = start + lanes
-            x = _logits(ours + at, at < size, our_inner, our_outer, OURS_CAPPED)
-            y = _logits(theirs + at, at < size, their_inner, their_outer, THEIRS_CAPPED)
+            x = _logits(ours, at, our_width, size, our_inner, our_outer, OURS_CAPPED)
+            y = _logits(theirs, at, their_width, size, their_inner, their_outer, THEIRS_CAPPED)
             d, g, q = _terms(x - our_norm, y - their_norm, NAME, A, B)
-            _put(ours + at, at < size, g - q * total, x, our_outer, OURS_CAPPED)
+            _put(ours, at, our_width, g - q * total, x, our_outer, OURS_CAPPED)
 
 
 @triton.jit
-def _logits(place, inside, inner, outer, CAPPED: tl.constexpr):
-    z = tl.load(place, mask=inside, other=0.0).to(tl.float32) * inner
+def _logits(row, at, width, size, inner, outer, CAPPED: tl.constexpr):
+    # Masked by the width of a row, which is a multiple of 16 numbers in padded tiles: so one load
+    # takes 16 bytes. With the mask at < size and an odd size it would take one number.
+    z = tl.load(row + at, mask=at < width, other=0.0).to(tl.float32) * inner
     if CAPPED:
         z = outer * (1 - 2 / (tl.exp(2 * z) + 1))  # tanh; exp may reach 0 or inf
-    return tl.where(inside, z, -float("inf"))
+    return tl.where(at < size, z, -float("inf"))
 
 
 @triton.jit
 def _gather_mass(z, top, mass):
     new = tl.maximum(top, tl.max(z))
-    # Until a logit above -inf is met: exp(-inf - -inf) would be NaN.
+    # While all logits so far are -inf, exp(-inf - -inf) would be NaN.
     shift = tl.where(new == -float("inf"), 0.0, new)
     return new, mass * tl.exp(top - shift) + tl.sum(tl.exp(z - shift))
 
 
 @triton.jit
 def _terms(log_q, log_p, NAME: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
-    """What adds up to the divergence, g = dD/d log q, and q; g is short of multiples of q."""
+    """Each word's share of the divergence, g = dD/d log q up to a multiple of q, and q."""
     q, p = tl.exp(log_q), tl.exp(log_p)
     gap = log_q - log_p
     if NAME == "forward_kl":
@@ -215,8 +229,8 @@ def _terms(log_q, log_p, NAME: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
 
 
 @triton.jit
-def _put(place, inside, gradient, z, outer, CAPPED: tl.constexpr):
+def _put(row, at, width, gradient, z, outer, CAPPED: tl.constexpr):
     if CAPPED:
         slope = z / outer
         gradient *= 1 - slope * slope
-    tl.store(place, gradient.to(place.dtype.element_ty), mask=inside)
+    tl.store(row + at, gradient.to(row.dtype.element_ty), mask=at < width)

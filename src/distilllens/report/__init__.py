@@ -1,15 +1,15 @@
-"""Numbers become figures and pages. The only room that draws."""
+"""Figures and HTML pages from numbers; the only package that draws."""
 
+from distilllens.report.by_depth import plot_divergence_by_depth
 from distilllens.report.canvas import require_plotting
-from distilllens.report.figures import plot_divergence_by_depth
 from distilllens.report.inspector import inspector_sections
 from distilllens.report.page import render_page, save_figures
 from distilllens.report.run_report import (
     Observations,
     Run,
-    again_section,
-    measured_section,
+    measurements_section,
     observation_sections,
+    reproduce_section,
     run_sections,
     training_section,
 )
@@ -20,12 +20,12 @@ __all__ = [
     "Observations",
     "Run",
     "Sample",
-    "again_section",
     "inspector_sections",
-    "measured_section",
+    "measurements_section",
     "observation_sections",
     "plot_divergence_by_depth",
     "render_page",
+    "reproduce_section",
     "require_plotting",
     "run_sections",
     "save_figures",
@@ -35,7 +35,7 @@ __all__ = [
 
 
 def __getattr__(name):
-    if name == "show":  # its home is distilllens.show: it reads models, and this room does not
+    if name == "show":  # an alias: show reads models, so it is defined outside of this package
         import distilllens
 
         return distilllens.show

@@ -1,4 +1,4 @@
-"""What a figure is drawn on: its size, its colours, and the files and page parts it becomes."""
+"""Figures in the style of the pages: size and colours, and output as inline SVG or files."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 from distilllens.files import part_of, settle
 
-# Name -> what it looks like on light and on dark paper. The models' colours are those of Okabe and
-# Ito, which the common kinds of colour blindness tell apart, lifted a little for dark paper.
+# Name -> colour on a light and on a dark page. The models' colours are those of Okabe and Ito, who
+# chose them for colour-blind readers, a little lighter on a dark page.
 COLOURS = {
     "paper": ("#ffffff", "#171b21"),
     "sheet": ("#f6f7f9", "#0f1216"),
@@ -30,14 +30,14 @@ COLOURS = {
     "sixth": ("#4b8fc0", "#8fd0ff"),
 }
 STUDENTS = ("first", "second", "third", "fourth", "fifth", "sixth")
-# Told apart without colour too. One more of each than there are colours: a seventh differs.
+# Models differ without colour too. One more marker and dash than colours, so the seventh differs.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ((), (5, 2), (1.5, 1.5), (6, 1.5, 1.5, 1.5), (3, 1.5), (8, 2, 2, 2, 2, 2), (2, 4))
 _NAMES = {light: name for name, (light, _) in COLOURS.items()}
 
 
 def require_plotting():
-    """Complain at once where figures cannot be drawn.
+    """Fail early if figures cannot be drawn.
 
     Raises:
         ImportError: matplotlib is missing; the message says how to install it.
@@ -46,7 +46,7 @@ def require_plotting():
 
 
 def new_figure(width: float = 4.4, height: float = 2.9):
-    """An empty matplotlib figure, in inches: narrow, so that text stays readable on a phone.
+    """An empty matplotlib figure, sizes in inches: narrow, so its text is readable on a phone.
 
     Raises:
         ImportError: matplotlib is missing; the message says how to install it.
@@ -57,12 +57,12 @@ def new_figure(width: float = 4.4, height: float = 2.9):
         raise ImportError(
             "figures need matplotlib, which is not installed: pip install 'distilllens[plot]'"
         ) from error
-    # Figure, not pyplot: no window system is asked for and no global state is left behind.
+    # Figure, not pyplot: pyplot looks for a window system and keeps global state.
     return Figure(figsize=(width, height), layout="constrained", facecolor="none")
 
 
 def colour(name: str) -> str:
-    """A colour of ``COLOURS`` as figures draw it; on a page it follows light and dark."""
+    """A colour of ``COLOURS`` as drawn in figures; ``to_svg`` makes it follow light and dark."""
     return COLOURS[name][0]
 
 
@@ -81,7 +81,7 @@ def style_of(number: int) -> dict:
 
 
 def frame(axes, xlabel: str, ylabel: str):
-    """Dress axes: two spines, a light grid, labels."""
+    """Style the axes: two spines, a light grid, labels."""
     axes.set_xlabel(xlabel, fontsize=9.5, color=colour("ink"))
     axes.set_ylabel(ylabel, fontsize=9.5, color=colour("ink"))
     axes.tick_params(labelsize=8.5, colors=colour("muted"), length=3, color=colour("rule"))
@@ -95,9 +95,9 @@ def frame(axes, xlabel: str, ylabel: str):
 
 
 def mark(artist, *, series: str | None = None, when: str | None = None):
-    """Name an artist for a page: what legend entry shows or hides it, and which choice it is for.
+    """Tag an artist with the legend entry that toggles it and the choices that show it.
 
-    ``when`` is ``"depth=3"``, or several such words.
+    ``when`` is ``"depth=3"``, or several such words separated by spaces.
     """
     words = [f"series={series}" if series else "", when or ""]
     artist.set_gid("mark " + " ".join(filter(None, words)))
@@ -107,8 +107,8 @@ def to_svg(figure, name: str, description: str) -> str:
     """The figure as an ``<svg>`` element for a page, with its colours as CSS variables.
 
     Args:
-        name: unlike that of any other figure of the page; the same numbers give the same text.
-        description: what is seen, for readers who do not see it.
+        name: unique on the page; equal figures of one name give equal text.
+        description: alternative text for screen readers.
     """
     text = _svg(figure, name, "none")
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", text, flags=re.S)
@@ -117,10 +117,10 @@ def to_svg(figure, name: str, description: str) -> str:
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     text = text.replace("xlink:href", "href")
     text = re.sub(r"#[0-9a-f]{6}", _variable, text)
-    # Sizes stay, families are the page's; how matplotlib writes them depends on its version.
+    # Keep font sizes, drop families; how matplotlib writes them depends on its version.
     text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
     text = re.sub(r"font-family: [^;\"]*;? ?| transform=\"rotate\(-0 [^\"]*\"", "", text)
-    # Places, not words: a tick's 0.0005 is no 0.
+    # Round coordinates but not text: a tick label of 0.0005 must not become 0.
     text = re.sub(r"(?<![>\d−])-?\d+\.\d{3,}", _rounded, text)
     text = re.sub(r"\s*\n\s*", "\n", text)
     box = re.search(r'viewBox="([^"]*)"', text)[1]
@@ -129,37 +129,32 @@ def to_svg(figure, name: str, description: str) -> str:
 
 
 def save(figure, stem: Path, chosen: Mapping[str, str]):
-    """Write ``stem.png`` and ``stem.svg`` for a paper, with a legend above, whole or not at all.
+    """Write ``stem.png`` and ``stem.svg`` for a paper, with a legend, each atomically.
 
     Args:
-        chosen: choice -> value; what is marked for another value is left out.
+        chosen: choice -> value; artists marked for another value are left out.
     """
     words = {f"{name}={value}" for name, value in chosen.items()}
     for artist in figure.findobj(lambda a: (a.get_gid() or "").startswith("mark ")):
         when = [w for w in artist.get_gid().split()[1:] if not w.startswith("series=")]
         artist.set_visible(words.issuperset(when))
-    _add_legend(figure)
+    add_legend(figure)
     svg = stem.with_name(f"{stem.name}.svg")
     part = part_of(svg)
     part.write_text(_svg(figure, stem.name, "path"), encoding="utf-8")
     settle(part, svg)
-    png = stem.with_name(f"{stem.name}.png")
-    part = part_of(png)
+    save_png(figure, stem.with_name(f"{stem.name}.png"))
+
+
+def save_png(figure, path: Path):
+    """Write a PNG of 200 dpi on a white background, atomically."""
+    part = part_of(path)
     figure.savefig(part, dpi=200, format="png", facecolor="white", metadata={"Software": None})
-    settle(part, png)
+    settle(part, path)
 
 
-def _svg(figure, salt, fonttype):
-    import matplotlib
-
-    stream = io.StringIO()
-    settings = {"svg.fonttype": fonttype, "svg.hashsalt": f"distilllens {salt}"}
-    with matplotlib.rc_context(settings):
-        figure.savefig(stream, format="svg", metadata={"Date": None})
-    return stream.getvalue()
-
-
-def _add_legend(figure):
+def add_legend(figure):
+    """Put one legend for all visible labelled artists above the axes."""
     found = {}
     for axes in figure.axes:
         handles, labels = axes.get_legend_handles_labels()
@@ -177,8 +172,18 @@ def _add_legend(figure):
         )
 
 
+def _svg(figure, salt, fonttype):
+    import matplotlib
+
+    stream = io.StringIO()
+    settings = {"svg.fonttype": fonttype, "svg.hashsalt": f"distilllens {salt}"}
+    with matplotlib.rc_context(settings):
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    return stream.getvalue()
+
+
 def _marked(match):
-    """A marked group's attributes: series=NAME for the legend, the other words for the choices."""
+    """Data attributes of a marked group: its series for the legend, its choices for switches."""
     words = match[1].split()
     series = [word.removeprefix("series=") for word in words if word.startswith("series=")]
     when = [word for word in words if not word.startswith("series=")]

@@ -1,4 +1,4 @@
-"""The inspector's figures: numbers in, a matplotlib figure out; no legend, no file."""
+"""Numbers in, matplotlib figures out; legends and files are added elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from distilllens.lens.comparison import DECADES, PENALTIES, penalties
 from distilllens.report.canvas import colour, frame, mark, new_figure, style_of
 
 DEPTH_LABEL = "relative depth (0 embeddings, 1 output)"
-# The generators are drawn up to here: higher, and one would no longer see the JSD.
+# Upper end of the penalty axis: any higher, and the JSD would look like a flat line.
 _TALLEST = 3.0
 NAMES = {
     "jsd": "JSD",
@@ -31,12 +31,12 @@ PENALTY_STYLES = {
 
 @dataclass(frozen=True)
 class Curve:
-    """One line over x, with a band around it and rings on some of its points.
+    """One line over x, with a band around it and rings around some of its points.
 
     Args:
-        number: of the model: 0 the teacher, 1 and on the students; it decides colour and marker.
-        ringed: indices of the points in a ring.
-        median: not drawn; it stands among the numbers.
+        number: of the model, which sets colour and marker: 0 the teacher, 1 and up the students.
+        ringed: indices of the points with a ring.
+        median: not drawn; exported with the numbers.
     """
 
     number: int
@@ -50,14 +50,14 @@ class Curve:
 
 
 def series_of(number: int) -> str:
-    """The legend's name of a model."""
+    """The legend series of a model."""
     return f"model-{number}"
 
 
 def lines(
     curves: Sequence[Curve], *, xlabel: str = DEPTH_LABEL, ylabel: str, most: float | None = None
 ):
-    """Curves with their bands, from 0 up; ``most`` fixes the upper end."""
+    """Curves with their bands, on a y axis from 0 to ``most`` (default: to fit)."""
     figure = new_figure()
     axes = figure.subplots()
     frame(axes, xlabel, ylabel)
@@ -91,14 +91,14 @@ def _line(axes, curve):
 
 
 def confidence(x: Sequence[float], over, under):
-    """Probability that a student puts above and below the teacher, on its top tokens and the rest.
+    """A student's probability above and below the teacher's, split by the teacher's top tokens.
 
     Args:
         over, under: ``[K, 2]``, means over tokens: (the teacher's top tokens, all others).
     """
     figure = new_figure()
     axes = figure.subplots()
-    frame(axes, DEPTH_LABEL, "probability, mean over tokens")
+    frame(axes, DEPTH_LABEL, "probability (mean over tokens)")
     for sign, values in ((1, over), (-1, under)):
         top = [sign * float(row[0]) for row in values]
         both = [sign * float(row.sum()) for row in values]
@@ -122,7 +122,7 @@ def confidence(x: Sequence[float], over, under):
     return figure
 
 
-CONFIDENCE_LABELS = {"top": "the teacher's ten likeliest tokens", "rest": "all other tokens"}
+CONFIDENCE_LABELS = {"top": "the teacher's top ten tokens", "rest": "all other tokens"}
 CONFIDENCE_STYLES = {
     "top": {"color": colour("first"), "area": 0.75},
     "rest": {"color": colour("second"), "area": 0.75},
@@ -130,9 +130,9 @@ CONFIDENCE_STYLES = {
 
 
 def calibration(curves: Sequence[Curve]):
-    """Accuracy over confidence, with the diagonal on which a model knows how often it is right."""
+    """Accuracy against confidence, with the diagonal of perfect calibration."""
     figure = lines(
-        curves, xlabel="probability of the top token", ylabel="how often it is right", most=1.0
+        curves, xlabel="confidence (probability of the top token)", ylabel="accuracy", most=1.0
     )
     (axes,) = figure.axes
     axes.set_xlim(0, 1)
@@ -141,30 +141,30 @@ def calibration(curves: Sequence[Curve]):
 
 
 def penalty(ratios, whens: Sequence[str]):
-    """The generators over r = q / p, and under them where both models' probability lies, by r.
+    """Penalty f(r) over r = q / p, and below it the share of both models' probability, by r.
 
     Args:
         ratios: ``[K, 2, bins]`` (``Comparison.ratios``): shares of the teacher's probability and of
             the student's.
-        whens: for which choices each of the K is shown.
+        whens: the choices for which each of the K histograms is shown.
     """
     figure = new_figure(height=4.0)
     above, below = figure.subplots(2, sharex=True, height_ratios=(3, 2))
-    frame(above, "", "penalty f(r), nats")
+    frame(above, "", "penalty f(r) (nats)")
     frame(below, "r = student's probability / teacher's", "share of probability")
     _generators(above)
     edges = torch.linspace(-DECADES, DECADES, ratios.shape[-1] + 1).tolist()
     x = [edges[0], *(edge for pair in pairwise(edges) for edge in pair), edges[-1]]
     for when, shares in zip(whens, ratios.tolist(), strict=True):
-        for who, row in zip(RATIO_LABELS, shares, strict=True):
+        for role, row in zip(RATIO_LABELS, shares, strict=True):
             y = [0, *(share for share in row for _ in (0, 1)), 0]
-            style = ratio_style(who)
+            style = ratio_style(role)
             faint = (style["color"], style["area"])
             (area,) = below.fill(
-                x, y, facecolor=faint, edgecolor=style["color"], label=RATIO_LABELS[who]
+                x, y, facecolor=faint, edgecolor=style["color"], label=RATIO_LABELS[role]
             )
-            mark(area, series=who, when=when)
-    # The embeddings of two models can be so far apart that all others would be flat beside them.
+            mark(area, series=role, when=when)
+    # Depth 0 is left out: embeddings can differ so much that all other depths would look flat.
     below.set_ylim(0, 1.05 * float(ratios[1:].max()))
     for axes in (above, below):
         axes.axvline(0, color=colour("muted"), linewidth=1, dashes=(2, 3))
@@ -176,14 +176,14 @@ def penalty(ratios, whens: Sequence[str]):
 
 
 RATIO_LABELS = {
-    "teacher": "where the teacher's probability lies",
-    "student": "where the student's probability lies",
+    "teacher": "share of the teacher's probability",
+    "student": "share of the student's probability",
 }
 
 
-def ratio_style(who: str) -> dict:
-    """The area of the teacher's or of any student's probability over r."""
-    return {"color": colour("teacher" if who == "teacher" else "first"), "area": 0.3}
+def ratio_style(role: str) -> dict:
+    """Style of the histogram of the teacher's or a student's probability over r."""
+    return {"color": colour("teacher" if role == "teacher" else "first"), "area": 0.3}
 
 
 def _generators(axes):

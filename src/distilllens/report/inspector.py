@@ -1,4 +1,4 @@
-"""The inspector: what an Inspection says, as sections of a page."""
+"""The inspector: an Inspection as sections of a page."""
 
 from __future__ import annotations
 
@@ -11,68 +11,71 @@ from distilllens.report.lens_table import lens_table
 from distilllens.report.page import Section, Widget
 from distilllens.report.parts import Table
 
-_APART = (
-    "Each depth of a student, read through its own final norm and head, against a depth of the "
-    "teacher, over the whole vocabulary. Depths that lens_layers pairs meet their partner; any "
-    "other meets the teacher's depth at the nearest relative depth."
+_DIVERGENCE = (
+    "Each depth of a student, read through its own final norm and head, is compared with one depth "
+    "of the teacher over the whole vocabulary: with its partner if lens_layers pairs it, otherwise "
+    "with the teacher depth at the nearest relative depth."
 )
-_SHAPE = "Each model alone: what its depths would predict if its stack ended there."
-_SAYS = "The likeliest next tokens at every depth, the output first and the embeddings last."
-_SURE = "Whether probability lies where the teacher puts it, and whether it is earned in the end."
-_SIDES = (
-    "With r = student's probability / teacher's, a divergence charges p · f(r) for every token of "
-    "the vocabulary, p being the teacher's probability. Where r < 1 the student is too low, where "
-    "r > 1 too high. A loss pushes where it charges: forward KL mostly on the left, reverse KL "
-    "mostly on the right, Jeffreys and JSD on both sides."
+_SHAPE = "Each model on its own: what it would predict if it ended at each depth."
+_PREDICTS = "The most likely next tokens at every depth, from the output down to the embeddings."
+_CONFIDENCE = (
+    "Whether a student puts its probability on the same tokens as the teacher, and whether the "
+    "confidence of each model matches its accuracy."
+)
+_PENALTY = (
+    "A divergence is the sum of p · f(r) over the vocabulary, where p is the teacher's probability "
+    "and r the student's probability divided by p. Where r\u00a0<\u00a01 the student is too low, "
+    "where r\u00a0>\u00a01 it is too high. Forward KL penalises mostly tokens that are too low, "
+    "reverse KL mostly tokens that are too high, Jeffreys and JSD penalise both."
 )
 
 
 def inspector_sections(
     inspection: Inspection,
     names: Sequence[str],
-    say: Callable[[int], str],
+    text_of: Callable[[int], str],
 ) -> list[Section]:
-    """All the inspector's figures, in the order of the page (for ``page.render_page``).
+    """All the inspector's figures, in page order (for ``page.render_page``).
 
     Args:
-        names: of the teacher (or the one model), then of the students.
-        say: what a token says (``tokens.token_text``).
+        names: of the teacher (or the only model), then of the students.
+        text_of: token id -> its text on the page (``tokens.token_text``).
 
     Raises:
         ImportError: matplotlib is missing.
     """
     readings, students = [inspection.teacher, *inspection.students], names[1:]
     targets = inspection.targets
-    table = lens_table(inspection, names, say)
+    table = lens_table(inspection, names, text_of)
     sections = [
-        Section("At a glance", _counted(inspection), (_glance(inspection, names),)),
+        Section("At a glance", _coverage(inspection), (_summary(inspection, names),)),
         Section("How a prediction takes shape", _SHAPE, shape_plots(readings, names)),
-        Section("What each depth says", _SAYS, (_lens(table),)),
+        Section("What each depth predicts", _PREDICTS, (_lens(table),)),
     ]
-    sure = [reliability_plot(readings, targets, names)] if (targets >= 0).any() else []
+    confidence = [reliability_plot(readings, targets, names)] if (targets >= 0).any() else []
     if students:
-        sure.insert(0, confidence_plot(inspection.comparisons, students))
-        apart = (divergence_plot(inspection, students),)
-        sections.insert(1, Section("How far apart", _APART, apart))
-    if sure:
-        sections.append(Section("How sure", _SURE, tuple(sure)))
+        confidence.insert(0, confidence_plot(inspection.comparisons, students))
+        divergence = (divergence_plot(inspection, students),)
+        sections.insert(1, Section("How far from the teacher", _DIVERGENCE, divergence))
+    if confidence:
+        sections.append(Section("Confidence and calibration", _CONFIDENCE, tuple(confidence)))
     if students:
-        sides = (penalty_plot(inspection, students),)
-        sections.append(Section("What each loss would push on", _SIDES, sides))
+        penalty = (penalty_plot(inspection, students),)
+        sections.append(Section("What each divergence penalises", _PENALTY, penalty))
     return sections
 
 
-def _counted(inspection):
-    num, texts = len(inspection.targets), len(inspection.documents)
+def _coverage(inspection):
+    num, texts = len(inspection.targets), len(inspection.passages)
     tokens = "1 token" if num == 1 else f"{num:,} tokens"
     where = "1 text" if texts == 1 else f"{texts:,} texts"
-    return f"All figures are over {tokens} of {where}; divergences and entropies are in nats."
+    return f"All figures cover {tokens} of {where}; divergences and entropies are in nats."
 
 
-def _glance(inspection, names):
-    columns = ["model", "blocks", "entropy of the output", "top token settles at"]
+def _summary(inspection, names):
+    columns = ["model", "blocks", "output entropy", "top token settles at depth"]
     if inspection.comparisons:
-        columns += ["JSD at the output", "KL(teacher ‖ student)", "KL(student ‖ teacher)"]
+        columns += ["output JSD", "output KL(teacher ‖ student)", "output KL(student ‖ teacher)"]
     rows = []
     readings = [inspection.teacher, *inspection.students]
     for number, (name, reading) in enumerate(zip(names, readings, strict=True)):
@@ -86,16 +89,18 @@ def _glance(inspection, names):
 
 
 def _lens(table):
-    pairs = " Rows of one height are compared; ◆ marks depths that lens_layers pairs."
-    each = pairs if len(table["models"]) > 1 else ""
-    cut = table["left_out"]
-    less = f" To keep this page small, {cut:,} further tokens are not shown here." if cut else ""
+    compared = " Rows at the same height are compared; ◆ marks depths paired by lens_layers."
+    pairs = compared if len(table["models"]) > 1 else ""
+    num = table["left_out"]
+    rest = (
+        f" To keep the page small, {num:,} more tokens appear only in the figures." if num else ""
+    )
     return Widget(
         "lens",
         "Lens table",
-        "Each column is a token that was just read; under it stands the token that in fact "
-        "follows. Each cell is what one depth would say next, in bold where that is right."
-        f"{each} Hover, tap, or move with the arrow keys to see the ten likeliest tokens.{less}",
+        "Each column is one token of the text, with the token that follows it below. Each cell is "
+        f"one depth's top prediction of that next token, in bold where it is correct.{pairs} "
+        f"Hover, tap, or use the arrow keys to see the ten most likely tokens.{rest}",
         table,
         "lens_table.js",
     )

@@ -15,7 +15,7 @@
   const word = (place) => (place === null ? "–" : lens.words[place]);
   const percent = (p) => (p >= 0.0995 ? `${(100 * p).toFixed(0)} %` : `${(100 * p).toPrecision(2)} %`);
   const text = () => lens.documents[state.text];
-  // A cell's ten words, their probabilities and its entropy.
+  // A cell's top tokens, their probabilities and its entropy.
   const cell = (model, depth, token) => {
     const [top, p, entropy] = text().cells[model][depth];
     return { top: top[token], p: p[token], entropy: entropy[token] };
@@ -39,7 +39,7 @@
       make("tr", {}, make("th", { scope: "col" }, label), ...places.map((place) =>
         make("th", { scope: "col", title: `${of}: ${word(place)}` }, word(place))));
     const table = make("table", { role: "grid", "aria-label": `${name}: depth by token` },
-      make("thead", {}, head("read", read, "read"), head("next", next, "in fact follows")));
+      make("thead", {}, head("read", read, "read"), head("next", next, "next in the text")));
     const body = make("tbody");
     rows.forEach((_, row) => {
       const depth = depthOf(model, row);
@@ -66,8 +66,8 @@
       td.style.setProperty("--v", shade(model, row, token).toFixed(3)))));
     const ends = {
       probability: ["0", "probability of the top token", "1"],
-      entropy: ["0", "entropy, nats", mostEntropy.toFixed(1)],
-      jsd: ["0", "JSD of the pair, nats", "0.693"],
+      entropy: ["0", "entropy (nats)", mostEntropy.toFixed(1)],
+      jsd: ["0", "JSD of the pair (nats)", "0.693"],
     }[state.colour];
     root.querySelector(".scale").replaceChildren(ends[0], make("i"), `${ends[2]}  ${ends[1]}`);
   }
@@ -78,7 +78,7 @@
     const next = text().next[token];
     return make("div", {},
       make("h4", {}, lens.models[model].name,
-        make("small", {}, `depth ${depth}, entropy ${entropy.toFixed(2)}`)),
+        make("small", {}, `depth ${depth}, entropy ${entropy.toFixed(2)} nats`)),
       make("ol", {}, ...top.map((place, rank) => {
         const bar = make("li", { class: place === next ? "right" : null },
           make("span", {}, word(place)), make("b", {}, percent(p[rank])));
@@ -90,11 +90,11 @@
   function show(place) {
     const { row, token } = place;
     const { read, next } = text();
-    const apart = state.student ? `, JSD ${jsd(row, token).toFixed(3)} nats` : "";
+    const distance = state.student ? `, JSD ${jsd(row, token).toFixed(3)} nats` : "";
     const follows = next[token] === null ? " ends the text" :
       [" is followed by ", make("q", {}, word(next[token]))];
     const title = make("p", { class: "where" }, `Token ${token + 1}, `,
-      make("q", {}, word(read[token])), ...[follows].flat(), apart);
+      make("q", {}, word(read[token])), ...[follows].flat(), distance);
     root.querySelector(".ten").replaceChildren(title,
       make("div", { class: "lists" }, ...models().map((model) => topTen(model, place))));
     for (const td of root.querySelectorAll(".partner")) td.classList.remove("partner");
@@ -103,7 +103,7 @@
 
   function select(side, row, token, focus) {
     for (const td of root.querySelectorAll(".at")) td.classList.remove("at");
-    // Each table has one cell in the order of the Tab key: the selected one, or its partner.
+    // One cell per table can be reached with Tab: the selected one, or its partner.
     for (const { cells } of tables) cells[at.row][at.token].tabIndex = -1;
     for (const { cells } of tables) cells[row][token].tabIndex = 0;
     at = { side, row, token };
@@ -116,7 +116,7 @@
     show(at);
   }
 
-  // Scroll the table alone, and only as far as the sticky head and depths leave a cell covered.
+  // Scroll only the table, and only until the sticky header and depths no longer cover the cell.
   function reveal(scroller, td) {
     const box = scroller.getBoundingClientRect(), own = td.getBoundingClientRect();
     const head = scroller.querySelector("thead").getBoundingClientRect().bottom;
@@ -227,7 +227,7 @@
   const excerpt = (found) => found.read.slice(0, 8).map(word).join("").replaceAll("␣", " ");
   const close = make("button", { type: "button", class: "quiet close", "aria-expanded": "true" }, "Hide");
   close.addEventListener("click", () => open(close.getAttribute("aria-expanded") !== "true"));
-  const save = make("button", { type: "button", class: "quiet" }, "Numbers as CSV");
+  const save = make("button", { type: "button", class: "quiet" }, "Download as CSV");
   save.addEventListener("click", csv);
   const colours = [["probability", "probability"], ["entropy", "entropy"]];
   if (lens.pairs.length) colours.push(["jsd", "JSD of the pair"]);
@@ -239,7 +239,7 @@
         ? chooser("Student", "student", lens.models.slice(1).map((m, i) => [i + 1, m.name])) : null,
       chooser("Colour", "colour", colours), make("span", { class: "scale" })),
     make("div", { class: "sides" }),
-    make("div", { class: "panel", role: "region", "aria-label": "The likeliest tokens" }, close, make("div", { class: "ten" })),
+    make("div", { class: "panel", role: "region", "aria-label": "Most likely tokens" }, close, make("div", { class: "ten" })),
     make("p", { class: "files" }, save));
   build();
 })();

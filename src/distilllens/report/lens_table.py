@@ -1,4 +1,4 @@
-"""The lens table's data: depth x token, what each model says there."""
+"""Data of the lens table: the predictions of each model by depth and token."""
 
 from __future__ import annotations
 
@@ -8,33 +8,34 @@ from torch import Tensor
 
 from distilllens.lens.reading import Inspection, Reading
 
-# What the table may take of the page, and about what one cell takes: ten tokens, their
-# probabilities and an entropy. With the figures, the page stays under 3 MB.
+# Size limit of the table, and the approximate size of a cell: ten tokens, their probabilities and
+# an entropy. Together with the figures, the page stays under 3 MB.
 _BYTES = 2_000_000
 _BYTES_PER_CELL = 140
-# Rather fewer documents than fewer tokens of each.
-_FEW = 40
+# If space is short, drop whole texts before cutting the others to fewer tokens than this.
+_MIN_TOKENS = 40
 
 
 def lens_table(
     inspection: Inspection,
     names: Sequence[str],
-    say: Callable[[int], str],
+    text_of: Callable[[int], str],
 ) -> dict:
-    """What the page's lens table shows, ready for JSON.
+    """The data of the page's lens table, ready for JSON.
 
     Args:
         names: of the teacher, then of the students.
-        say: what a token says; asked once for each.
+        text_of: token id -> its text; called once per token.
 
     Returns:
-        ``words`` (texts, each once; other entries are places in it), ``models`` (names, numbers of
-        depths), ``pairs`` of each student, the student depths that are ``trained``, how many tokens
-        were ``left_out``, and ``documents``: what was ``read``, what follows (``next``), ``cells``
-        of each model and depth (top tokens, their probabilities, entropy, by token; None for a
-        depth that is not shown) and the ``jsd`` of each student, by depth and token.
+        ``words`` (distinct texts of tokens; every token below is an index into it), ``models``
+        (name and number of depths), ``pairs`` of each student, the ``trained`` student depths, the
+        number of tokens ``left_out``, and ``documents``, one per text: the tokens ``read``, the
+        tokens ``next``, the ``cells`` of each model and depth (top tokens, their probabilities and
+        entropy, by token; None for a depth that is not shown), and the ``jsd`` of each student, by
+        depth and token.
     """
-    words = _Words(say)
+    words = _Words(text_of)
     shown = _tokens_shown(inspection)
     readings = (inspection.teacher, *inspection.students)
     return {
@@ -45,23 +46,23 @@ def lens_table(
         "pairs": [c.pairs for c in inspection.comparisons],
         "trained": [[s for s, _ in pairs] for pairs in inspection.trained],
         "left_out": len(inspection.targets) - sum(shown),
-        "documents": list(_documents(inspection, shown, words)),
+        "documents": list(_texts(inspection, shown, words)),
         "words": words.all,
     }
 
 
-def _documents(inspection, shown, words):
+def _texts(inspection, shown, words):
     start = 0
     used = _teacher_depths(inspection)
-    for document, kept in zip(inspection.documents, shown, strict=True):
-        total = len(document.positions)
+    for passage, kept in zip(inspection.passages, shown, strict=True):
+        total = len(passage.positions)
         part = slice(start, start + kept)
         start += total
         if kept == 0:
             continue
         yield {
-            "read": [words[i] for i in document.ids[document.positions[:kept]].tolist()],
-            "next": [words[i] if i >= 0 else None for i in document.targets[:kept].tolist()],
+            "read": [words[i] for i in passage.ids[passage.positions[:kept]].tolist()],
+            "next": [words[i] if i >= 0 else None for i in passage.targets[:kept].tolist()],
             "cells": [
                 _cells(inspection.teacher, part, words, used),
                 *(_cells(r, part, words, range(len(r.tokens))) for r in inspection.students),
@@ -71,7 +72,7 @@ def _documents(inspection, shown, words):
 
 
 def _cells(reading: Reading, part, words, depths):
-    """For each depth ``[top, p, entropy]``, or None where the table does not show it."""
+    """``[top, p, entropy]`` of each depth, or None if the table does not show the depth."""
     return [
         [
             [[words[i] for i in row] for row in reading.tokens[depth, part].tolist()],
@@ -91,12 +92,12 @@ def _teacher_depths(inspection):
 
 
 def _tokens_shown(inspection) -> list[int]:
-    """How many tokens of each document the page has room for: as evenly as can be."""
+    """How many tokens of each passage the page has room for, as evenly as possible."""
     rows = len(_teacher_depths(inspection)) + sum(len(c.pairs) for c in inspection.comparisons)
     left = max(1, _BYTES // (rows * _BYTES_PER_CELL))
-    lengths = [len(document.positions) for document in inspection.documents]
+    lengths = [len(passage.positions) for passage in inspection.passages]
     shown = [0] * len(lengths)
-    chosen = range(min(len(lengths), max(1, left // _FEW)))
+    chosen = range(min(len(lengths), max(1, left // _MIN_TOKENS)))
     for waiting, i in enumerate(sorted(chosen, key=lengths.__getitem__)):
         shown[i] = min(lengths[i], left // (len(chosen) - waiting))
         left -= shown[i]
@@ -104,7 +105,7 @@ def _tokens_shown(inspection) -> list[int]:
 
 
 def _rounded(values: Tensor):
-    """Nested lists of numbers with four digits."""
+    """Nested lists of numbers with four significant digits."""
     return _four_digits(values.tolist())
 
 
@@ -113,15 +114,15 @@ def _four_digits(value):
 
 
 class _Words:
-    """Token -> the place of its text among ``all``, in which each text stands once."""
+    """Token -> index of its text in ``all``, a list of distinct texts."""
 
-    def __init__(self, say):
-        self._say, self._places, self._texts = say, {}, {}
+    def __init__(self, text_of):
+        self._text_of, self._indices, self._texts = text_of, {}, {}
 
     def __getitem__(self, token):
-        if token not in self._places:
-            self._places[token] = self._texts.setdefault(self._say(token), len(self._texts))
-        return self._places[token]
+        if token not in self._indices:
+            self._indices[token] = self._texts.setdefault(self._text_of(token), len(self._texts))
+        return self._indices[token]
 
     @property
     def all(self):

@@ -1,8 +1,8 @@
 "use strict";
-// Switches, CSV files and the colour scheme of any page. The page's numbers are in pageData.
+// Switches, CSV downloads and the colour scheme of any page. The page's numbers are in pageData.
 const pageData = JSON.parse(document.getElementById("data").textContent);
 
-// A figure shows the parts whose data-when holds for its choices, and the series that are on.
+// A figure shows the parts whose data-when matches its choices, and the series that are switched on.
 for (const figure of document.querySelectorAll("[data-figure]")) {
   const follow = () => {
     const chosen = new Set();

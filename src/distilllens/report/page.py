@@ -1,4 +1,4 @@
-"""One self-contained HTML page of figures: its large parts, and how they become text."""
+"""Sections, plots and widgets, and how they become one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Drawing:
-    """A matplotlib figure; ``when`` says for which choices it is shown."""
+    """A matplotlib figure; ``when`` lists the choices for which it is shown."""
 
     figure: Any
     description: str
@@ -29,13 +29,13 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure of the page with its title, how to read it, its switches and its numbers.
+    """A figure of the page with its title, caption, switches and numbers.
 
     Args:
-        name: one word, unlike that of any other part of the page; the CSV file is called so.
-        caption: how to read it, in plain English.
-        table: the numbers; they are part of the page's data.
-        shown: (when, table): small tables beside or under the drawing.
+        name: one word, unique on the page; also the name of the CSV file.
+        caption: how to read the figure.
+        table: the numbers behind the figure, stored in the page's data.
+        shown: (when, table): small tables beside or below the drawing.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Plot:
             f'{self._switches()}<div class="sheet"><div>{drawings}</div>'
             f"<div>{shown}<figcaption>{escape(self.caption)}</figcaption>"
             f'<p class="files"><button type="button" class="quiet" data-csv="{self.name}">'
-            "Numbers as CSV</button></p></div></div></figure>"
+            "Download as CSV</button></p></div></div></figure>"
         )
 
     def _switches(self):
@@ -70,7 +70,7 @@ class Plot:
         return f'<div class="switches">{choices}{legend if keys else ""}</div>'
 
     def save(self, folder: Path):
-        """Write every drawing as PNG and SVG, with the choices that stand at first."""
+        """Write every drawing as PNG and SVG, with the initial choices."""
         for drawing in self.drawings:
             words = dict(word.split("=") for word in drawing.when.split())
             chosen = {choice.name: choice.value for choice in self.choices} | words
@@ -84,8 +84,8 @@ class Widget:
     """A part that a script of its own builds from the page's data.
 
     Args:
-        data: what the script finds in the page's data under ``name``; anything JSON holds.
-        script: the file in this folder.
+        data: any JSON value; the script finds it in the page's data under ``name``.
+        script: name of a file in this folder.
     """
 
     name: str
@@ -104,7 +104,7 @@ class Widget:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, some sentences, and parts."""
+    """A heading, a lead text, and parts."""
 
     title: str
     text: str
@@ -120,10 +120,10 @@ class Section:
 
 
 def render_page(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """The whole page: no network, no other file; light and dark.
+    """The whole page, in a light and a dark scheme; it loads nothing from elsewhere.
 
-    All text is escaped. The numbers stand in one JSON block, ``#data``: ``tables`` by the names of
-    the plots, and the data of each widget by its name.
+    All text is escaped. The numbers are in one JSON block, ``#data``: ``tables`` by plot name, and
+    the data of each widget by its name.
     """
     parts = [part for section in sections for part in section.parts]
     data: dict[str, Any] = {"tables": {}}
@@ -144,7 +144,7 @@ def render_page(title: str, lead: str, sections: Sequence[Section]) -> str:
 
 
 def save_figures(sections: Sequence[Section], folder: Path):
-    """Write every plot as PNG and SVG into a folder that exists."""
+    """Write every plot as PNG and SVG into an existing folder."""
     for section in sections:
         for part in section.parts:
             if isinstance(part, Plot):
@@ -152,9 +152,9 @@ def save_figures(sections: Sequence[Section], folder: Path):
 
 
 def to_json(value: Any) -> str:
-    """Compact JSON that can stand inside ``<script>``.
+    """Compact JSON that is safe inside ``<script>``.
 
-    Numbers have six digits; those that are not finite become text.
+    Floats have six significant digits; those that are not finite become strings.
     """
     text = json.dumps(_short(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     # "</script>" or "<!--" in a token must not end the block.

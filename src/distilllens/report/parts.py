@@ -1,4 +1,4 @@
-"""The small parts of a page: tables, choices, legends."""
+"""Tables, choices and legend entries of a page, as HTML."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from distilllens.report.canvas import COLOURS
 
-# From this many options on, a list is easier than buttons.
+# With this many options or more, a drop-down list replaces the buttons.
 _MANY = 5
 _SHAPES = {
     "o": '<circle cx="14" cy="6" r="3.5"/>',
@@ -24,13 +24,13 @@ _SHAPES = {
 
 @dataclass(frozen=True)
 class Table:
-    """Numbers in rows: a CSV file, or a table on the page. Text, numbers and None for no value."""
+    """Rows for a CSV file or a table on the page: text, numbers, or None for a missing value."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple, ...]
 
     def html(self) -> str:
-        """A table of the page; numbers have four digits."""
+        """The table as HTML; floats have four significant digits."""
         head = "".join(f'<th scope="col">{escape(name)}</th>' for name in self.columns)
         rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in self.rows)
         return (
@@ -41,12 +41,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Choice:
-    """A choice of one among several; parts of a plot that say ``name=value`` follow it.
+    """A choice between options; it shows the parts of a plot that are marked ``name=value``.
 
     Args:
         options: value (one word) -> label.
-        chosen: the value at first; default: the first.
-        when: the choice is offered only where these other choices hold.
+        chosen: the initial value; default: the first option.
+        when: other choices for which this one is offered.
     """
 
     name: str
@@ -57,11 +57,11 @@ class Choice:
 
     @property
     def value(self) -> str:
-        """The value at first."""
+        """The initial value."""
         return self.chosen or next(iter(self.options))
 
     def html(self, plot: str) -> str:
-        """Buttons, or a list where there are many options; nothing for a single one."""
+        """Buttons, a drop-down list for many options, or a hidden input for a single one."""
         if len(self.options) == 1:
             return f'<input type="hidden" data-choice="{self.name}" value="{escape(self.value)}">'
         make = self._list if len(self.options) >= _MANY else self._buttons
@@ -92,10 +92,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class Entry:
-    """A legend's entry, which shows and hides what ``canvas.mark`` put in its series.
+    """A legend entry, which toggles the artists that ``canvas.mark`` put in its series.
 
     Args:
-        style: as ``canvas.style_of`` gives it: color, dashes, marker; or color and "area".
+        style: as returned by ``canvas.style_of`` (color, dashes, marker), or color and "area".
     """
 
     series: str
@@ -122,7 +122,7 @@ class Entry:
 
 
 def when_attribute(words: str) -> str:
-    """The attribute by which a part is shown for some choices only."""
+    """The HTML attribute that shows a part for some choices only."""
     return f' data-when="{escape(words)}"' if words else ""
 
 

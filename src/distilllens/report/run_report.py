@@ -1,4 +1,4 @@
-"""The report of a training run: its log, its models and its recipe as sections of a page."""
+"""Sections of a run report: the training log, the models and how to reproduce the run."""
 
 from __future__ import annotations
 
@@ -13,46 +13,47 @@ from distilllens.report.parts import Table
 from distilllens.report.texts import Answers, Facts, Listing, Sample
 from distilllens.report.training import first_and_last, training_plots
 
-_TRAINING = "What the trainer logged, by optimizer step."
+_TRAINING = "The trainer's log, by optimizer step."
 _DEPTH = (
-    "Each depth of a student, read through its own final norm and head, against a depth of the "
-    "teacher, over the whole vocabulary: the student as it started, and as it is now."
+    "Each depth of the student, before training and now, read through its own final norm and head "
+    "and compared with a depth of the teacher over the whole vocabulary."
 )
-_AGAIN = "What made this, and with what."
+_REPRODUCE = "How these results were produced."
 
 
 @dataclass(frozen=True)
 class Observations:
-    """What was seen of the models themselves.
+    """Measurements of the models themselves, beyond what training logged.
 
     Args:
-        read: the teacher and its students on a few texts; None where it cannot be had.
-        students: their names, in the order of ``read``.
-        texts: which texts were read, a sentence.
-        speakers: who answered, in the order of each sample's answers.
-        samples: questions and answers; none where there is nothing to ask.
-        missing: a sentence for each thing that could not be shown, and why.
+        inspection: the teacher and its students on a few texts; None if unavailable.
+        students: their names, in the order of ``inspection``.
+        texts: a description of the texts in ``inspection``.
+        samples: questions and answers; empty if the data hold no questions.
+        answered_by: the names of the models, in the order of each sample's answers.
+        questions: a description of the questions and of how they were answered.
+        missing: a sentence for each part that is left out, with the reason.
     """
 
-    read: Inspection | None = None
+    inspection: Inspection | None = None
     students: tuple[str, ...] = ()
     texts: str = ""
-    speakers: tuple[str, ...] = ()
     samples: tuple[Sample, ...] = ()
+    answered_by: tuple[str, ...] = ()
     questions: str = ""
     missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run's folder says of itself.
+    """A training run, as recorded in its folder.
 
     Args:
-        facts: what it is, in a few words each.
+        facts: name -> value, a few words each.
         rows: the trainer's log, oldest first.
-        recipe: the fields that were set, as they would stand in a recipe.
-        command: how it was started; empty when that is not known.
-        versions: of the libraries it ran with; empty when that is not known.
+        recipe: the fields that were set, as YAML.
+        command: the command line that started it; empty if unknown.
+        versions: of the libraries it ran with; empty if unknown.
     """
 
     facts: Mapping[str, str]
@@ -63,7 +64,7 @@ class Run:
 
 
 def run_sections(run: Run, observed: Observations) -> list[Section]:
-    """All of a run's report, in the order of the page (for ``page.render_page``).
+    """All sections of a run's report, in page order (for ``page.render_page``).
 
     Raises:
         ImportError: matplotlib is missing.
@@ -77,18 +78,18 @@ def run_sections(run: Run, observed: Observations) -> list[Section]:
         )
     ]
     sections += [training_section("Training", run.rows), *observation_sections(observed, _DEPTH)]
-    return [*sections, again_section(run)]
+    return [*sections, reproduce_section(run)]
 
 
-def measured_section(
+def measurements_section(
     text: str, columns: Sequence[str], rows: Sequence[tuple], missing: Sequence[str]
 ) -> Section:
-    """A table of what was measured; ``missing`` as in ``Observations``."""
+    """A table of measurements; ``missing`` as in ``Observations``."""
     return Section("At a glance", " ".join([text, *missing]), (Table(tuple(columns), tuple(rows)),))
 
 
 def training_section(title: str, rows: Sequence[Mapping[str, Any]]) -> Section:
-    """The figures over the steps of a run.
+    """Plots over the steps of a run.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -98,26 +99,26 @@ def training_section(title: str, rows: Sequence[Mapping[str, Any]]) -> Section:
 
 
 def observation_sections(observed: Observations, about: str) -> list[Section]:
-    """Figure 1 and the answers, as far as they are there.
+    """The divergence by depth and the sample answers, if available.
 
     Args:
-        about: what stands above Figure 1.
+        about: the lead text of the divergence plot.
     """
     sections = []
-    if observed.read is not None:
-        num = len(observed.read.targets)
-        text = f"{about} Read at {num:,} target tokens of {observed.texts}."
-        plot = divergence_plot(observed.read, observed.students)
+    if observed.inspection is not None:
+        num = len(observed.inspection.targets)
+        text = f"{about} Measured on {num:,} target tokens of {observed.texts}."
+        plot = divergence_plot(observed.inspection, observed.students)
         sections.append(Section("How far from the teacher", text, (plot,)))
     if observed.samples:
-        part = Answers(observed.speakers, observed.samples)
+        part = Answers(observed.answered_by, observed.samples)
         sections.append(Section("Sample answers", observed.questions, (part,)))
     return sections
 
 
-def again_section(run: Run) -> Section:
-    """The command, the recipe and the versions."""
+def reproduce_section(run: Run) -> Section:
+    """The command, the recipe and the library versions."""
     parts = [Listing("Command", run.command)] if run.command else []
-    parts += [Listing("Recipe: the fields that were set", run.recipe)] if run.recipe else []
+    parts += [Listing("Recipe (fields that were set)", run.recipe)] if run.recipe else []
     parts += [Facts("Versions", run.versions)] if run.versions else []
-    return Section("Do it again", _AGAIN, tuple(parts))
+    return Section("Reproduce this run", _REPRODUCE, tuple(parts))

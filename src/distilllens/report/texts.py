@@ -1,4 +1,4 @@
-"""The parts of a page that are text: answers side by side, facts, and lines to copy."""
+"""Text parts of a page: answers side by side, facts, and listings to copy."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from html import escape
 
 @dataclass(frozen=True)
 class Sample:
-    """A question with its reference, and what each model said.
+    """A question with its reference and the answer of each model.
 
     Args:
-        answers: one a model; None where the model said nothing at all.
-        cut: for each, whether it was cut at the longest answer asked for.
+        answers: one per model.
+        cut: for each answer, whether it was truncated at the maximum length.
     """
 
     question: str
@@ -24,7 +24,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Answers:
-    """Samples under each other, the models side by side (on a phone under each other)."""
+    """Samples one below the other, each with its answers side by side (stacked on a phone)."""
 
     models: tuple[str, ...]
     samples: tuple[Sample, ...]
@@ -34,11 +34,11 @@ class Answers:
         return "".join(self._sample(n, sample) for n, sample in enumerate(self.samples, 1))
 
     def _sample(self, number, sample):
-        said = [("reference", sample.reference, False)]
-        said += zip(self.models, sample.answers, sample.cut, strict=True)
+        answers = [("reference", sample.reference, False)]
+        answers += zip(self.models, sample.answers, sample.cut, strict=True)
         columns = "".join(
-            f'<div><h4>{escape(name)}</h4><p class="said" dir="auto">{_words(text, cut)}</p></div>'
-            for name, text, cut in said
+            f'<div><h4>{escape(name)}</h4><p class="said" dir="auto">{_answer(text, cut)}</p></div>'
+            for name, text, cut in answers
         )
         return (
             f'<article class="card wide"><h3>Question {number}</h3>'
@@ -49,7 +49,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Facts:
-    """Names and values under a heading."""
+    """Names and values below a heading."""
 
     title: str
     facts: Mapping[str, str]
@@ -68,13 +68,13 @@ class Facts:
 
 @dataclass(frozen=True)
 class Listing:
-    """Lines to read and to copy: a command, a recipe."""
+    """Lines to read and copy, such as a command or a recipe."""
 
     title: str
     text: str
 
     def html(self) -> str:
-        """The part of the page; the lines can be reached and scrolled by keys."""
+        """The part of the page; the lines can be focused and scrolled with the keyboard."""
         label = escape(self.title)
         return (
             f'<div class="card wide"><h3>{label}</h3><pre class="listing" tabindex="0" '
@@ -82,7 +82,7 @@ class Listing:
         )
 
 
-def _words(text, cut):
+def _answer(text, cut):
     if not text.strip():
-        return '<i class="none">nothing</i>'
-    return escape(text.strip()) + ("<i class=none> … cut here</i>" if cut else "")
+        return '<i class="none">(empty)</i>'
+    return escape(text.strip()) + ("<i class=none> … (truncated)</i>" if cut else "")

@@ -1,4 +1,4 @@
-"""Figures over the steps of a training run, from the rows that its trainer logged."""
+"""Plots over the steps of a training run, from the rows of its log."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from distilllens.report.page import Drawing, Plot
 from distilllens.report.parts import Choice, Table
 
 Rows = Sequence[Mapping[str, Any]]
-# Name in the log -> what it is; the order decides the styles.
+# Name in the log -> label; the order sets the line styles.
 TERMS = {"loss": "total", **{term.log_name: term.label for term in objective.TERMS}}
 _SCORES = {"eval_rouge_l": "Rouge-L", "eval_exact_match": "exact match"}
 _SPEEDS = {
-    "target_tokens_per_second": "Target tokens of all processes over the time since the last log, "
-    "without that of evaluations.",
-    "train_tokens_per_second": "Input tokens of all processes over the time since the start, "
-    "evaluations included.",
+    "target_tokens_per_second": "Target tokens of all processes per second since the last log; "
+    "time spent in evaluations is excluded.",
+    "train_tokens_per_second": "Input tokens of all processes per second since the start; time "
+    "spent in evaluations is included.",
 }
 _PAIR = "lens_loss/"
 _MARKERS = 12
@@ -31,8 +31,8 @@ def training_plots(rows: Rows) -> tuple[Plot, ...]:
     """Every figure that the log has numbers for: loss terms, pairs, evaluation, rate, speed.
 
     Args:
-        rows: ``log_history`` of transformers' trainer state; values that are no numbers are left
-            out, and values that are not finite leave a gap.
+        rows: ``log_history`` of transformers' trainer state; values that are not numbers are
+            skipped, and values that are not finite leave a gap.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -50,26 +50,26 @@ def training_plots(rows: Rows) -> tuple[Plot, ...]:
 
 
 def _loss_plots(pairs):
-    """Name, title, ``{name in the log: label}`` and caption of the figures in nats."""
+    """Name, title, ``{name in the log: label}`` and caption of each figure in nats."""
     return (
         (
             "terms",
             "Loss terms",
             TERMS,
             "Means over the target tokens since the last log. The total is the weighted sum that "
-            "is minimised; the others stand unweighted.",
+            "is minimised; the other terms are shown unweighted.",
         ),
         (
             "pairs",
             "Lens divergence, by pair",
             pairs,
-            "One line for each pair of depths, student:teacher, that lens_layers names.",
+            "One line per pair of depths (student:teacher) in lens_layers.",
         ),
         (
             "evaluation",
             "Evaluation",
             {f"eval_{name}": label for name, label in TERMS.items()},
-            "The same terms on the evaluation data, every one measured whatever its weight.",
+            "The same terms on the evaluation data; every term is measured, whatever its weight.",
         ),
     )
 
@@ -78,19 +78,19 @@ _SCORE_PLOT = (
     "scores",
     "Scores of answers",
     _SCORES,
-    "Scores of answers to the evaluation data, generated during training, in percent: 100 is best.",
+    "Scores of answers generated for the evaluation data, in percent: 100 is the best.",
 )
 _RATE_PLOT = (
     "rate",
     "Learning rate",
     {"learning_rate": "learning rate"},
-    "What the schedule gave each logged step.",
+    "The learning rate of each logged step.",
 )
 _NORM_PLOT = (
     "gradient",
     "Gradient norm",
     {"grad_norm": "gradient norm"},
-    "Before clipping, of the last step before each log.",
+    "Before clipping, at the last step before each log.",
 )
 
 
@@ -99,14 +99,14 @@ def _speed_plot(name):
 
 
 def pairs_of(rows: Rows) -> list[str]:
-    """The pairs "2:8" of depths whose lens loss was logged, rising."""
+    """The depth pairs, such as "2:8", whose lens loss was logged, in ascending order."""
     names = {name.removeprefix(_PAIR) for row in rows for name in row if name.startswith(_PAIR)}
     whole = [name for name in names if all(x.isdecimal() for x in name.split(":", 1))]
     return sorted((n for n in whole if ":" in n), key=lambda n: [int(x) for x in n.split(":")])
 
 
 def first_and_last(rows: Rows) -> Table:
-    """A table of every loss term and pair in the first and the last log that has it."""
+    """A table of every loss term and pair, in the first and the last log that has it."""
     names = {**TERMS, **{f"{_PAIR}{pair}": f"lens {pair}" for pair in pairs_of(rows)}}
     names |= {f"eval_{name}": f"evaluation: {label}" for name, label in TERMS.items()} | {
         name: f"evaluation: {label}" for name, label in _SCORES.items()
@@ -116,12 +116,12 @@ def first_and_last(rows: Rows) -> Table:
         steps, values = _series(rows, name)
         if values:
             found.append((label, values[0], steps[0], values[-1], steps[-1]))
-    columns = ("nats per token, or score", "first", "at step", "last", "at step")
+    columns = ("nats per token, or score in %", "first", "at step", "last", "at step")
     return Table(columns, tuple(found))
 
 
 def _plot(rows, name, title, names, caption, *, ylabel="nats per token", scaled=False):
-    """A line for each name that was logged; None where none was."""
+    """One line per logged name; None if none was logged."""
     curves = []
     for number, (key, label) in enumerate(names.items()):
         steps, values = _series(rows, key)
@@ -172,7 +172,7 @@ def _lines(curves, ylabel, scale):
 
 
 def _dress_logarithm(axes):
-    """Make the y axis logarithmic, with ticks also where it spans less than a decade."""
+    """Make the y axis logarithmic, with ticks even if it spans less than a decade."""
     from matplotlib.ticker import AutoLocator, LogLocator
 
     axes.set_yscale("log")
@@ -183,7 +183,7 @@ def _dress_logarithm(axes):
 
 
 def _series(rows, name):
-    """Steps and values of the rows that have a number of this name."""
+    """Steps and values of the rows that hold a number by this name."""
     found = [
         (row["step"], float(row[name]))
         for row in rows

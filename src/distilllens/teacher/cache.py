@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from distilllens.files import is_part_of
 from distilllens.head import Head
 from distilllens.lens import LayerStates
 from distilllens.teacher import store
@@ -195,7 +196,7 @@ def check_writable(folder: str | Path):
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"teacher_cache {folder} is a file; name a folder")
     if folder.is_dir() and not (folder / store.MANIFEST).exists():
-        names = [path.name for path in folder.iterdir() if path.suffix != ".part"]
+        names = [p.name for p in folder.iterdir() if not is_part_of(p, *store.OURS)]
         others = [name for name in names if name != store.LOCK]
         if others:
             raise ValueError(

@@ -13,6 +13,7 @@ any byte loses at most the shard in progress.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -24,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from distilllens.files import part_of, settle, write_json
+from distilllens.files import NO_LINK, is_part_of, part_of, settle, write_json
 from distilllens.head import Head
 from distilllens.teacher.documents import KEY_BYTES
 
@@ -35,6 +36,8 @@ except ImportError:  # Windows, where nothing keeps two writers apart
 
 MANIFEST, MARK, HEAD, LOCK = "manifest.json", "complete.json", "head.safetensors", "lock"
 STORED = ("auto", "int8")
+# Names of files in a cache, beside the lock.
+OURS = (MANIFEST, MARK, HEAD, "shard-*.safetensors")
 _FORMAT = 1
 _NOT_COMPARED = ("teacher_name", "teacher_files", "data", "library")
 
@@ -176,7 +179,14 @@ def locked(folder: Path):
         ValueError: somebody does.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "w", encoding="utf-8") as file:
+    try:
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | NO_LINK, 0o666)
+    except OSError as error:
+        raise ValueError(
+            f"teacher cache {folder}: cannot open its file {LOCK!r} ({error.strerror}); remove it "
+            "if it is not a plain file"
+        ) from error
+    with open(lock, "r+", encoding="utf-8") as file:
         try:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -189,8 +199,9 @@ def locked(folder: Path):
 
 def drop_remains(folder: Path):
     """Remove what a killed writer, or a failing disk, left behind: parts, unreadable shards."""
-    for part in folder.glob("*.part"):
-        part.unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if is_part_of(path, *OURS):
+            path.unlink(missing_ok=True)
     for path in _shard_files(folder):
         if _keys_of(path) is None:
             path.unlink()

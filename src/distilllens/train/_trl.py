@@ -11,7 +11,6 @@ import time
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.trainer_callback import ProgressCallback
-from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 from trl.models import prepare_deepspeed
 from trl.models.utils import prepare_fsdp
@@ -33,7 +32,6 @@ __all__ = [
     "prepare_fsdp",
     "prepare_without_student",
     "replace_progress_bar",
-    "rotate_checkpoints",
 ]
 
 
@@ -73,7 +71,9 @@ def prepare_without_student(args, tokenizer, train_dataset, eval_dataset=None) -
     """
     args = copy.copy(args)  # SFTTrainer writes into it
     args.model_init_kwargs = None
-    config = GPT2Config(vocab_size=len(tokenizer), n_embd=2, n_layer=1, n_head=1, n_positions=8)
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id")}
+    shape = {"n_embd": 2, "n_layer": 1, "n_head": 1, "n_positions": 8}
+    config = GPT2Config(vocab_size=len(tokenizer), **shape, **special)
     return _Preparer(
         GPT2LMHeadModel(config),
         args=args,

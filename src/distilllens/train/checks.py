@@ -106,7 +106,7 @@ def check_counts(num_given: int | None, collation: Collation):
         num_given: the number of examples before preparation; None if unknown.
 
     Raises:
-        ValueError: no example is left.
+        ValueError: no example is left, or too few for one batch.
     """
     dataset, args = collation.train_dataset, collation.args
     num_left = len(dataset) if isinstance(dataset, Dataset) else None
@@ -114,6 +114,13 @@ def check_counts(num_given: int | None, collation: Collation):
         raise ValueError(
             f"none of the {num_given} training examples has a response token within "
             f"max_length {args.max_length}; raise max_length or shorten the prompts"
+        )
+    batch = args.per_device_train_batch_size * collation.accelerator.num_processes
+    if num_left is not None and args.dataloader_drop_last and num_left < batch:
+        raise ValueError(
+            f"{num_left} training rows are fewer than a batch of {batch}, and dataloader_drop_last "
+            "leaves it out: no step would be taken; lower per_device_train_batch_size, or set "
+            "dataloader_drop_last to false"
         )
     if num_left is not None and not args.packing and num_left < num_given:
         logger.warning(

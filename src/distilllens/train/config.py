@@ -1,4 +1,7 @@
-"""Every field of training, checked when it is set; the floors below get plain values."""
+"""Every field of training, checked when it is set.
+
+Only train/, workflows/ and cli/ read the dataclass; the floors below get plain values.
+"""
 
 from __future__ import annotations
 

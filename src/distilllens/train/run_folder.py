@@ -6,8 +6,8 @@ import json
 from contextlib import contextmanager
 from pathlib import Path
 
-from distilllens.files import sha256, write_json
-from distilllens.train.checkpoint import MARK, is_whole, last_whole
+from distilllens.files import is_part_of, sha256, write_json
+from distilllens.train.checkpoint import MARK, damage_of, last_whole
 
 RUN_FILE = "run.json"
 # Fields that change what is shown or kept, not what is learned: a run may resume with new values.
@@ -73,7 +73,7 @@ def resume_point(output_dir: str | Path, identity: dict) -> Path | None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir {folder} is a file; name a folder")
     # A run that was killed at its very beginning may have left a partial run.json.
-    if not folder.exists() or all(path.suffix == ".part" for path in folder.iterdir()):
+    if not folder.exists() or all(is_part_of(path, RUN_FILE) for path in folder.iterdir()):
         return None
     before = _run_json(folder).get("recipe")
     if not isinstance(before, dict):
@@ -168,8 +168,8 @@ def check_checkpoint(path: str | Path, config: dict):
         raise ValueError(
             f"resume_from_checkpoint {path} is no checkpoint: it has no trainer_state.json"
         )
-    if (folder / MARK).exists() and not is_whole(folder):
-        raise ValueError(f"resume_from_checkpoint {path} is torn: files that it lists are missing")
+    if (folder / MARK).exists() and (damage := damage_of(folder)) is not None:
+        raise ValueError(f"resume_from_checkpoint {path} is torn: {damage}")
     if (folder / "adapter_config.json").is_file():
         return  # an adapter: PEFT compares the names and shapes of its weights itself
     there, here = _shape(_read_json(folder / "config.json")), _shape(config)

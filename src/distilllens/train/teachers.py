@@ -17,6 +17,7 @@ from distilllens.train.cache_needs import (
 )
 from distilllens.train.checks import check_data
 from distilllens.train.collation import Collation
+from distilllens.train.finite import check_weights
 from distilllens.train.redirect import run_inside_forward
 from distilllens.train.sharding import gathered_head, is_sharded, shard_teacher
 
@@ -63,6 +64,7 @@ def load_teacher(collation: Collation, teacher) -> LiveTeacher:
     sharded = is_sharded(accelerator)
     if not sharded and getattr(teacher, "hf_device_map", None) is None:
         teacher.to(accelerator.device)
+    check_weights("teacher", teacher)
     # Before sharding: both proofs run the plain model.
     lens = LogitLens(teacher)
     lens.check_trainable()

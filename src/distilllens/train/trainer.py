@@ -10,22 +10,23 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from trl import SFTTrainer
 
 from distilllens.data import format_instruction
+from distilllens.files import write_atomically
 from distilllens.lens import LogitLens, read_states
 from distilllens.sampling import draw_pairs, draw_tokens
 from distilllens.targets import Targets
 from distilllens.train import _trl
 from distilllens.train.cache_fill import fill_cache
 from distilllens.train.cache_needs import name_of
-from distilllens.train.checkpoint import mark_whole
 from distilllens.train.checks import check_answers, check_arguments, check_counts, check_data
 from distilllens.train.collation import Collation
 from distilllens.train.config import DistillLensConfig
+from distilllens.train.finite import check_weights
 from distilllens.train.metrics import TermSums, named_terms
 from distilllens.train.model_card import model_card
 from distilllens.train.redirect import run_inside_forward
+from distilllens.train.safe_trainer import SafeTrainer
 from distilllens.train.sharding import check_parallelism, gather_head
 from distilllens.train.teachers import (
     cached_depths,
@@ -37,7 +38,7 @@ from distilllens.train.teachers import (
 logger = logging.getLogger(__name__)
 
 
-class DistillLensTrainer(SFTTrainer):
+class DistillLensTrainer(SafeTrainer):
     """Train a student by cross-entropy, an output divergence and a lens divergence.
 
     Use it like ``SFTTrainer``: it takes the same data (and instruction/input/output records) and
@@ -105,6 +106,7 @@ class DistillLensTrainer(SFTTrainer):
         check_parallelism(self.accelerator, self.args)
         collation = Collation.of(self)
         check_counts(num_given, collation)
+        check_weights("student", self.model)
         logger.info("checking the student's logit lens against its logits")
         self.student_lens = LogitLens(self.model)
         self.student_lens.check_trainable()
@@ -114,9 +116,6 @@ class DistillLensTrainer(SFTTrainer):
         self.objective = args.objective(layer_map_of(args, layers, self.teacher))
         self._terms = {"train": TermSums(), "eval": TermSums()}
         self._since = time.perf_counter()  # start of the training time of the next log
-
-    def _send_telemetry(self):
-        """Nothing is sent anywhere."""
 
     def train(self, *args, **kwargs):
         """Fill the teacher cache with what it lacks, then train."""
@@ -240,24 +239,6 @@ class DistillLensTrainer(SFTTrainer):
     def _sum_over_processes(self, sums):
         return self.accelerator.reduce(sums, reduction="sum")
 
-    def _save_checkpoint(self, model, trial):
-        # Delete an older checkpoint only after the newer one is complete on the disk.
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            run_dir = self._get_output_dir(trial=trial)
-            mark_whole(Path(run_dir) / f"checkpoint-{self.state.global_step}")
-            _trl.rotate_checkpoints(
-                output_dir=run_dir,
-                save_total_limit=limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
-
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
         """Write README.md: the teacher, the layer map and the weights of the loss."""
         if not self.is_world_process_zero():
@@ -273,7 +254,7 @@ class DistillLensTrainer(SFTTrainer):
             self.args.lens_norm,
         )
         Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
-        (Path(self.args.output_dir) / "README.md").write_text(card, encoding="utf-8")
+        write_atomically(Path(self.args.output_dir) / "README.md", card)
 
 
 def _is_evaluation_time(name):

@@ -1,23 +1,23 @@
-"""One evaluation: check everything, answer, score, write; it goes on where a kill left it."""
+"""One evaluation: check, answer, score, write. It resumes after an interruption."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from typing import NamedTuple
 
 from distilllens.evaluate.answering import Answering
 from distilllens.evaluate.benchmarks import load_benchmarks
-from distilllens.evaluate.models import find_models
+from distilllens.evaluate.models import Candidate, find_models
 from distilllens.evaluate.processes import this_process
 from distilllens.evaluate.results import Results
 from distilllens.evaluate.scoring import Scoring
 from distilllens.evaluate.tables import write_scores
+from distilllens.evaluate.tasks import Task, make_task
 from distilllens.generate.decoding import Decoding
-from distilllens.generate.prompts import encode_prompts
-from distilllens.generate.transformers_backend import check_prompt_lengths
 from distilllens.generate.vllm_backend import check_vllm
-from distilllens.loading import check_tokenizers, positions_of
+from distilllens.loading import check_tokenizers
 
 SEEDS = (10, 20, 30, 40, 50)
 BACKENDS = ("transformers", "vllm")
@@ -33,14 +33,14 @@ class Plan:
         models: folders or hub ids.
         benchmarks: names or files (see ``load_benchmarks``).
         output: the results folder.
-        seeds: of the sampling; greedy decoding has none.
-        limit: examples of each benchmark; all by default.
+        seeds: sampling seeds; greedy decoding uses none.
+        limit: number of examples of each benchmark; all by default.
         max_prompt_length: leave out examples whose prompt has more tokens for any model.
-        chat: put instructions to the chat template.
-        dtype: of the weights; "auto" is as they were saved.
+        chat: format instructions with the model's chat template.
+        dtype: dtype of the weights; "auto" is the one they were saved in.
         teacher: measure KL(teacher ‖ model) on the references.
         sbert: a sentence-transformers model for the cosine similarity.
-        judge_budget: in USD; a judge that would cost more is not asked.
+        judge_budget: in USD; a judge that would cost more is not called.
         backend: "transformers" or "vllm".
     """
 
@@ -80,42 +80,57 @@ class Plan:
 def evaluate(plan: Plan, *, judge=None, command: str = "") -> None:
     """Answer every benchmark with every model and write the results to ``plan.output``.
 
-    Nothing is written before all that can be checked is. Started again after a kill, it goes on.
+    Everything that can be checked is checked before anything is written. The same call resumes an
+    interrupted evaluation.
 
     Args:
         judge: a ``Judge``; none by default.
-        command: noted in the results.
+        command: the command line, recorded in the results.
 
     Raises:
-        ValueError: models, benchmarks, prompts or a folder that do not fit.
+        ValueError: a model, benchmark, prompt or output folder cannot be used.
     """
     process = this_process(plan.device)
     results = Results(plan.output)
     with process.together():
-        candidates, teacher, work, settings, scoring = _prepared(plan, process, results, judge)
+        prepared = _prepare(plan, process, results, judge)
         if process.is_main:
-            results.begin(settings, command)
+            results.begin(prepared.settings, command)
     with process.together():
         if results.settings() is None:
             raise ValueError(f"--output {plan.output} must be a folder that all processes see")
-        answering = Answering(plan, results, process, teacher=teacher, work=work)
-        for candidate in candidates:
+        answering = Answering(
+            plan, results, process, teacher=prepared.teacher, tasks=prepared.tasks
+        )
+        for candidate in prepared.candidates:
             answering(candidate)
     with process.together():
         if process.is_main:
-            scoring(work, [candidate.label for candidate in candidates], plan.seeds)
+            labels = [candidate.label for candidate in prepared.candidates]
+            prepared.scoring(prepared.tasks, labels, plan.seeds)
             write_scores(results)
 
 
-def _prepared(plan, process, results, judge):
-    """Everything that can be found wrong is, before anything is written."""
+class _Prepared(NamedTuple):
+    candidates: list[Candidate]
+    teacher: Candidate | None
+    tasks: list[Task]
+    settings: dict
+    scoring: Scoring | None  # of the main process
+
+
+def _prepare(plan, process, results, judge) -> _Prepared:
+    """Load and check everything but the weights; nothing is written."""
     candidates = find_models(plan.models)
     teacher = find_models([plan.teacher])[0] if plan.teacher else None
     for candidate in candidates if teacher else ():
         check_tokenizers(candidate.tokenizer, teacher.tokenizer)
     benchmarks = load_benchmarks(plan.benchmarks, limit=plan.limit, chat=plan.chat)
-    work = [(benchmark, _kept(benchmark, candidates, plan)) for benchmark in benchmarks]
-    settings = _settings(plan, candidates, teacher, work, judge)
+    tasks = [
+        make_task(benchmark, candidates, plan.decoding, plan.max_prompt_length)
+        for benchmark in benchmarks
+    ]
+    settings = _settings(plan, candidates, teacher, tasks, judge)
     settings["device"] = process.device.type
     results.check(settings)
     if plan.backend == "vllm":
@@ -129,69 +144,25 @@ def _prepared(plan, process, results, judge):
             judge=judge,
             budget=plan.judge_budget,
         )
-    return candidates, teacher, work, settings, scoring
+    return _Prepared(candidates, teacher, tasks, settings, scoring)
 
 
-def _kept(benchmark, candidates, plan):
-    """The numbers of the examples whose prompt fits every model.
-
-    Raises:
-        ValueError: none is left, or one does not fit a model's context.
-    """
-    kept = list(range(len(benchmark.examples)))
-    prompts = [example.prompt for example in benchmark.examples]
-    lengths = {c.label: _lengths(benchmark, prompts, c) for c in candidates}
-    if plan.max_prompt_length is not None:
-        longest = [max(each) for each in zip(*lengths.values(), strict=True)]
-        kept = [n for n in kept if longest[n] <= plan.max_prompt_length]
-        if not kept:
-            raise ValueError(
-                f"benchmark {benchmark.name}: all {len(prompts)} prompts have more than "
-                f"--max_prompt_length {plan.max_prompt_length} tokens; the shortest has "
-                f"{min(longest)}"
-            )
-    places = [benchmark.examples[n].place for n in kept]
-    for candidate in candidates:
-        needed = [lengths[candidate.label][n] for n in kept]
-        check_prompt_lengths(needed, positions_of(candidate.config), plan.decoding, places)
-    return kept
-
-
-def _lengths(benchmark, prompts, candidate):
-    """Tokens of each prompt.
-
-    Raises:
-        ValueError: a prompt without tokens, or with one that the model does not know.
-    """
-    encoded = encode_prompts(candidate.tokenizer, prompts)
-    known = candidate.config.get_text_config().vocab_size
-    for example, ids in zip(benchmark.examples, encoded, strict=True):
-        if not ids:
-            raise ValueError(f"{example.place}: the prompt has no tokens; a model answers to some")
-        if max(ids) >= known:
-            raise ValueError(
-                f"{example.place}: the prompt has token {max(ids)}, but {candidate.label} knows "
-                f"only {known}: its tokenizer is another model's"
-            )
-    return [*map(len, encoded)]
-
-
-def _settings(plan, candidates, teacher, work, judge):
-    """What makes two evaluations the same, and what one needs to know to repeat it."""
+def _settings(plan, candidates, teacher, tasks, judge):
+    """The settings that identify an evaluation and allow it to be repeated."""
     return {
         "models": {candidate.label: candidate.hashes for candidate in candidates},
         "names": {
             "models": {candidate.label: candidate.name for candidate in candidates},
-            "benchmarks": {benchmark.name: benchmark.source for benchmark, _ in work},
+            "benchmarks": {task.benchmark.name: task.benchmark.source for task in tasks},
             "teacher": teacher.name if teacher else None,
         },
         "benchmarks": {
-            benchmark.name: {
-                "sha256": benchmark.sha256,
-                "examples": len(kept),
-                "left_out": len(benchmark.examples) - len(kept),
+            task.benchmark.name: {
+                "sha256": task.benchmark.sha256,
+                "examples": len(task.examples),
+                "left_out": len(task.benchmark.examples) - len(task.examples),
             }
-            for benchmark, kept in work
+            for task in tasks
         },
         "seeds": list(plan.seeds),
         "decoding": asdict(plan.decoding),

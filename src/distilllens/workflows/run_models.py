@@ -1,4 +1,4 @@
-"""What a report shows of the models: divergence by depth, and answers side by side."""
+"""Measure a run's models for its report: divergence by depth, and sample answers."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
-from distilllens.data import load_hub, load_records, to_training_examples
+from distilllens.data import load_hub, load_records, template_fields, to_training_examples
 from distilllens.data.encode import encode_example
 from distilllens.errors import first_line
 from distilllens.fingerprints import fingerprint
@@ -22,54 +23,56 @@ from distilllens.report import Observations, Sample
 from distilllens.workflows.inspect import target_passage
 from distilllens.workflows.train_inputs import random_student
 
-_LONGEST_TEXT, _LONGEST_QUESTION = 256, 1200
-# Tokens of an answer; fewer only where no question leaves more room.
-_ANSWERS = (64, 32, 8)
-# Records that are tried for each text that is wanted: some have no target within reach.
-_TRIES = 16
+_MAX_TEXT_TOKENS, _MAX_QUESTION_CHARACTERS = 256, 1200
+# Maximum tokens of an answer; the smaller values apply only if no question leaves more room.
+_ANSWER_LENGTHS = (64, 32, 8)
+# Records to try for each requested text: some have no target within the maximum length.
+_TRIES_PER_TEXT = 16
 
 
 def observe_run(
-    where: Path, note: Mapping, fields: Mapping, pairs: Sequence[str], limit: int, trusted: bool
+    student: Path, run: Mapping, fields: Mapping, pairs: Sequence[str], limit: int, trusted: bool
 ) -> Observations:
-    """The newest student of a run beside its start and its teacher, on the first of its texts.
+    """Compare a run's newest student with its start and its teacher, on a few texts of the run.
 
-    What cannot be had is missing from what is returned, with a sentence each.
+    A part that cannot be measured is left out, and ``missing`` says why.
 
     Args:
-        where: the folder of the newest student.
-        note: of the run (``read_run``).
+        student: the folder of the newest student.
+        run: the contents of run.json (``read_run``).
+        fields: the recipe fields of the run.
         pairs: "student:teacher" depths that training compared.
+        limit: how many texts to read and how many questions to ask.
         trusted: whether code that comes with a model may run.
     """
-    home = note.get("working_directory")
-    home = Path(home) if isinstance(home, str) else Path()
-    source = _Source(where, note["recipe"].get("models") or {}, fields, home, trusted)
-    missing, models = source.said, {}
-    with _noted(missing, "Figure 1 and answers are left out"):
-        tokenizer = load_tokenizer("student", str(where), trust_remote_code=trusted)
-        records, what = _records(fields, home)
-        models["student"] = source.student()
+    folder = run.get("working_directory")
+    folder = Path(folder) if isinstance(folder, str) else Path()
+    loader = _ModelLoader(student, run["recipe"].get("models") or {}, fields, folder, trusted)
+    missing, models = loader.warnings, {}
+    with _record_failure(missing, "The divergence by depth and the answers are left out"):
+        tokenizer = load_tokenizer("student", str(student), trust_remote_code=trusted)
+        records, description = _records(fields, folder)
+        models["student"] = loader.student()
     if "student" not in models:
         return Observations(missing=tuple(missing))
-    with _noted(missing, "The start is left out"):
-        models["start"] = source.start(tokenizer)
-    with _noted(missing, "Figure 1 and the teacher's answers are left out"):
-        models["teacher"] = source.teacher()
-    # Plain fine-tuning has no teacher, and misses none.
-    there = [name for name in ("teacher", "start", "student") if models.get(name) is not None]
-    models = {name: models[name] for name in there}
-    texts = Texts(records[: _TRIES * limit], what, limit, limit)
-    observed = observe_models(models, tokenizer, texts, trained=_map(pairs))
+    with _record_failure(missing, "The start is left out"):
+        models["start"] = loader.start(tokenizer)
+    with _record_failure(missing, "The divergence by depth and the teacher's answers are left out"):
+        models["teacher"] = loader.teacher()
+    # The teacher is None after plain fine-tuning: nothing is missing then.
+    available = [name for name in ("teacher", "start", "student") if models.get(name) is not None]
+    models = {name: models[name] for name in available}
+    texts = Texts(records[: _TRIES_PER_TEXT * limit], description, limit, limit)
+    observed = observe_models(models, tokenizer, texts, trained=_depth_pairs(pairs))
     return replace(observed, missing=(*missing, *observed.missing))
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Records, what they are in words, and how many are read and how many asked."""
+    """Records, a description of them, and how many to read and how many to ask."""
 
     records: Sequence[dict]
-    what: str
+    description: str
     num_read: int
     num_asked: int
 
@@ -77,58 +80,73 @@ class Texts:
 def observe_models(
     models: Mapping, tokenizer, texts: Texts, *, trained: Sequence[tuple[int, int]]
 ) -> Observations:
-    """Figure 1's numbers where "teacher" is among the models, and answers of all of them.
+    """Divergence by depth (if "teacher" is among the models), and sample answers of all models.
 
     Args:
-        models: name -> model in eval mode, in the order of the page.
-        texts: the first that serve are used.
-        trained: the pairs of depths of training.
+        models: name -> model in eval mode, in page order.
+        texts: the first suitable records are used.
+        trained: the pairs of depths that training compared.
     """
     observed, missing = Observations(), []
     positions = least_positions(model.config for model in models.values())
     if "teacher" in models:
-        with _noted(missing, "Figure 1 is left out"), torch.no_grad():
-            found = _documents(texts, tokenizer, positions)
+        with _record_failure(missing, "The divergence by depth is left out"), torch.no_grad():
+            passages = _passages(texts, tokenizer, positions)
             students = [name for name in models if name != "teacher"]
-            read = inspect_models(
+            inspection = inspect_models(
                 models["teacher"],
-                found,
+                passages,
                 [models[name] for name in students],
                 trained=[trained] * len(students),
             )
-            observed = replace(observed, read=read, students=tuple(students))
-            observed = replace(observed, texts=f"the first {len(found)} texts of {texts.what}")
-    with _noted(missing, "Answers are left out"):
+            observed = replace(
+                observed,
+                inspection=inspection,
+                students=tuple(students),
+                texts=f"the first {len(passages)} texts of {texts.description}",
+            )
+    with _record_failure(missing, "The answers are left out"):
         samples, longest = _samples(models, tokenizer, texts, positions)
-        words = f"From {texts.what}; answered greedily, in at most {longest} tokens."
-        observed = replace(observed, samples=samples, speakers=tuple(models), questions=words)
+        observed = replace(
+            observed,
+            samples=samples,
+            answered_by=tuple(models),
+            questions=f"Taken from {texts.description}; answered by greedy decoding with at most "
+            f"{longest} new tokens.",
+        )
     return replace(observed, missing=tuple(missing))
 
 
 @contextmanager
-def _noted(missing, consequence):
-    """A failure of the block becomes a sentence: a report shows what there is."""
+def _record_failure(missing, consequence):
+    """Turn an exception of the block into a sentence: the report shows everything else."""
     try:
         yield
-    except Exception as error:  # whatever files, libraries and memory say
+    except Exception as error:  # anything that files, libraries or memory can raise
         reason = first_line(error).rstrip(".")
         missing.append(f"{consequence}: {reason}.")
 
 
-class _Source:
-    """Where the models of a run are."""
+class _ModelLoader:
+    """Loads the student, start and teacher of a run.
 
-    def __init__(self, where, fingerprints, fields, home, trusted):
-        self.where, self.fingerprints, self.fields = where, fingerprints, fields
-        self.home, self.trusted = home, trusted
-        self.said = []  # sentences on what is missing or may be another
+    Args:
+        folder: of the newest student.
+        fingerprints: role -> fingerprint of the model when the run began.
+        working_directory: of the run; relative paths in ``fields`` start there.
+    """
+
+    def __init__(self, folder, fingerprints, fields, working_directory, trusted):
+        self.folder, self.fingerprints, self.fields = folder, fingerprints, fields
+        self.working_directory, self.trusted = working_directory, trusted
+        self.warnings = []  # sentences about models that may have changed since the run
 
     def student(self):
-        """The newest, from its folder."""
-        return self._load("student", str(self.where), {"dtype": "auto"})
+        """The newest student."""
+        return self._load("student", str(self.folder), {"dtype": "auto"})
 
     def start(self, tokenizer):
-        """What it started from: a model by name, or random weights of the same seed."""
+        """The student before training: a named model, or random weights from the same seed."""
         if self.fields.get("student_config"):
             seed = self.fields.get("seed", 42)
             return self._ready(random_student(self.fields["student_config"], tokenizer, seed))
@@ -137,15 +155,15 @@ class _Source:
         return self._named("student", self.fields["model_name_or_path"], revision, settings)
 
     def teacher(self):
-        """The one that is named; None where there was none.
+        """The teacher named in the recipe; None if there was none.
 
         Raises:
-            ValueError: the run read a cache in its place, or it is gone.
+            ValueError: the run used a teacher cache and names no teacher, or it no longer exists.
         """
         name = self.fields.get("teacher_model_name_or_path")
         if not name:
             if self.fields.get("teacher_cache"):
-                raise ValueError("the run read a teacher's cached states, and names no teacher")
+                raise ValueError("the run used a teacher cache and names no teacher")
             return None
         settings = {"dtype": "auto", **(self.fields.get("teacher_model_init_kwargs") or {})}
         settings.pop("trust_remote_code", None)
@@ -153,13 +171,13 @@ class _Source:
         return self._named("teacher", name, revision, settings)
 
     def _named(self, role, name, revision, settings):
-        there = self.home / name
-        path = str(there) if there.is_dir() else name
+        local = self.working_directory / name
+        path = str(local) if local.is_dir() else name
         config = load_config(role, path, revision=revision, trust_remote_code=self.trusted)
         before = (self.fingerprints.get(role) or {}).get("weights")
         if before is not None and fingerprint(path, config)["weights"] != before:
-            self.said.append(
-                f"The {role} {name} may hold other weights now than when the run began."
+            self.warnings.append(
+                f"The weights of the {role} {name} may have changed since the run began."
             )
         return self._load(role, path, {**settings, "revision": revision})
 
@@ -173,12 +191,12 @@ class _Source:
         return model.eval()
 
 
-def _map(pairs):
+def _depth_pairs(pairs):
     return tuple(tuple(map(int, pair.split(":"))) for pair in pairs)
 
 
-def _records(fields, home):
-    """The evaluation data where there are any, else the training data; and which, in words."""
+def _records(fields, folder):
+    """The evaluation data if there are any, else the training data, and a description."""
     if name := fields.get("dataset_name"):
         test = fields.get("dataset_test_split")
         split = test or fields.get("dataset_train_split", "train")
@@ -187,57 +205,67 @@ def _records(fields, home):
     role = "eval_file" if fields.get("eval_file") else "train_file"
     files = fields.get(role)
     files = files if isinstance(files, list) else [files]
-    paths = [there if (there := home / file).exists() else file for file in files]
-    what = ", ".join(Path(file).name for file in files)
-    trained = " (training data)" if role == "train_file" else ""
-    return load_records(paths), what + trained
+    paths = [local if (local := folder / file).exists() else file for file in files]
+    names = ", ".join(Path(file).name for file in files)
+    suffix = " (training data)" if role == "train_file" else ""
+    return load_records(paths), names + suffix
 
 
-def _documents(texts, tokenizer, positions):
-    length, found = min(_LONGEST_TEXT, positions or _LONGEST_TEXT), []
+def _passages(texts, tokenizer, positions):
+    length, passages = min(_MAX_TEXT_TOKENS, positions or _MAX_TEXT_TOKENS), []
     for example in to_training_examples(texts.records):
-        document = target_passage(*encode_example(example, tokenizer), length)
-        if document is not None:
-            found.append(document)
-        if len(found) == texts.num_read:
+        passage = target_passage(*encode_example(example, tokenizer), length)
+        if passage is not None:
+            passages.append(passage)
+        if len(passages) == texts.num_read:
             break
-    if not found:
+    if not passages:
         num = len(texts.records)
-        raise ValueError(f"none of the first {num} records has a target in {length} tokens")
-    return found
+        raise ValueError(f"none of the first {num} records has a target within {length} tokens")
+    return passages
 
 
 def _samples(models, tokenizer, texts, positions):
-    """Questions that leave room for an answer, and the answers to them; and the longest allowed."""
-    asked = [q for record in texts.records if (q := _question(record)) is not None]
-    ids = encode_prompts(tokenizer, [prompt for prompt, _, _ in asked])
-    for longest in _ANSWERS:
-        most = positions - longest if positions else max(map(len, ids), default=0)
-        fitting = [n for n, found in enumerate(ids) if 0 < len(found) <= most]
+    """Questions that leave room for an answer, with all answers; and the maximum answer length."""
+    questions = [q for record in texts.records if (q := _question(record)) is not None]
+    prompts, fields = [q.prompt for q in questions], [q.fields for q in questions]
+    ids = encode_prompts(tokenizer, prompts, fields)
+    for longest in _ANSWER_LENGTHS:
+        room = positions - longest if positions else max(map(len, ids), default=0)
+        fitting = [n for n, prompt in enumerate(ids) if 0 < len(prompt) <= room]
         if fitting:
             fitting = fitting[: texts.num_asked]
             break
     else:
         return (), 0
     decoding = Decoding(max_new_tokens=longest, greedy=True)
-    said = [
+    answers = [
         TransformersBackend(model, tokenizer, decoding).generate([ids[n] for n in fitting], seed=0)
         for model in models.values()
     ]
     samples = tuple(
         Sample(
-            _shortened(asked[n][1]),
-            _shortened(asked[n][2]),
-            tuple(answers[at].text for answers in said),
-            tuple(not answers[at].finished for answers in said),
+            _shortened(questions[n].question),
+            _shortened(questions[n].reference),
+            tuple(model[index].text for model in answers),
+            tuple(not model[index].finished for model in answers),
         )
-        for at, n in enumerate(fitting)
+        for index, n in enumerate(fitting)
     )
     return samples, longest
 
 
+class _Question(NamedTuple):
+    """A prompt with its template fields for the models; question and reference for the page."""
+
+    prompt: Any
+    question: str
+    reference: str
+    fields: dict
+
+
 def _question(record):
-    """``(prompt, question, reference)`` of a record, as a model and a person read it; or None."""
+    """The question in a record; None if it has none."""
     (example,) = to_training_examples([record])
     if "messages" in example:
         *prompt, last = example["messages"]
@@ -246,17 +274,19 @@ def _question(record):
             return None
     if "prompt" not in example:
         return None
-    prompt, reference = example["prompt"], _said(example["completion"])
+    prompt, reference = example["prompt"], _content(example["completion"])
+    fields = template_fields(record)
     if "instruction" in record:
         parts = (record["instruction"], record.get("input") or "")
-        return prompt, "\n".join(filter(None, parts)), reference
-    return prompt, _said(prompt), reference
+        return _Question(prompt, "\n".join(filter(None, parts)), reference, fields)
+    return _Question(prompt, _content(prompt), reference, fields)
 
 
-def _said(text):
-    """A text, or what the last of some messages says."""
+def _content(text):
+    """A text itself, or the content of the last of a list of messages."""
     return text if isinstance(text, str) else str(text[-1].get("content") or "")
 
 
 def _shortened(text):
-    return text if len(text) <= _LONGEST_QUESTION else f"{text[:_LONGEST_QUESTION]} […]"
+    longest = _MAX_QUESTION_CHARACTERS
+    return text if len(text) <= longest else f"{text[:longest]} […]"

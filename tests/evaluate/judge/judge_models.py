@@ -1,4 +1,4 @@
-"""Two tiny chat models: one that always says the same, one that babbles; no test in here."""
+"""Two tiny chat models, one with a constant reply and one with random words; no tests here."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""A judge asked over a wire: verdicts, cache, faults on the way, cost, and the key."""
+"""A judge on a real connection: verdicts, cache, failures, cost and the key."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ UNREAD = Verdict(None, None, None)
 
 @pytest.fixture(autouse=True)
 def no_key(monkeypatch):
-    """The machine's own settings play no part."""
+    """Settings of this machine's environment are ignored."""
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
 
@@ -64,7 +64,7 @@ def test_verdicts(tmp_path):
 
 
 def test_a_second_call_asks_nothing(tmp_path):
-    """Nor does another judge with the same cache: neither server nor key is needed."""
+    """Another judge with the same cache asks nothing either, and needs neither server nor key."""
     with served() as (_, url):
         judge(tmp_path, url)(CASES)
     again = judge(tmp_path, url)
@@ -121,7 +121,7 @@ def test_as_many_at_a_time_as_said(tmp_path, concurrency):
 
 
 def mumbling(times, about="Question 0?"):
-    """A judge that says nothing readable of one case until it was reminded so often."""
+    """A judge whose replies on one case are unreadable until it was reminded so often."""
 
     def behave(_, body):
         messages = body["messages"]
@@ -133,7 +133,7 @@ def mumbling(times, about="Question 0?"):
 
 
 def test_an_unreadable_reply_is_asked_for_again(tmp_path):
-    """The talk goes on with a reminder, and two reminders are enough or nothing is."""
+    """The conversation continues with a reminder, at most twice."""
     with served(mumbling(2)) as (stub, url):
         asked = judge(tmp_path, url)
         assert asked(CASES) == EXPECTED and asked.num_unread == 0
@@ -147,7 +147,7 @@ def said_by(caplog):
 
 
 def test_no_verdict(tmp_path, caplog):
-    """What stays unreadable is counted and said, and not asked again by the next call."""
+    """A case that stays unreadable is counted and reported, and not asked again."""
     with served(mumbling(9)) as (stub, url):
         asked = judge(tmp_path, url)
         for _ in range(2):
@@ -158,7 +158,7 @@ def test_no_verdict(tmp_path, caplog):
 
 
 def test_one_unreadable_order_is_no_verdict(tmp_path):
-    """Half a pair would favour a place."""
+    """A single order would favour a position."""
 
     def behave(_, body):
         unread = body["messages"][0] == both_orders(CASES[0])[1][0]
@@ -182,7 +182,7 @@ def test_a_reply_cut_at_the_limit_is_asked_for_again(tmp_path):
 
 
 def test_a_question_that_is_refused(tmp_path, caplog):
-    """One that is too long, say, has no verdict; the rest goes on, and it is asked anew later."""
+    """A refused case has no verdict; the others are judged, and a later call asks it again."""
     too_long = (400, {}, {"error": {"message": "context length exceeded"}})
 
     def behave(_, body):
@@ -199,7 +199,7 @@ def test_a_question_that_is_refused(tmp_path, caplog):
 
 
 def test_a_judge_that_goes_away(tmp_path):
-    """One line says where to go on; the same call then ends where an undisturbed one does."""
+    """One line says what is kept; the same call then ends as an uninterrupted one."""
     gone = threading.Event()
 
     def behave(number, body):
@@ -221,7 +221,7 @@ def test_a_judge_that_goes_away(tmp_path):
 
 
 def test_a_key_that_expires(tmp_path):
-    """Its error is not retried, ends the retries of the others, and leaves what is known."""
+    """Its error is not retried and ends the retries of others; replies so far are kept."""
 
     def behave(number, body):
         if number < 4:
@@ -237,7 +237,7 @@ def test_a_key_that_expires(tmp_path):
 
 
 def test_an_interrupted_run(tmp_path, monkeypatch):
-    """Ctrl-C ends it, with what was judged in the cache.
+    """Ctrl-C ends it, with the replies so far in the cache.
 
     Raised where the main thread waits: a real signal may fall into a callback that swallows it.
     """
@@ -275,7 +275,7 @@ Judge("stub", base_url=sys.argv[1], cache=sys.argv[2], concurrency=2)(cases)
 
 @pytest.mark.slow
 def test_a_run_that_was_killed(tmp_path):
-    """Killed in the middle and called again, it gives what an undisturbed one gives."""
+    """Interrupted and called again, it gives the verdicts of an uninterrupted run."""
     enough = threading.Event()
 
     def behave(number, body):
@@ -301,7 +301,7 @@ def test_a_run_that_was_killed(tmp_path):
 
 
 def test_a_torn_and_shuffled_cache(tmp_path):
-    """Whatever a crash left of the file, and in whichever order, the verdicts are the same."""
+    """The verdicts are the same for any torn end and any order of the file."""
     path = tmp_path / "judge.jsonl"
     with served(mumbling(1)) as (_, url):
         judge(tmp_path, url)(CASES)
@@ -328,7 +328,7 @@ def test_estimate(tmp_path):
 
 
 def test_an_estimate_knows_of_reminders(tmp_path):
-    """A talk that broke off is one call, of all that was said."""
+    """A conversation that broke off needs one call, with all its messages."""
     cut = threading.Event()
 
     def behave(number, body):
@@ -367,7 +367,7 @@ def test_what_was_spent(tmp_path):
 
 
 def test_the_check_is_made_once(tmp_path):
-    """By hand, or by the first call that has something to ask."""
+    """Explicitly, or by the first call that has something to ask."""
     with served() as (stub, url):
         asked = judge(tmp_path, url)
         asked.check()
@@ -411,7 +411,7 @@ def test_the_address_of_the_environment(tmp_path, monkeypatch):
 
 
 def test_the_key_is_written_nowhere(tmp_path, monkeypatch, caplog):
-    """Not into cache, log, errors or repr, by a server that repeats it in every reply and error."""
+    """Not in cache, log, errors or repr, even if a server repeats it in every reply and error."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     caplog.set_level(logging.DEBUG)
     for name in ("openai", "httpx", "httpx2", "httpcore", "httpcore2"):
@@ -435,7 +435,7 @@ def test_the_key_is_written_nowhere(tmp_path, monkeypatch, caplog):
 
 
 def test_the_bar(tmp_path, capsys):
-    """It is drawn when wished for, and not into a file by itself."""
+    """It is shown on request, and by default not if the output is a file."""
     with served() as (_, url):
         judge(tmp_path, url)(CASES[:1])
         assert capsys.readouterr().err == ""
@@ -461,7 +461,7 @@ def test_the_bar(tmp_path, capsys):
     ],
 )
 def test_settings_that_cannot_be(tmp_path, changes, said):
-    """What, which value, what would be right; what may be a key is not repeated."""
+    """The message has value and remedy, and does not repeat a value that may be a key."""
     settings = {"model": MODEL, "cache": tmp_path / "judge.jsonl"} | changes
     with pytest.raises(ValueError, match=said) as error:
         Judge(settings.pop("model"), **settings)
@@ -535,7 +535,7 @@ def test_a_model_that_babbles(transformers_server, tmp_path):
 
 @pytest.mark.slow
 def test_a_model_that_is_not_there(transformers_server, tmp_path):
-    """The check says so in one line; this server calls it an error of its own."""
+    """The check reports it in one line; this server returns a server error for it."""
     url, folder = transformers_server
     with pytest.raises(OSError, match=r"fails for model '.*nothing', asked once \(500\)") as error:
         judge(tmp_path, url, model=str(folder / "nothing"), max_retries=0).check()

@@ -11,10 +11,10 @@ from distilllens.evaluate.judge import prompt as judge_prompt
 from distilllens.evaluate.judge.prompt import (
     PROMPT,
     REMINDER,
-    asked_again,
     both_orders,
     quotation_code,
     read_scores,
+    with_reminder,
 )
 from distilllens.evaluate.judge.verdicts import Case
 
@@ -70,7 +70,7 @@ def test_the_prompt_itself_cannot_be_read_as_scores():
 def test_the_reminder_goes_on_from_the_reply():
     """The roles alternate, and an empty reply is not sent back empty."""
     start = both_orders(CASE)[0]
-    talk = asked_again(asked_again(start, " well\n"), "  ")
+    talk = with_reminder(with_reminder(start, " well\n"), "  ")
     assert talk[:1] == start
     assert [m["role"] for m in talk] == ["user", "assistant"] * 2 + ["user"]
     assert [m["content"] for m in talk[1:]] == ["well", REMINDER, "(no reply)", REMINDER]

@@ -1,4 +1,4 @@
-"""Replies on the disk."""
+"""The cache of a judge's replies."""
 
 import json
 import random
@@ -67,7 +67,7 @@ def test_torn_anywhere(tmp_path):
 
 
 def test_the_order_of_lines_does_not_matter(tmp_path):
-    """Not even where two lines have one key."""
+    """Not even if two lines have the same key."""
     path = tmp_path / "judge.jsonl"
     kept = filled(path, count=6)
     cache = ReplyCache(path)
@@ -134,3 +134,12 @@ def test_a_key_is_of_everything():
     assert key_of(question) == key_of(dict(reversed(question.items())))
     others = [question | {"model": "n"}, question | {"seed": 1}, question | {"messages": []}]
     assert len({key_of(q) for q in [question, *others]}) == 4
+
+
+def test_a_line_without_a_key_is_not_ours(tmp_path):
+    """All the fields of a reply but its key: another file, which is left alone."""
+    path = tmp_path / "judge.jsonl"
+    line = {"text": "SCORES: 1 2", "cut": False, "prompt_tokens": 1, "completion_tokens": 1}
+    path.write_text(json.dumps(line) + "\n")
+    with pytest.raises(ValueError, match=r"judge.jsonl:1: no line of a judge's cache"):
+        ReplyCache(path)

@@ -1,4 +1,4 @@
-"""What is asked of a judge's server, what is retried, and what its failures become."""
+"""Requests to a judge's server, retries, and the errors for its failures."""
 
 import logging
 import sys
@@ -11,7 +11,7 @@ from evaluate.judge.judge_stub import MODEL, chat, served
 
 pytest.importorskip("openai", reason="the judge needs openai")
 
-from distilllens.evaluate.judge.server import Gone, Refused, Server
+from distilllens.evaluate.judge.server import QuestionRefused, Server, ServerFailed
 
 KEY = "sk-stub-0123456789abcdefghij"
 VARIABLE = "JUDGE_TEST_KEY"
@@ -20,7 +20,7 @@ PARAMETERS = {"temperature": 0, "seed": 0, "max_tokens": 64}
 
 
 def connected(url, **changes):
-    """A Server, two retries and five seconds of patience."""
+    """A Server with two retries and a timeout of five seconds."""
     settings = {"key_variable": VARIABLE, "parameters": PARAMETERS, "retries": 2, "timeout": 5.0}
     return Server(url, changes.pop("model", MODEL), **(settings | changes))
 
@@ -130,7 +130,7 @@ def test_a_server_that_stays_away():
     """Nobody listens: an OSError after the retries."""
     with served() as (_, url):
         pass
-    with connected(url, retries=1) as server, pytest.raises(Gone) as error:
+    with connected(url, retries=1) as server, pytest.raises(ServerFailed) as error:
         server.ask(QUESTION)
     assert f"{url} cannot be reached, asked 2 times: " in fault_of(error)
 
@@ -140,7 +140,7 @@ def test_a_server_that_says_nothing():
     with (
         served(first(TimeoutError, TimeoutError)) as (stub, url),
         connected(url, retries=1, timeout=0.2) as server,
-        pytest.raises(Gone) as error,
+        pytest.raises(ServerFailed) as error,
     ):
         server.ask(QUESTION)
     assert fault_of(error).endswith("sent nothing for 0.2 s, asked 2 times")
@@ -148,12 +148,12 @@ def test_a_server_that_says_nothing():
 
 
 def test_a_server_that_keeps_failing():
-    """The last status and what it said."""
+    """The error has the last status and its reason."""
     failing = first(then=(503, {}, ERROR))
     with (
         served(failing) as (_, url),
         connected(url, retries=0) as server,
-        pytest.raises(Gone) as error,
+        pytest.raises(ServerFailed) as error,
     ):
         server.ask(QUESTION)
     assert fault_of(error).endswith("fails for model 'stub', asked once (503): what is wrong")
@@ -167,7 +167,7 @@ GARBAGE = [b'{"choices": [{"mess', {"choices": []}, {"choices": 5}]
     "garbage", [PAGE, *((200, {}, body) for body in GARBAGE)], ids=lambda g: str(g[2])
 )
 def test_garbage_is_asked_again(garbage):
-    """A body that is no chat completion passes."""
+    """A body that is not a chat completion is retried."""
     with served(first(garbage)) as (stub, url), connected(url) as server:
         assert server.ask(QUESTION).text == "fine"
         assert len(stub.requests) == 2
@@ -178,10 +178,10 @@ def test_nothing_but_garbage():
     with (
         served(first(then=PAGE)) as (stub, url),
         connected(url) as server,
-        pytest.raises(Gone) as error,
+        pytest.raises(ServerFailed) as error,
     ):
         server.ask(QUESTION)
-    assert "is no chat completion; mostly its address ends in /v1" in fault_of(error)
+    assert "sends no chat completions; its address usually ends in /v1" in fault_of(error)
     assert len(stub.requests) == 3
 
 
@@ -189,12 +189,22 @@ def test_nothing_but_garbage():
     ("status", "body", "kind", "said"),
     [
         (401, ERROR, ValueError, r"refuses the key in the environment variable JUDGE_TEST_KEY"),
-        (403, ERROR, ValueError, r"forbids it to the key in JUDGE_TEST_KEY \(403\): what is wrong"),
+        (
+            403,
+            ERROR,
+            ValueError,
+            r"denies access to the key in JUDGE_TEST_KEY \(403\): what is wrong",
+        ),
         (404, ERROR, ValueError, r"no model 'stub', .* /v1 \(404: what is wrong\); it lists stub$"),
-        (400, ERROR, Refused, r"refuses the question \(400\): what is wrong$"),
-        (422, {"detail": "odd"}, Refused, r"refuses the question \(422\): odd$"),
-        (413, b"too\nlong" * 99, Refused, r"\(413\): too longtoo .*\.\.\.$"),
-        (402, ERROR, Gone, r"fails for model 'stub', asked 3 times \(402\): what is wrong$"),
+        (400, ERROR, QuestionRefused, r"refuses the question \(400\): what is wrong$"),
+        (422, {"detail": "odd"}, QuestionRefused, r"refuses the question \(422\): odd$"),
+        (413, b"too\nlong" * 99, QuestionRefused, r"\(413\): too longtoo .*\.\.\.$"),
+        (
+            402,
+            ERROR,
+            ServerFailed,
+            r"fails for model 'stub', asked 3 times \(402\): what is wrong$",
+        ),
     ],
 )
 def test_what_stays_is_not_retried(monkeypatch, status, body, kind, said):
@@ -211,14 +221,14 @@ def test_what_stays_is_not_retried(monkeypatch, status, body, kind, said):
 
 
 def test_a_key_that_is_not_there(monkeypatch):
-    """OpenAI is not asked without one, another server says whether it wants one."""
+    """OpenAI is not called without a key; another server decides whether it needs one."""
     monkeypatch.delenv(VARIABLE, raising=False)
     with pytest.raises(ValueError, match=f"environment variable {VARIABLE} holds no key, and http"):
         connected("https://api.openai.com/v1")
     with (
         served(first((401, {}, ERROR))) as (_, url),
         connected(url) as server,
-        pytest.raises(ValueError, match=f"wants a key; set the environment variable {VARIABLE}"),
+        pytest.raises(ValueError, match=f"needs a key; set the environment variable {VARIABLE}"),
     ):
         server.ask(QUESTION)
 
@@ -265,7 +275,7 @@ def as_pydantic(name):
     ],
 )
 def test_parameters_that_a_server_does_not_take(caplog, wording, names, left):
-    """Those that it names are left out; the limit of tokens is tried by its other name."""
+    """Parameters that it names are left out; the token limit is tried under its other name."""
     with served(refusing(*names, wording=wording)) as (stub, url), connected(url) as server:
         server.settle_parameters()
         server.ask(QUESTION)
@@ -280,7 +290,7 @@ def test_a_refusal_that_names_no_parameter():
     with (
         served(first((400, {}, ERROR))) as (stub, url),
         connected(url) as server,
-        pytest.raises(Refused, match="what is wrong"),
+        pytest.raises(QuestionRefused, match="what is wrong"),
     ):
         server.settle_parameters()
     assert len(stub.requests) == 1 and server.parameters == PARAMETERS

@@ -17,13 +17,13 @@ def test_means_over_both_orders():
 
 @pytest.mark.parametrize("orders", [[], [None, None], [(1.0, 2.0), None], [None, (1.0, 2.0)]])
 def test_an_order_that_is_unread_leaves_no_verdict(orders):
-    """Half a pair would favour a place."""
+    """A single order would favour a position."""
     assert verdict_of(orders) == Verdict(None, None, None)
 
 
 @given(first=PAIRS, second=PAIRS)
 def test_answer_and_reference_trade_places(first, second):
-    """With the roles exchanged the scores are, and a win is a defeat."""
+    """Exchanging the roles exchanges the scores, and a win becomes a loss."""
     verdict, other = verdict_of([first, second]), verdict_of([first[::-1], second[::-1]])
     assert (verdict.score, verdict.reference_score) == (other.reference_score, other.score)
     assert verdict.win == 1 - other.win
@@ -50,7 +50,7 @@ def test_totals_of_nothing(count):
 
 
 def test_an_estimate_is_one_line():
-    """Calls, tokens and money; expected ones say "about"."""
+    """Calls, tokens and cost; an estimate has "about"."""
     assert str(Estimate(10, 4, 5000, 800, 0.00123)) == (
         "10 calls (4 judgments are in the cache), about 5000 prompt and 800 completion tokens, "
         "about 0.0012 USD"

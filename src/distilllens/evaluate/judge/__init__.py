@@ -1,4 +1,4 @@
-"""A language model scores answers beside their references, through any OpenAI-compatible server."""
+"""An LLM judge scores answers and references, through any OpenAI-compatible server."""
 
 from distilllens.evaluate.judge.judge import Judge
 

@@ -1,4 +1,4 @@
-"""A language model behind an OpenAI-compatible server scores answers against their references."""
+"""The LLM judge: scores of answers and references from an OpenAI-compatible server."""
 
 from __future__ import annotations
 
@@ -12,48 +12,47 @@ from urllib.parse import urlsplit
 
 from tqdm.auto import tqdm
 
-from distilllens.evaluate.judge.prompt import asked_again, both_orders, read_scores
+from distilllens.evaluate.judge.prompt import both_orders, read_scores, with_reminder
 from distilllens.evaluate.judge.replies import ReplyCache, key_of
-from distilllens.evaluate.judge.server import OPENAI, Gone, Refused, Server, Stopped
+from distilllens.evaluate.judge.server import OPENAI, QuestionRefused, Server, ServerFailed, Stopped
 from distilllens.evaluate.judge.verdicts import Case, Estimate, Verdict, verdict_of
 
 logger = logging.getLogger(__name__)
 
 SEED = 0
-# An unreadable reply is answered by a reminder, so the same question is not put twice to a judge
-# that always says the same.
+# An unreadable reply is answered with a reminder: repeating the question would repeat the reply.
 ASKS = 3
 _PRICES = {"gpt-4o-mini": (0.15, 0.60), "gpt-4o-mini-2024-07-18": (0.15, 0.60)}
-_BYTES_A_TOKEN, _TOKENS_A_REPLY = 4, 80
+_BYTES_PER_TOKEN, _TOKENS_PER_REPLY = 4, 80
 
 
 class Judge:
-    """Scores answers from 1 to 10 beside their references, in both orders, from one server.
+    """Scores answers and their references from 1 to 10, in both orders, with a model of one server.
 
-    Equals asking ``model`` twice a case (``judge_prompt.PROMPT``, the answer first and the
-    reference first) at temperature 0 and taking means. What has been asked before is read from
-    ``cache``; so a run that was killed, called again, gives the verdicts of one that was not.
+    Equals asking ``model`` twice per case at temperature 0 (``PROMPT`` in ``judge/prompt.py``, once
+    with the answer and once with the reference first) and averaging. Replies are read from
+    ``cache`` if they are there, so an interrupted run that is repeated gives the same verdicts.
 
     Args:
         model: its name at the server.
-        base_url: of the server, mostly ending in /v1; None is OPENAI_BASE_URL if that is set, else
-            OpenAI.
-        key_variable: the environment variable that holds the key. Servers other than OpenAI are
-            asked without a key where it is not set.
-        cache: a file of JSON lines, made when needed.
-        max_retries: after 408, 409, 429, 5xx, a lost connection or a timeout; the waits double from
-            half a second to eight, or are what the server asks for, up to two minutes.
+        base_url: the server's address, usually ending in /v1; None is OPENAI_BASE_URL if that is
+            set, else OpenAI.
+        key_variable: the environment variable that holds the key. If it is not set, servers other
+            than OpenAI are called without a key.
+        cache: a JSON Lines file, created when needed.
+        max_retries: after 408, 409, 429, 5xx, a lost connection or a timeout. The waits double from
+            half a second to eight, or are set by the server, up to two minutes.
         timeout: seconds without a byte.
-        concurrency: questions under way at one time.
-        max_tokens: of a reply; reasoning models need thousands.
-        prices: USD for a million prompt and completion tokens; known for gpt-4o-mini at OpenAI.
+        concurrency: number of simultaneous questions.
+        max_tokens: maximum length of a reply; reasoning models need thousands.
+        prices: USD per million prompt and completion tokens; known for gpt-4o-mini at OpenAI.
 
     Raises:
-        ValueError: a setting that cannot be, or a cache file that is something else.
+        ValueError: a setting is invalid, or the cache file holds something else.
 
     Attributes:
-        num_unread: judgments (a case in one order) without scores, of the last call.
-        spent: what this object has asked so far, as an ``Estimate`` that is measured.
+        num_unread: number of judgments (a case in one order) without scores in the last call.
+        spent: the measured calls, tokens and cost of this object so far, an ``Estimate``.
     """
 
     def __init__(
@@ -79,47 +78,47 @@ class Judge:
         _check_settings(self)
         self.num_unread = 0
         self.spent = Estimate(0, 0, 0, 0, self._usd(0, 0), measured=True)
-        self._parameters = None  # those that the server takes, once check() knows them
+        self._parameters = None  # those that the server accepts; set by check()
 
     def check(self) -> None:
-        """Put one tiny question: the server is there, takes the key and knows the model.
+        """Ask one tiny question, to test the server, the key and the model.
 
-        A parameter that the server refuses is left out from then on, with a warning.
+        Parameters that the server refuses are left out from then on, with a warning.
 
         Raises:
-            ValueError: no key, a key or a model that the server refuses, or no such server there.
-            OSError: it cannot be reached, or fails.
-            ImportError: openai is missing.
+            ValueError: there is no key, or the server refuses the key, the model or the address.
+            OSError: the server cannot be reached or fails.
+            ImportError: openai is not installed.
         """
         with self._server(self._decoding(), min(2, self.max_retries)) as server:
             server.settle_parameters()
             self._parameters = server.parameters
 
     def estimate(self, cases: Iterable[Case]) -> Estimate:
-        """What judging the cases would ask for beyond the cache; neither server nor key is used."""
+        """The cost of judging the cases that are not in the cache; needs neither server nor key."""
         replies = ReplyCache(self.cache)
         chains = self._chains(cases)
         nexts = [self._next(messages, replies)[1] for messages in chains.values()]
         nexts = [messages for messages in nexts if messages]
         texts = (message["content"] for messages in nexts for message in messages)
-        prompt = sum(len(text.encode("utf-8", "replace")) for text in texts) // _BYTES_A_TOKEN
-        completion = _TOKENS_A_REPLY * len(nexts)
+        prompt = sum(len(text.encode("utf-8", "replace")) for text in texts) // _BYTES_PER_TOKEN
+        completion = _TOKENS_PER_REPLY * len(nexts)
         cached = len(chains) - len(nexts)
         return Estimate(len(nexts), cached, prompt, completion, self._usd(prompt, completion))
 
     def __call__(self, cases: Iterable[Case], progress: bool | None = None) -> list[Verdict]:
         """The verdict of each case, in order.
 
-        Every reply goes into the cache as it comes. A case has no verdict where the judge's
-        replies could not be read after two reminders, or the server refused the question as such
-        (too long, say); ``num_unread`` counts the judgments, and one warning says so.
+        Every reply is cached as it arrives. A case has no verdict if the judge's replies were still
+        unreadable after two reminders, or if the server refused the question itself (too long, for
+        example); ``num_unread`` counts such judgments, and one warning reports them.
 
         Args:
-            progress: show a bar; None: on terminals.
+            progress: show a progress bar; None shows it on terminals.
 
         Raises:
-            ValueError, OSError, ImportError: as ``check``, which runs first unless it has before
-                or all is in the cache. After an OSError the same call goes on.
+            ValueError, OSError, ImportError: as ``check``, which runs first unless it has run
+                before or every reply is cached. After an OSError the same call resumes.
         """
         cases = list(cases)
         replies = ReplyCache(self.cache)
@@ -131,9 +130,9 @@ class Judge:
                 self.check()
             try:
                 refusals = self._ask_all(asks, replies, progress)
-            except Gone as gone:
+            except ServerFailed as failure:
                 kept = f"{len(replies)} replies are kept in {self.cache}"
-                raise OSError(f"{gone}; {kept}, the same call goes on from there") from None
+                raise OSError(f"{failure}; {kept}, the same call resumes from there") from None
             finally:
                 replies.close()
         read = {key: self._next(messages, replies)[0] for key, messages in chains.items()}
@@ -146,14 +145,14 @@ class Judge:
         return [self._verdict(case, read) for case in cases]
 
     def _chains(self, cases):
-        """The first messages of every judgment by key; equal ones are asked once."""
+        """key -> first messages of every judgment; equal judgments are asked once."""
         return {self._key(m): m for case in cases for m in both_orders(case)}
 
     def _decoding(self):
         return {"temperature": 0, "seed": SEED, "max_tokens": self.max_tokens}
 
     def _key(self, messages):
-        # With the decoding wished for, not what the server takes of it: a key needs no server.
+        # With all decoding parameters, even those the server refuses: a key needs no server.
         question = {"model": self.model, "base_url": self.base_url, "messages": messages}
         return key_of(question | self._decoding())
 
@@ -168,14 +167,14 @@ class Judge:
         )
 
     def _next(self, messages, replies):
-        """``(scores, None)`` where the replies settle it, else ``(None, what to ask next)``."""
+        """``(scores, None)`` if a reply has them, else ``(None, messages to ask next)``."""
         for _ in range(ASKS):
             reply = replies.get(self._key(messages))
             if reply is None:
                 return None, messages
             if scores := read_scores(reply.text, cut=reply.cut):
                 return scores, None
-            messages = asked_again(messages, reply.text)
+            messages = with_reminder(messages, reply.text)
         return None, None
 
     def _verdict(self, case, read):
@@ -183,7 +182,7 @@ class Judge:
         return verdict_of([answer_first, reference_first and reference_first[::-1]])
 
     def _ask_all(self, asks, replies, progress):
-        """Ask until all is settled; returns what the server said to the questions it refused."""
+        """Ask until every judgment is settled; returns the server's reasons for refusals."""
         quiet = None if progress is None else not progress
         refusals = []
         with self._server(self._parameters, self.max_retries) as server:
@@ -192,22 +191,24 @@ class Judge:
                 futures = [pool.submit(self._settle, m, replies, server) for m in asks]
                 with tqdm(total=len(asks), desc="judge", unit=" judgments", disable=quiet) as bar:
                     for future in as_completed(futures):
-                        if not isinstance(future.exception(), Stopped):  # by another's error
+                        if not isinstance(
+                            future.exception(), Stopped
+                        ):  # an error elsewhere stopped it
                             refusals += future.result()
                             bar.update()
             finally:
-                server.stop()  # nothing is under way any more, or it shall end
+                server.stop()  # ends the questions that are still running, after an error
                 pool.shutdown(cancel_futures=True)
                 self._count(server)
         return refusals
 
     def _settle(self, messages, replies, server):
-        """One judgment: ask, and remind, until there are scores; returns the refusals (0 or 1)."""
+        """Ask, with reminders, until one judgment has scores; returns the refusals (0 or 1)."""
         while due := self._next(messages, replies)[1]:
             try:
                 reply = server.ask(due)
-            except Refused as refused:
-                return [str(refused)]
+            except QuestionRefused as refusal:
+                return [str(refusal)]
             except BaseException:
                 server.stop()
                 raise
@@ -229,7 +230,7 @@ class Judge:
 
 
 def _check_settings(judge):
-    # No message repeats what may be a key.
+    # No message repeats a value that may be a key.
     if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", judge.key_variable):
         raise ValueError(
             "key_variable must be the name of an environment variable, in capitals, such as "
@@ -246,7 +247,7 @@ def _check_settings(judge):
             f"base_url is {judge.base_url!r}; it must be such as http://localhost:8000/v1"
         )
     if not judge.model:
-        raise ValueError("the judge's model has no name; give the one that its server knows")
+        raise ValueError("the judge's model has no name; give its name at the server")
     least = {"max_retries": 0, "concurrency": 1, "max_tokens": 1}
     for name, lowest in least.items():
         if getattr(judge, name) < lowest:
@@ -255,6 +256,6 @@ def _check_settings(judge):
         raise ValueError(f"timeout is {judge.timeout!r}; it must be above 0 seconds")
     if judge.prices is not None and (len(judge.prices) != 2 or min(judge.prices) < 0):
         raise ValueError(
-            f"prices are {judge.prices!r}; they must be two, USD for a million prompt tokens and "
-            "for a million completion tokens"
+            f"prices are {judge.prices!r}; they must be two, USD per million prompt tokens and "
+            "per million completion tokens"
         )

@@ -1,4 +1,4 @@
-"""What the judge is asked, in both orders, and how its reply is read: text only."""
+"""The judge's prompt, in both orders of the pair, and the parsing of its reply."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from distilllens.evaluate.judge.verdicts import Case
 
 LOWEST, HIGHEST = 1.0, 10.0
 
-# One user message: some chat templates refuse a system role. The form of the last line is shown
-# with letters, since a weak judge that repeats an example of two numbers would seem to give them.
+# One user message: some chat templates refuse a system role. The last line is shown with letters,
+# since a weak judge might repeat an example, and two numbers would then look like its scores.
 PROMPT = """\
 Compare two answers to one question. The question and both answers are quoted below. Every line \
 that opens or closes a quotation carries the code {code}; a line without that code does neither. \
@@ -44,13 +44,13 @@ I could not read your scores. Reply with nothing but one line of the form below,
 score of the first answer and Y that of the second, each a number from 1 to 10:
 SCORES: X Y"""
 
-# A number that stands alone, perhaps out of ten: not 7-4, 4/5, 80%, -3, v2 or 1.2.3.
+# A separate number, optionally out of ten: not 7-4, 4/5, 80%, -3, v2 or 1.2.3.
 _NUMBER = re.compile(
     r"(?<![\w./+\-−–])([0-9]+(?:\.[0-9]+)?)(?:\s*/\s*10\b(?!\.[0-9])|\s+out\s+of\s+10\b)?"
     r"(?![\w/%]|\.[0-9]|[-−–][0-9])"
 )
 _LABEL = re.compile(r"\b(?:answer|response|assistant|score)\s*#?\s*([12AB])\s*[:=]", re.I)
-# A line with any other word may mean anything: "between 7 and 8" is one score, not two.
+# A line with any other word is ambiguous: "between 7 and 8" is one score, not two.
 _WORDS = re.compile(
     r"scores?|ratings?|verdict|final|first|second|answers?|responses?|assistants?|the|a|is|are|my|"
     r"of|for|to|and|with|gets?|points|json"
@@ -58,7 +58,7 @@ _WORDS = re.compile(
 
 
 def both_orders(case: Case) -> tuple[list[dict], list[dict]]:
-    """The messages of a case: the student's answer first, and the reference first."""
+    """The messages of a case: with the student's answer first, and with the reference first."""
     return (
         _messages(case, case.answer, case.reference),
         _messages(case, case.reference, case.answer),
@@ -75,7 +75,7 @@ def _messages(case, first, second):
 def quotation_code(case: Case) -> str:
     """Eight hexadecimal digits that none of the texts contains, the same for the same texts.
 
-    They are a hash of all three texts, so who writes one of them cannot foresee them.
+    They are a hash of all three texts, so the author of one text cannot predict them.
     """
     texts = (case.question, case.answer, case.reference)
     salt = 0
@@ -86,23 +86,23 @@ def quotation_code(case: Case) -> str:
         salt += 1
 
 
-def asked_again(messages: list[dict], reply: str) -> list[dict]:
-    """The conversation that goes on after a reply that cannot be read."""
+def with_reminder(messages: list[dict], reply: str) -> list[dict]:
+    """The conversation continued after an unreadable reply: the reply, and a reminder."""
     return [
         *messages,
-        {"role": "assistant", "content": reply.strip() or "(no reply)"},  # some refuse an empty one
+        {"role": "assistant", "content": reply.strip() or "(no reply)"},  # some servers refuse ""
         {"role": "user", "content": REMINDER},
     ]
 
 
 def read_scores(reply: str, *, cut: bool = False) -> tuple[float, float] | None:
-    """The scores of the first and of the second answer, both within 1 to 10; None if unreadable.
+    """The scores of the first and the second answer, both from 1 to 10; None if unreadable.
 
-    Read are, in this order: the last line that begins with "scores", which then decides alone; a
+    The last line that begins with "scores" decides alone. Without one, these are tried in order: a
     JSON object with "first" and "second", or "scores"; the last line; the last two lines together;
-    the first line; the first two. A line must hold two numbers and hardly a word that is not about
-    scores. Thoughts up to ``</think>`` do not count, nor does the last line of a reply that was cut
-    at the limit of tokens: half of "10" is 1.
+    the first line; the first two. A line must have two numbers and no words except those about
+    scores. Text up to ``</think>`` is ignored, and so is the last line of a reply that was cut at
+    the token limit: half of "10" is 1.
     """
     if "<think>" in reply and "</think>" not in reply:
         return None
@@ -113,8 +113,8 @@ def read_scores(reply: str, *, cut: bool = False) -> tuple[float, float] | None:
         if re.match(r"[\W_]*scores?\b[\W_]*[:=]", line, re.I) and re.search("[0-9]", line):
             return _scores_in(line)
     places = (lines[-1:], lines[-2:], lines[:1], lines[:2])
-    found = (_scores_in(" ".join(place)) for place in places)
-    return _json_scores("\n".join(lines)) or next(filter(None, found), None)
+    scores = (_scores_in(" ".join(place)) for place in places)
+    return _json_scores("\n".join(lines)) or next(filter(None, scores), None)
 
 
 def _scores_in(text):
@@ -124,7 +124,7 @@ def _scores_in(text):
     if len(numbers) != 2 or re.search(r"[\d/%]", rest) or not all(map(_WORDS.fullmatch, words)):
         return None
     if "second" in words and "first" not in words[: words.index("second")]:
-        return None  # the other way round, or half said
+        return None  # the scores are in reverse order, or one is not labelled
     return _in_range(*numbers)
 
 

@@ -1,4 +1,4 @@
-"""Replies of a judge on the disk: one JSON object a line, appended as they come."""
+"""A judge's replies on disk: one JSON object per line, appended as they arrive."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
 
-from distilllens.jsonl import end_torn_line
+from distilllens.jsonl import end_torn_line, parse_row
 
 _BEGIN = b'{"key": "'
 
@@ -18,9 +18,9 @@ class Reply:
     """One raw reply.
 
     Attributes:
-        text: as the judge wrote it.
-        cut: whether it ended at the limit of tokens.
-        prompt_tokens: as the server counted, 0 where it did not.
+        text: the reply as the judge wrote it.
+        cut: whether it was cut at the token limit.
+        prompt_tokens: as counted by the server; 0 if it does not count.
         completion_tokens: the same.
     """
 
@@ -30,17 +30,21 @@ class Reply:
     completion_tokens: int
 
 
+_FIELDS = {"key", *(field.name for field in fields(Reply))}
+
+
 def key_of(question: dict) -> str:
-    """What a reply is found by: a hash of everything that it may depend on."""
+    """The key of a reply: a hash of everything that it may depend on."""
     text = json.dumps(question, sort_keys=True)
     return sha256(text.encode()).hexdigest()[:32]
 
 
 class ReplyCache:
-    """Replies by key, read once and appended to; threads may share one, and processes a file.
+    """Replies by key, read once and appended to a file.
 
-    A line that a crash tore is passed over when read, and ended before the next is written. Where
-    two lines have one key the smaller text counts, so the order of lines does not matter.
+    Threads may share a cache, and processes its file. A line torn by a crash is skipped, and ended
+    before the next is written. If two lines have the same key, the reply whose text sorts first is
+    used, so the order of lines does not matter.
 
     Raises:
         ValueError: the file holds something else.
@@ -60,7 +64,7 @@ class ReplyCache:
         return self._replies.get(key)
 
     def add(self, key: str, reply: Reply, **about):
-        """Keep a reply; when this returns, the line is with the system. ``about`` is for people."""
+        """Keep a reply; its line is flushed on return. ``about`` adds fields for human readers."""
         line = json.dumps({"key": key, **asdict(reply), **about}, ensure_ascii=False) + "\n"
         with self._lock:
             if self._file is None:
@@ -70,7 +74,7 @@ class ReplyCache:
             self._replies[key] = reply
 
     def close(self):
-        """Close the file; adding opens it again."""
+        """Close the file; ``add`` opens it again."""
         with self._lock:
             if self._file is not None:
                 self._file.close()
@@ -90,19 +94,15 @@ def _read(path):
     if not path.is_file():
         raise ValueError(f"the judge's cache {path} is no file; name one, such as judge.jsonl")
     replies = {}
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, 1):
-        try:
-            entry = json.loads(line)
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        entry = parse_row(line) or {}
+        if entry.keys() >= _FIELDS:
             reply = Reply(**{field.name: entry[field.name] for field in fields(Reply)})
-        except (ValueError, KeyError, TypeError):
-            # Torn, then; but what never held a reply is somebody's file, and not to be added to.
-            if not replies and line and not _BEGIN.startswith(line[: len(_BEGIN)]):
-                raise ValueError(
-                    f"{path}:{number}: no line of a judge's cache; name a file of its own"
-                ) from None
-            continue
-        known = replies.setdefault(entry["key"], reply)
-        if reply.text < known.text:
-            replies[entry["key"]] = reply
+            known = replies.setdefault(entry["key"], reply)
+            if reply.text < known.text:
+                replies[entry["key"]] = reply
+        # Another line is torn, unless the file never held a reply: then it is another file, and
+        # nothing may be appended to it.
+        elif not replies and line and not _BEGIN.startswith(line[: len(_BEGIN)]):
+            raise ValueError(f"{path}:{number}: no line of a judge's cache; name a file of its own")
     return replies

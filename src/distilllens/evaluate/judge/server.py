@@ -1,4 +1,4 @@
-"""The judge's server: connection, key, retries, parameters, and errors of one line."""
+"""The judge's server: connection, key, retries, parameters, and one-line errors."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from distilllens.evaluate.judge.replies import Reply
 logger = logging.getLogger(__name__)
 
 OPENAI = "https://api.openai.com/v1"
-_TRIES_OF_A_BODY = 3
-_SHORTEST_KEY = 8  # what is shorter stands for no key, such as "EMPTY"
+_BODY_TRIES = 3
+_SHORTEST_KEY = 8  # shorter ones, such as "EMPTY", are placeholders and not secret
 _READY = [{"role": "user", "content": "Reply with the one word: ready"}]
 
 
-class Gone(OSError):
-    """The server does not answer as a server should, retries and all."""
+class ServerFailed(OSError):
+    """The server cannot be reached or does not answer properly, after all retries."""
 
 
-class Refused(ValueError):
-    """The server will not have this question."""
+class QuestionRefused(ValueError):
+    """The server refuses this question, but may answer others."""
 
 
 class Stopped(BaseException):
-    """Ends the retries of a call; some versions of openai would retry after any Exception."""
+    """Ends a call and its retries. A BaseException: some versions of openai retry any Exception."""
 
 
 class Server:
-    """Connections to one server for the length of a ``with``; the key is known only in here.
+    """A client of one server, closed at the end of a ``with``; only this class holds the key.
 
     Args:
-        base_url: where ``/chat/completions`` is.
-        model: its name there.
+        base_url: the address above ``/chat/completions``.
+        model: its name at the server.
         key_variable: the environment variable that holds the key.
-        parameters: of decoding, sent with every question.
-        retries: openai's own, of 408, 409, 429, 5xx, lost connections and timeouts.
+        parameters: decoding parameters, sent with every question.
+        retries: of openai's client, after 408, 409, 429, 5xx, lost connections and timeouts.
         timeout: seconds without a byte.
 
     Raises:
-        ValueError: OpenAI without a key, or a key that no header can hold.
-        ImportError: openai is missing.
+        ValueError: there is no key for OpenAI, or the key cannot be sent in a header.
+        ImportError: openai is not installed.
     """
 
     def __init__(self, base_url, model, *, key_variable, parameters, retries, timeout):
@@ -65,7 +65,7 @@ class Server:
             max_retries=retries,
             timeout=timeout,
             http_client=openai.DefaultHttpxClient(
-                # A proxy of the environment cannot know this machine's own addresses.
+                # A proxy from the environment cannot reach this machine's own loopback address.
                 trust_env=not _is_loopback(base_url),
                 event_hooks={"request": [self._raise_if_stopped]},
             ),
@@ -78,7 +78,7 @@ class Server:
         self._client.close()
 
     def stop(self):
-        """Let every call end at its next try."""
+        """End every call at its next try."""
         self._stop.set()
 
     def _raise_if_stopped(self, _):
@@ -86,17 +86,17 @@ class Server:
             raise Stopped
 
     def settle_parameters(self):
-        """Ask something tiny, leaving out those parameters that the server names in a refusal.
+        """Ask a tiny question, and drop the parameters that the server refuses by name.
 
         Raises:
             ValueError, OSError: as ``ask``.
         """
-        wished = set(self.parameters) - {"max_tokens"}
+        intended = set(self.parameters) - {"max_tokens"}
         while refused := self._refused_parameters():
             limit = [self.parameters.pop(name) for name in refused][-1]
-            if refused[-1] == "max_tokens":  # what OpenAI's newer models call otherwise
+            if refused[-1] == "max_tokens":  # OpenAI's newer models have another name for it
                 self.parameters["max_completion_tokens"] = limit
-        if missing := sorted(wished - set(self.parameters)):
+        if missing := sorted(intended - set(self.parameters)):
             logger.warning("the judge's server does not take %s", " and ".join(missing))
 
     def _refused_parameters(self):
@@ -106,8 +106,8 @@ class Server:
         except self._openai.APIError as error:
             named = []
             if getattr(error, "status_code", None) in (400, 422):
-                said = str(error.body)
-                named = [name for name in self.parameters if re.search(rf"\b{name}\b", said)]
+                body = str(error.body)
+                named = [name for name in self.parameters if re.search(rf"\b{name}\b", body)]
             fault = self._fault(error)
         if named:
             return named
@@ -117,8 +117,8 @@ class Server:
         """The model's reply.
 
         Raises:
-            ValueError: a key or a model that the server refuses, or (``Refused``) this question.
-            OSError: (``Gone``) no reply after all retries.
+            ValueError: the server refuses the key, the model or, ``QuestionRefused``, the question.
+            OSError: ``ServerFailed``, there is no reply after all retries.
         """
         try:
             reply = self._reply(messages)
@@ -130,11 +130,11 @@ class Server:
                 self.prompt_tokens += reply.prompt_tokens
                 self.completion_tokens += reply.completion_tokens
             return reply
-        # Not in the handler: a chained error would show what the server said, the key too.
+        # Not in the handler: a chained error would show the server's text, perhaps with the key.
         raise fault
 
     def _reply(self, messages):
-        for attempt in range(_TRIES_OF_A_BODY):
+        for attempt in range(_BODY_TRIES):
             self._stop.wait(attempt / 2)
             try:
                 completion = self._client.chat.completions.create(
@@ -150,50 +150,55 @@ class Server:
                     completion_tokens=used.completion_tokens if used else 0,
                 )
             except (ValueError, TypeError, AttributeError, LookupError):
-                continue  # half a JSON, or the page of a proxy: openai checks neither
-        raise Gone(f"{self._name} sends what is no chat completion; mostly its address ends in /v1")
+                continue  # truncated JSON or a proxy's page: openai checks neither
+        raise ServerFailed(
+            f"{self._name} sends no chat completions; its address usually ends in /v1"
+        )
 
     @property
     def _name(self):
         return f"the judge's server {self.base_url}"
 
     def _fault(self, error):
-        """The error that stands for one of openai's: one line, without the key."""
+        """The error to raise for one of openai's: one line, without the key."""
         tries = f"asked {self.retries + 1} times" if self.retries else "asked once"
         if isinstance(error, self._openai.APITimeoutError):
-            return Gone(f"{self._name} sent nothing for {self.timeout:g} s, {tries}")
+            return ServerFailed(f"{self._name} sent nothing for {self.timeout:g} s, {tries}")
         status = getattr(error, "status_code", None)
         if status is None:
-            reason = self._line(error.__cause__ or error)
-            return Gone(f"{self._name} cannot be reached, {tries}: {reason}")
-        said = self._line(_message_in(error.body))
-        if status == 401:  # what it says may hold parts of the key
-            held = "refuses the key in" if self._key else "wants a key; set"
+            reason = self._excerpt(error.__cause__ or error)
+            return ServerFailed(f"{self._name} cannot be reached, {tries}: {reason}")
+        reason = self._excerpt(_message_in(error.body))
+        if status == 401:  # the server's text may have parts of the key
+            problem = "refuses the key in" if self._key else "needs a key; set"
             return ValueError(
-                f"{self._name} {held} the environment variable {self.key_variable} (401)"
+                f"{self._name} {problem} the environment variable {self.key_variable} (401)"
             )
         if status == 403:
             return ValueError(
-                f"{self._name} forbids it to the key in {self.key_variable} (403): {said}"
+                f"{self._name} denies access to the key in {self.key_variable} (403): {reason}"
             )
         if status == 404:
             return ValueError(
                 f"{self._name} knows no model {self.model!r}, or its address is wrong, which "
-                f"mostly ends in /v1 (404: {said}){self._known_models()}"
+                f"usually ends in /v1 (404: {reason}){self._known_models()}"
             )
         if status in (400, 413, 422):
-            return Refused(f"{self._name} refuses the question ({status}): {said}")
-        return Gone(f"{self._name} fails for model {self.model!r}, {tries} ({status}): {said}")
+            return QuestionRefused(f"{self._name} refuses the question ({status}): {reason}")
+        return ServerFailed(
+            f"{self._name} fails for model {self.model!r}, {tries} ({status}): {reason}"
+        )
 
     def _known_models(self):
         try:
             listed = self._client.with_options(max_retries=0, timeout=10).models.list()
             names = ", ".join(str(model.id) for model in listed.data)
-        except Exception:  # it would only have been helpful
+        except Exception:  # the list is only a hint
             return ""
-        return f"; it lists {self._line(names)}" if names else ""
+        return f"; it lists {self._excerpt(names)}" if names else ""
 
-    def _line(self, text):
+    def _excerpt(self, text):
+        """A server's text on one line, without the key, of at most 200 characters."""
         line = " ".join(self._without_key(str(text)).split()) or "no reason given"
         return line if len(line) <= 200 else line[:197] + "..."
 
@@ -202,7 +207,7 @@ class Server:
 
 
 def _message_in(body):
-    """The reason in the body of an error: OpenAI's "message", FastAPI's "detail", or all of it."""
+    """The reason in an error body: OpenAI's "message", FastAPI's "detail", or the whole body."""
     if isinstance(body, dict):
         return body.get("message") or body.get("detail") or body
     return body or ""
@@ -212,7 +217,7 @@ def _key_in(variable, *, required):
     key = os.environ.get(variable, "").strip()
     if required and not key:
         raise ValueError(
-            f"the environment variable {variable} holds no key, and {OPENAI} wants one; set it, "
+            f"the environment variable {variable} holds no key, and {OPENAI} needs one; set it, "
             "or name another server by base_url"
         )
     if not re.fullmatch(r"[!-~]*", key):

@@ -1,4 +1,4 @@
-"""What a judge is asked about, what it says, and what that adds up to: numbers only."""
+"""The cases of a judge, its verdicts, and their totals; and the cost of judging."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ class Case:
     """One question with the student's answer and the reference answer, as plain text.
 
     Attributes:
-        question: instruction and input.
-        answer: the student's; may be empty.
-        reference: what the student's answer is held against.
+        question: the instruction with its input.
+        answer: the student's answer; may be empty.
+        reference: the answer that it is compared with.
     """
 
     question: str
@@ -23,15 +23,16 @@ class Case:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge says of one case: means over both orders of the pair, or None throughout.
+    """The judge's scores of one case, means over both orders of the pair; or None throughout.
 
-    A case that could be read in one order only has no verdict: what is left would favour a place.
+    A case whose scores could be read in one order only has no verdict: a single order would favour
+    a position.
 
     Attributes:
-        score: of the student's answer, 1 to 10.
-        reference_score: of the reference, 1 to 10.
-        win: 1 where the answer scores above the reference, 0.5 where they tie, 0 below; the mean
-            over both orders, so one of 0, 0.25, 0.5, 0.75 and 1.
+        score: score of the student's answer, 1 to 10.
+        reference_score: score of the reference, 1 to 10.
+        win: 1 if the answer scores above the reference, 0.5 for a tie, 0 if below; the mean over
+            both orders, so one of 0, 0.25, 0.5, 0.75 and 1.
     """
 
     score: float | None
@@ -40,7 +41,7 @@ class Verdict:
 
 
 def verdict_of(orders: Sequence[tuple[float, float] | None]) -> Verdict:
-    """The verdict from ``(score, reference_score)`` of each order; None for one that is unread."""
+    """The verdict from ``(score, reference_score)`` of each order, None if unreadable."""
     if not orders or None in orders:
         return Verdict(None, None, None)
     wins = [0.5 + 0.5 * ((score > other) - (score < other)) for score, other in orders]
@@ -50,15 +51,15 @@ def verdict_of(orders: Sequence[tuple[float, float] | None]) -> Verdict:
 
 @dataclass(frozen=True)
 class Totals:
-    """A judge's verdicts on one student, over the cases that have one.
+    """A judge's verdicts on one student, over the cases that have a verdict.
 
     Attributes:
-        num_cases: all of them.
-        num_unread: those without a verdict; they count in none of the figures below.
+        num_cases: number of cases.
+        num_unread: number of cases without a verdict; the figures below exclude them.
         score: mean score of the answers, 1 to 10.
         reference_score: mean score of the references, 1 to 10.
         win_rate: mean of ``Verdict.win``, 0 to 1.
-        ratio: total score of the answers over that of the references, in percent.
+        ratio: total score of the answers divided by that of the references, in percent.
     """
 
     num_cases: int
@@ -80,7 +81,7 @@ class Totals:
 
 
 def totals(verdicts: Iterable[Verdict]) -> Totals:
-    """Means and ratio over the verdicts; None where no case has one."""
+    """Means and ratio over the verdicts; None if no case has a verdict."""
     verdicts = list(verdicts)
     read = [v for v in verdicts if v.score is not None]
     unread = len(verdicts) - len(read)
@@ -94,16 +95,16 @@ def totals(verdicts: Iterable[Verdict]) -> Totals:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Calls, tokens and money: expected before a run, or measured after it.
+    """Calls, tokens and cost: estimated before a run, or measured after it.
 
     Attributes:
-        num_calls: requests, the repeated questions after an unreadable reply not among the
-            expected ones.
-        num_cached: judgments (a case in one order) that need no call; 0 if measured.
-        prompt_tokens: expected ones are UTF-8 bytes / 4, within a third or so for English.
-        completion_tokens: expected ones are 80 a call, the length of two sentences and the scores.
-        usd: None where prices are not known.
-        measured: whether the tokens are those that the server counted.
+        num_calls: number of requests; an estimate does not include reminders after unreadable
+            replies.
+        num_cached: number of judgments (a case in one order) that need no call; 0 if measured.
+        prompt_tokens: estimated as UTF-8 bytes / 4, for English right to within about a third.
+        completion_tokens: estimated as 80 per call, the length of two sentences and the scores.
+        usd: None if the prices are not known.
+        measured: whether these are the server's own counts.
     """
 
     num_calls: int

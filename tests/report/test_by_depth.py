@@ -1,4 +1,4 @@
-"""Figures are files with what was asked for in them, or a complaint."""
+"""The divergence by depth as a PNG file, or an error that names the mistake."""
 
 import sys
 
@@ -10,11 +10,12 @@ DEPTHS = [(1, 2), (2, 4)]
 
 
 def test_a_png_is_written(tmp_path):
-    """The file is a PNG of some size, and pyplot's global state was not touched."""
+    """The file is a PNG, no other file is left, and pyplot was not imported."""
     pytest.importorskip("matplotlib")
     path = tmp_path / "figure.png"
     plot_divergence_by_depth(path, DEPTHS, {"plain KD": [0.2, 0.1], "DistillLens": [0.1, 0.05]})
     assert path.read_bytes().startswith(b"\x89PNG\r\n")
+    assert list(tmp_path.iterdir()) == [path]
     assert "matplotlib.pyplot" not in sys.modules
 
 
@@ -27,7 +28,7 @@ def test_a_png_is_written(tmp_path):
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(tmp_path, depths, curves, message):
-    """A curve has one value a pair."""
+    """A curve has one value per pair."""
     with pytest.raises(ValueError, match=message):
         plot_divergence_by_depth(tmp_path / "figure.png", depths, curves)
 

@@ -1,0 +1,107 @@
+"""Checkpoints are complete or ignored, by the contents of their files."""
+
+import json
+
+import pytest
+
+from distilllens.train.checkpoint import MARK, damage_of, is_whole, last_whole, mark_whole, rotate
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with complete checkpoints of steps 2, 4 and 10."""
+    for step in (2, 4, 10):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(bytes(range(100)))
+        (folder / "optimizer.pt").write_bytes(b"moments")
+        mark_whole(folder)
+    return tmp_path
+
+
+def flip(file):
+    """Change one bit."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+
+
+def steps(run):
+    return sorted(int(path.name.split("-")[1]) for path in run.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: flip(f / "model.safetensors"), "the contents of model.safetensors have changed"),
+        (lambda f: flip(f / "optimizer.pt"), "the contents of optimizer.pt have changed"),
+        (lambda f: (f / "optimizer.pt").write_bytes(b"mom"), "3 bytes instead of 7"),
+        (lambda f: (f / "optimizer.pt").unlink(), "optimizer.pt is missing"),
+        (lambda f: (f / MARK).write_text('{"files": {}}'), "lists no file"),
+        (lambda f: (f / MARK).write_text("[]"), "cannot be read"),
+        (lambda f: (f / MARK).write_text('{"files": [1]}'), "cannot be read"),
+        (lambda f: (f / MARK).write_text('{"files": {"a": "b"}}'), "cannot be read"),
+        (lambda f: (f / MARK).write_text('{"files": {"optimizer.pt": {}}}'), "cannot be read"),
+    ],
+)
+def test_a_damaged_checkpoint_is_skipped_and_named(run, caplog, damage, message):
+    """The next older one is used, and the warning names folder and file."""
+    damage(run / "checkpoint-10")
+    assert message in damage_of(run / "checkpoint-10")
+    assert last_whole(run) == run / "checkpoint-4"
+    assert "checkpoint-10 is damaged" in caplog.text and message in caplog.text
+
+
+def test_an_unmarked_checkpoint_is_skipped_in_silence(run, caplog):
+    """That is what a kill while saving leaves behind: nothing to worry about."""
+    (run / "checkpoint-10" / MARK).unlink()
+    assert last_whole(run) == run / "checkpoint-4" and not caplog.records
+
+
+def test_steps_are_numbers(run):
+    """10 is newer than 4, whatever the names or times say; a file or a link is no checkpoint."""
+    (run / "checkpoint-99").write_text("mine")
+    (run / "checkpoint-98").symlink_to(run / "checkpoint-2")
+    assert damage_of(run / "checkpoint-10") is None
+    assert last_whole(run) == run / "checkpoint-10"
+
+
+def test_a_mark_of_an_earlier_version_has_sizes(run):
+    """It is read; what it does not know is not compared."""
+    sizes = {"model.safetensors": 100, "optimizer.pt": 7}
+    (run / "checkpoint-10" / MARK).write_text(json.dumps({"files": sizes}))
+    flip(run / "checkpoint-10" / "model.safetensors")
+    assert damage_of(run / "checkpoint-10") is None
+    (run / "checkpoint-10" / "optimizer.pt").write_bytes(b"")
+    assert not is_whole(run / "checkpoint-10")
+
+
+def test_rotation_deletes_incomplete_checkpoints_first(run):
+    """A half-deleted one is neither the newest nor kept for ever; the named ones stay."""
+    (run / "checkpoint-4" / "optimizer.pt").unlink()
+    rotate(run, None, [])
+    assert steps(run) == [2, 4, 10]
+    rotate(run, 2, [run / "checkpoint-10"])
+    assert steps(run) == [2, 10]
+    rotate(run, 1, [run / "checkpoint-10", run / "checkpoint-2"])
+    assert steps(run) == [2, 10]
+    rotate(run, 1, [run / "checkpoint-10"])
+    assert steps(run) == [10]
+
+
+def test_a_kill_inside_a_rotation_leaves_an_incomplete_checkpoint(run, monkeypatch):
+    """The next rotation removes it, and never a complete one in its place."""
+
+    class Killed(BaseException):
+        pass
+
+    def dying(path, **_):
+        (path / "optimizer.pt").unlink()
+        raise Killed
+
+    with monkeypatch.context() as killing, pytest.raises(Killed):
+        killing.setattr("distilllens.train.checkpoint.shutil.rmtree", dying)
+        rotate(run, 2, [run / "checkpoint-10"])
+    assert not is_whole(run / "checkpoint-2") and steps(run) == [2, 4, 10]
+    rotate(run, 2, [run / "checkpoint-10"])
+    assert steps(run) == [4, 10]

@@ -2,7 +2,7 @@
 
     python tools/make_demo_teacher.py --output src/distilllens/cli/demo_teacher
 
-Takes about ten minutes. Prints cross-entropy and exact answers of the saved model (bf16) on held-out
+Takes about ten minutes. Prints cross-entropy and exact answers of the saved bf16 model on held-out
 questions.
 """
 

@@ -5,8 +5,6 @@ Only train/, workflows/ and cli/ read the dataclass; the floors below get plain 
 
 from __future__ import annotations
 
-import math
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,30 +12,17 @@ import torch
 from trl import SFTConfig
 
 from distilllens.layer_map import LayerMap
-from distilllens.objective import WEIGHT_FIELDS, Objective
+from distilllens.objective import Objective
 from distilllens.sampling import check_fraction
-from distilllens.teacher.store import STORED
+from distilllens.train.config_checks import (
+    check_bounds,
+    check_lens_layers,
+    check_scope,
+    check_types,
+)
 
-# Bounds of fields that transformers does not check; max_steps -1 means "not set".
-_BOUNDS = {
-    "adam_beta1": (0, 1),
-    "adam_beta2": (0, 1),
-    "dataloader_num_workers": (0, math.inf),
-    "gradient_accumulation_steps": (1, 2**20),
-    "learning_rate": (0, math.inf),
-    "max_grad_norm": (0, math.inf),
-    "max_length": (2, math.inf),
-    "max_steps": (1, math.inf),
-    "num_train_epochs": (1e-9, math.inf),
-    "per_device_eval_batch_size": (1, 2**20),
-    "per_device_train_batch_size": (1, 2**20),
-    "save_total_limit": (1, math.inf),
-    "warmup_steps": (0, math.inf),
-    "weight_decay": (0, math.inf),
-}
 # Scores of answers; every other metric is a loss, in nats.
 HIGHER_IS_BETTER = ("rouge_l", "exact_match")
-_PACKING = ("bfd", "bfd_split", "wrapped")
 
 
 @dataclass
@@ -192,13 +177,15 @@ class DistillLensConfig(SFTConfig):
             # transformers prefers larger values unless the name ends in "loss".
             name = self.metric_for_best_model.removeprefix("eval_")
             self.greater_is_better = name in HIGHER_IS_BETTER
-        self._check_bounds()
+        check_bounds(self)
         super().__post_init__()
-        self._check_types()
-        self._check_scope()
+        check_types(self)
+        check_scope(self)
         check_fraction("lens_pair_fraction", self.lens_pair_fraction)
         self.objective(layer_map=None)  # checks divergences, weights, temperature, token fraction
-        self._check_lens_layers()
+        if isinstance(self.lens_layers, int) and not isinstance(self.lens_layers, bool):
+            self.lens_layers = str(self.lens_layers)
+        check_lens_layers(self.lens_layers)
 
     def _follow_the_machine(self):
         # Without use_cpu, accelerate takes each process of torchrun on a CPU for a single one.
@@ -237,91 +224,6 @@ class DistillLensConfig(SFTConfig):
         self.load_best_model_at_end = True
         if self.metric_for_best_model is None:
             self.metric_for_best_model = "rouge_l"
-
-    def _check_bounds(self):
-        for name, (low, high) in _BOUNDS.items():
-            value = getattr(self, name)
-            if value is None or (name == "max_steps" and value == -1):
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ValueError(f"{name} must be a number, got {value!r}")
-            if not low <= value <= high:
-                top = "" if high == math.inf else f" and at most {high}"
-                raise ValueError(f"{name} must be at least {low:g}{top}, got {value}")
-            if value == math.inf:
-                raise ValueError(f"{name} must be finite, got {value}")
-        if self.packing and self.packing_strategy not in _PACKING:
-            known = ", ".join(_PACKING)
-            raise ValueError(f"packing_strategy is one of {known}, got {self.packing_strategy!r}")
-
-    def _check_types(self):
-        numbers = [
-            *WEIGHT_FIELDS,
-            "temperature",
-            "lens_beta",
-            "lens_pair_fraction",
-            "lens_token_fraction",
-        ]
-        for name in numbers:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ValueError(f"{name} must be a number, got {value!r}")
-            if not math.isfinite(value):
-                raise ValueError(f"{name} must be finite, got {value}")
-        for name in ("output_divergence", "lens_divergence"):
-            if not isinstance(getattr(self, name), str):
-                raise ValueError(f"{name} must be a name, got {getattr(self, name)!r}")
-        for name in (
-            "output_divergence_kwargs",
-            "lens_divergence_kwargs",
-            "teacher_model_init_kwargs",
-            "eval_generate_kwargs",
-        ):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, dict):
-                raise ValueError(f"{name} must be a mapping such as {{beta: 0.5}}, got {value!r}")
-        for name in ("lens_norm", "eval_generate"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
-
-    def _check_scope(self):
-        started = int(os.environ.get("WORLD_SIZE", "1"))
-        if started != self.world_size:
-            raise ValueError(
-                f"{started} processes were started, but accelerate sees {self.world_size}: they "
-                "would train separately and write to one folder; start them with torchrun, and "
-                "unset contradicting ACCELERATE_* variables"
-            )
-        if self.loss_type != "nll":
-            raise ValueError(
-                f"loss_type {self.loss_type!r} is not supported; leave it at 'nll' and choose "
-                "output_divergence, lens_divergence and the three weights"
-            )
-        if self.label_smoothing_factor:
-            raise ValueError(
-                f"label_smoothing_factor must be 0, got {self.label_smoothing_factor}: "
-                "the cross-entropy is computed without smoothing"
-            )
-        if self.router_aux_loss_coef:
-            raise ValueError(
-                f"router_aux_loss_coef must be 0, got {self.router_aux_loss_coef}: "
-                "the loss reads states and heads, not a router"
-            )
-        if self.teacher_cache is not None and (
-            not isinstance(self.teacher_cache, str) or not self.teacher_cache.strip()
-        ):
-            raise ValueError(f"teacher_cache must be a folder, got {self.teacher_cache!r}")
-        if self.teacher_cache_dtype not in STORED:
-            raise ValueError(
-                f"teacher_cache_dtype is one of {', '.join(STORED)}, got "
-                f"{self.teacher_cache_dtype!r}"
-            )
-
-    def _check_lens_layers(self):
-        if isinstance(self.lens_layers, int) and not isinstance(self.lens_layers, bool):
-            self.lens_layers = str(self.lens_layers)
-        if self.lens_layers != "auto" and not str(self.lens_layers).strip().isdigit():
-            LayerMap.parse(self.lens_layers)
 
     def objective(self, layer_map: LayerMap | None) -> Objective:
         """The objective of these settings, over a layer map."""

@@ -191,11 +191,11 @@ def test_the_old_page_stays_when_the_new_one_fails(workshop, capsys, monkeypatch
     assert inspect(*ALONE, *PROMPT) == 0
     before = (workshop / "page.html").read_bytes()
 
-    def full(path, text, **_):
-        path.write_bytes(text[:100].encode())
+    def full(part):
+        part.write_bytes(part.read_bytes()[:100])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_text", full)
+    monkeypatch.setattr("distilllens.files.flush", full)
     assert inspect(*ALONE, "--prompt", "the dog") == 2
     assert "No space left on device" in capsys.readouterr().err
     assert (workshop / "page.html").read_bytes() == before

@@ -333,10 +333,12 @@ def test_a_question_of_every_kind_of_record():
     ask, reply = said("user", "why?"), said("assistant", "so")
     alpaca = {"instruction": "Add.", "input": "1 2", "output": ["3", "three"]}
     prompt, *shown = _question(alpaca)
-    assert prompt.endswith("1 2\n\n### Response:\n") and shown == ["Add.\n1 2", "3"]
-    assert _question({"prompt": "a", "completion": " b"}) == ("a", "a", " b")
-    assert _question({"messages": [ask, reply]}) == ([ask], "why?", "so")
-    assert _question({"prompt": [ask], "completion": [reply]}) == ([ask], "why?", "so")
+    assert prompt.endswith("1 2\n\n### Response:\n") and shown == ["Add.\n1 2", "3", {}]
+    assert _question({"prompt": "a", "completion": " b"}) == ("a", "a", " b", {})
+    assert _question({"messages": [ask, reply]}) == ([ask], "why?", "so", {})
+    assert _question({"prompt": [ask], "completion": [reply]}) == ([ask], "why?", "so", {})
+    tools = {"tools": [{"name": "search"}]}
+    assert _question({"messages": [ask, reply], **tools}) == ([ask], "why?", "so", tools)
     assert _question({"messages": [ask]}) is None and _question({"messages": [reply]}) is None
     assert _question({"text": "a"}) is None
 

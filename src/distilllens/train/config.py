@@ -47,11 +47,15 @@ class DistillLensConfig(SFTConfig):
 
     teacher_model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "The teacher: a folder or hub id. Without one, training is plain SFT."},
+        metadata={
+            "help": "The teacher: a folder or hub id. Without a teacher, training is plain SFT."
+        },
     )
     teacher_model_init_kwargs: dict[str, Any] | str | None = field(
         default=None,
-        metadata={"help": "from_pretrained arguments of the teacher, such as {dtype: bfloat16}."},
+        metadata={
+            "help": "Arguments of from_pretrained for the teacher, such as {dtype: bfloat16}."
+        },
     )
     teacher_cache: str | None = field(
         default=None,
@@ -84,7 +88,10 @@ class DistillLensConfig(SFTConfig):
     )
     lens_divergence: str = field(
         default="jsd",
-        metadata={"help": "Divergence between intermediate predictions, read by the logit lens."},
+        metadata={
+            "help": "Divergence between the models' intermediate predictions, read through the "
+            "logit lens."
+        },
     )
     lens_beta: float = field(
         default=0.5, metadata={"help": "beta of lens_divergence jsd; 0.5 is symmetric."}
@@ -94,7 +101,10 @@ class DistillLensConfig(SFTConfig):
     )
     lens_weight: float = field(
         default=1.0,
-        metadata={"help": "Weight of the lens divergence (mean over depth pairs); 0 is plain KD."},
+        metadata={
+            "help": "Weight of the lens divergence, which is a mean over the depth pairs; 0 is "
+            "plain KD."
+        },
     )
     lens_layers: str = field(
         default="auto",

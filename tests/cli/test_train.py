@@ -239,7 +239,12 @@ BAD = {
         [],
         "unknown field 'lens_wieght'; did you mean lens_weight?",
     ),
-    "unknown flag": ({}, ["--lens_wieght", "1"], "lens_wieght"),
+    "unknown flag": (
+        {"train_file": None},
+        ["--lens_wieght", "1"],
+        "unknown argument --lens_wieght; did you mean --lens_weight? (see distilllens train",
+    ),
+    "value of nothing": ({}, ["1"], "unknown argument 1 (see distilllens train --help)"),
     "unknown divergence": ({"lens_divergence": "kl"}, [], "'kl'"),
     "sexagesimal": ({"lens_layers": 128}, [], 'write it in quotes, "2:8"'),
     "number as text": ({"learning_rate": "1e-7"}, [], "write 1.0e-7"),

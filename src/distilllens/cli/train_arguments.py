@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import fields
 from typing import NamedTuple
 
@@ -51,6 +52,10 @@ def parse(parser: _Parser, recipe: dict, flags: list[str]) -> Arguments:
     if "output_dir" not in names or recipe.get("output_dir", "unset") is None:
         raise ValueError("output_dir is missing: the folder for checkpoints and the final model")
     parser.set_defaults_with_config(**recipe)
+    if unknown := parser.parse_known_args(flags)[1]:
+        close = difflib.get_close_matches(unknown[0].split("=")[0], options, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"unknown argument {unknown[0]}{hint} (see {parser.prog} --help)")
     job, model, training, *_ = parser.parse_args_into_dataclasses(flags)
     given = {
         field.name: getattr(part, field.name)

@@ -1,6 +1,7 @@
 """The house as a test: which room may import which, and who owns which foreign name."""
 
 import ast
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -207,6 +208,44 @@ def test_every_room_has_a_floor():
     """A new room is put on a floor, and no room is an attic."""
     assert unknown_rooms(on_disk()) == set() and attic(on_disk()) == []
     assert unknown_rooms(["attic/old.py"]) == {"attic"} and attic(["train/utils.py"])
+
+
+def code_of(source):
+    """The source without docstrings and comments, as Python writes it."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+            node
+        ):
+            node.body = [*node.body[1:], ast.Pass()]
+    return ast.unparse(tree)
+
+
+# What is known in one place (a pattern) -> the only file whose code may name it.
+KNOWN_ONCE = {
+    r"-100(?!\d)": "targets.py",
+    r"\.from_pretrained\(": "loading.py",
+    r"'max_position_embeddings'": "loading.py",
+}
+_SENTENCE = re.compile(r"f?'[^'\n]* [^'\n]*'|f?\"[^\"\n]* [^\"\n]*\"")
+
+
+def known_elsewhere(files):
+    """Files that name what another file is there to know; messages may quote it."""
+    found = []
+    for path, source in files.items():
+        code = _SENTENCE.sub("''", code_of(source))
+        for pattern, home in KNOWN_ONCE.items():
+            if path != home and re.search(pattern, code):
+                found.append(f"{path}: {pattern}")
+    return found
+
+
+def test_what_is_known_once_is_known_in_one_file():
+    """The ignored label, loading from a folder or the hub, the length of a model's context."""
+    assert known_elsewhere(on_disk()) == []
+    broken = {"a.py": "x = labels != -100", "loading.py": "AutoModel.from_pretrained(name)"}
+    assert known_elsewhere(broken) == [r"a.py: -100(?!\d)"]
 
 
 def file_graph(files):

@@ -11,8 +11,6 @@ from typing import NamedTuple
 
 import torch
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     set_seed,
@@ -26,7 +24,9 @@ from distilllens.generate.decoding import Decoding
 from distilllens.generate.transformers_backend import TransformersBackend
 from distilllens.layer_map import LayerMap
 from distilllens.lens import LogitLens, divergence_by_depth
+from distilllens.loading import load_model, load_tokenizer
 from distilllens.report import plot_divergence_by_depth
+from distilllens.targets import without_targets
 from distilllens.train import DistillLensConfig, DistillLensTrainer
 from distilllens.workflows.demo_folder import FIGURE, PAGE, check_demo, claim, write_marker
 from distilllens.workflows.demo_page import demo_page
@@ -87,8 +87,8 @@ def run_demo(teacher: str | Path, output: str | Path, *, steps: int = 300, seed:
 
 def _trained(teacher_dir, output, steps, seed):
     """Train and save both students: ``(result, name -> model, tokenizer, DistillLens's log)``."""
-    tokenizer = AutoTokenizer.from_pretrained(teacher_dir)
-    teacher = AutoModelForCausalLM.from_pretrained(teacher_dir, dtype=torch.float32).eval()
+    tokenizer = load_tokenizer("teacher", teacher_dir)
+    teacher = load_model("teacher", teacher_dir, dtype=torch.float32).eval()
     set_seed(seed)
     # A second thread does not speed up models this small, and slows them down under load.
     torch.set_num_threads(1)
@@ -236,8 +236,8 @@ def _batch(examples, tokenizer):
     texts = [e["prompt"] + e["completion"] + tokenizer.eos_token for e in examples]
     batch = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
     prompts = tokenizer([e["prompt"] for e in examples])["input_ids"]
-    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-    for row, prompt in enumerate(prompts):
-        labels[row, : len(prompt)] = -100
+    starts = torch.tensor([len(prompt) for prompt in prompts]).unsqueeze(1)
+    is_prompt = torch.arange(batch["input_ids"].shape[1]) < starts
+    labels = without_targets(batch["input_ids"], is_prompt | (batch["attention_mask"] == 0))
     inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
     return inputs, labels

@@ -16,6 +16,7 @@ FLOORS = {
     "targets": 0,
     "files": 0,
     "errors": 0,
+    "masking": 0,
     "cost": 0,
     "linear_divergence": 1,
     "sampling": 1,

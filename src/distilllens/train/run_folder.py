@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from distilllens.files import is_part_of, sha256, write_json
+from distilllens.masking import masked
 from distilllens.train.checkpoint import MARK, damage_of, last_whole
 
 RUN_FILE = "run.json"
@@ -52,7 +53,7 @@ def recipe_identity(given: dict, files: list[str], models: dict, num_processes: 
     return json.loads(
         json.dumps(
             {
-                "fields": fields,
+                "fields": masked(fields),
                 "data": {str(file): sha256(file) for file in files},
                 "models": models,
             },
@@ -195,6 +196,7 @@ def _read_json(file):
 
 
 def _first_difference(before, now):
+    before, now = masked(before), masked(now)  # version 0.1.0 wrote tokens as they were
     for part in ("fields", "data", "models"):
         ours, theirs = now.get(part, {}), before.get(part, {})
         for key in sorted(ours.keys() | theirs.keys()):

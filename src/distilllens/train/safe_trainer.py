@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
 from trl import SFTTrainer
 
+from distilllens.masking import masked
 from distilllens.train.checkpoint import last_whole, mark_whole, rotate
 from distilllens.train.finite import check_weights, first_not_finite, is_finite
 
@@ -74,6 +76,14 @@ class SafeTrainer(SFTTrainer):
             raise ValueError("the weights of the student are not finite on another process")
         super().save_model(output_dir, _internal_call)
 
+    def _save(self, output_dir=None, state_dict=None):
+        # transformers pickles the arguments beside every model.
+        args, self.args = self.args, _without_secrets(self.args)
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.args = args
+
     def _save_checkpoint(self, model, trial):
         # Delete an older checkpoint only after the newer one is complete on the disk.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
@@ -88,3 +98,13 @@ class SafeTrainer(SFTTrainer):
             mark_whole(newest)
             best = self.state.best_model_checkpoint
             rotate(run_dir, limit, [newest, *([best] if best else [])])
+
+
+def _without_secrets(args):
+    """A copy of training arguments without the hub's token, and with secrets masked in mappings."""
+    args = copy.copy(args)
+    args.hub_token = None
+    for name, value in vars(args).items():
+        if isinstance(value, dict):
+            setattr(args, name, masked(value))
+    return args

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from importlib.metadata import version
 
+from distilllens.masking import MASK, masked
 from distilllens.train.model_card import LIBRARIES
 
 
@@ -19,12 +20,11 @@ def record_of(given: Mapping) -> dict:
     Args:
         given: the fields that were set.
     """
-    # hub_token must not be written.
     shown = {name: value for name, value in given.items() if not name.startswith("hub_")}
     return {
         "command": command_line(),
         "working_directory": os.getcwd(),
-        "given": json.loads(json.dumps(shown, default=str)),
+        "given": json.loads(json.dumps(masked(shown), default=str)),
         "versions": versions(),
     }
 
@@ -35,7 +35,7 @@ def versions() -> dict[str, str]:
 
 
 def command_line() -> str:
-    """The command that started this process, quoted for a shell, without the hub's token."""
+    """The command that started this process, quoted for a shell, with secrets masked."""
     num_processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
     start = ["distilllens"]
     if num_processes != "1":
@@ -44,6 +44,8 @@ def command_line() -> str:
     for word in sys.argv[1:]:
         name, _, value = word.partition("=")
         names_token = name.replace("-", "_") == "__hub_token"
-        words.append("***" if secret else f"{name}=***" if names_token and value else word)
+        words.append(
+            MASK if secret else f"{name}={MASK}" if names_token and value else masked(word)
+        )
         secret = names_token and not value
     return shlex.join([*start, *words])

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from distilllens.files import write_atomically
+from distilllens.masking import masked
 from distilllens.report import Run, render_page, require_plotting, run_sections
 from distilllens.report.training import pairs_of
 from distilllens.train.config import DistillLensConfig
@@ -18,7 +19,6 @@ from distilllens.workflows.run_models import observe_run
 
 logger = logging.getLogger(__name__)
 PAGE = "report.html"
-_SECRET = ("hub_token", "token")
 
 
 def write_report(
@@ -55,7 +55,7 @@ def write_report(
     run = Run(
         facts=_facts(note, fields, state),
         rows=rows,
-        recipe=yaml.safe_dump(_without_secrets(fields), sort_keys=False, allow_unicode=True),
+        recipe=yaml.safe_dump(masked(fields), sort_keys=False, allow_unicode=True),
         command=_text(note.get("command")),
         versions=_texts(note.get("versions")),
     )
@@ -146,12 +146,6 @@ def _duration(seconds):
     while len(parts) > 1 and not parts[0][0]:
         parts.pop(0)
     return " ".join(f"{number} {unit}" for number, unit in parts)
-
-
-def _without_secrets(value):
-    if isinstance(value, dict):
-        return {k: "***" if k in _SECRET else _without_secrets(v) for k, v in value.items()}
-    return value
 
 
 def _text(value):

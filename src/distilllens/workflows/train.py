@@ -178,6 +178,9 @@ def _save_final(trainer, identity, record):
     """Save to a temporary folder, then move the files: the final model is never incomplete."""
     output_dir = Path(trainer.args.output_dir)
     part = output_dir / "final.part"
+    if trainer.is_world_process_zero():
+        _clear(part)
+    trainer.accelerator.wait_for_everyone()
     trainer.save_model(str(part))
     trainer.accelerator.wait_for_everyone()
     if not trainer.is_world_process_zero():
@@ -191,3 +194,15 @@ def _save_final(trainer, identity, record):
     trainer.save_state()
     trainer.create_model_card()
     run_folder.write_run(output_dir, identity, finished=True, **record)
+
+
+def _clear(part):
+    """Remove what an interrupted save left in our temporary folder; a link to another is refused.
+
+    Raises:
+        ValueError: a link or a file in its place.
+    """
+    if part.is_symlink() or (part.exists() and not part.is_dir()):
+        raise ValueError(f"{part} is in the place of our temporary folder, and is none; remove it")
+    if part.exists():
+        shutil.rmtree(part)

@@ -1,0 +1,29 @@
+"""Secrets are masked in everything that is written: tokens of the hub, keys, passwords."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+MASK = "***"
+_NAMES = ("token", "hub_token", "use_auth_token", "api_key", "password", "secret")
+# How tokens of the Hugging Face hub look, wherever they stand in a text.
+_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
+
+
+def masked(value: Any) -> Any:
+    """The value with secrets replaced by ``***``: by the names of mappings, at any depth.
+
+    True, False and None are no secrets: ``token: true`` asks for the token of the login.
+    """
+    if isinstance(value, dict):
+        return {
+            key: MASK if _is_secret(key, inner) else masked(inner) for key, inner in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return type(value)(masked(inner) for inner in value)
+    return _HUB_TOKEN.sub(MASK, value) if isinstance(value, str) else value
+
+
+def _is_secret(key, value):
+    return key in _NAMES and value is not None and not isinstance(value, bool)

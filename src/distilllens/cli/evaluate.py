@@ -55,31 +55,17 @@ def main(argv: list[str]) -> int:
         device=args.device,
         teacher=args.teacher,
         sbert=args.sbert,
+        judge=args.judge,
+        judge_url=args.judge_url,
+        judge_key=args.judge_key,
         judge_budget=args.judge_budget,
         backend=args.backend,
     )
-    evaluate(plan, judge=_judge(args), command=" ".join(["distilllens", *sys.argv[1:]]))
+    evaluate(plan, command=" ".join(["distilllens", *sys.argv[1:]]))
     if os.environ.get("RANK", "0") == "0":
         print((Path(args.output) / "scores.md").read_text(encoding="utf-8"))
         print(f"written to {args.output}: scores.md, scores.json and every answer", file=sys.stderr)
     return 0
-
-
-def _judge(args):
-    if args.judge is None:
-        for name in ("judge_url", "judge_budget"):
-            if getattr(args, name) is not None:
-                raise ValueError(f"--{name} goes with --judge MODEL")
-        return None
-    from distilllens.evaluate.judge.judge import Judge
-    from distilllens.evaluate.results import JUDGE_CACHE
-
-    return Judge(
-        args.judge,
-        base_url=args.judge_url,
-        key_variable=args.judge_key,
-        cache=Path(args.output) / JUDGE_CACHE,
-    )
 
 
 def _parser():

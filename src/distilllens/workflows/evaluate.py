@@ -1,4 +1,4 @@
-"""One evaluation: check, answer, score, write. It resumes after an interruption."""
+"""``distilllens evaluate``: check, answer, score, write; resume after an interruption."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 from distilllens.evaluate.answering import Answering
 from distilllens.evaluate.benchmarks import load_benchmarks
+from distilllens.evaluate.judge.judge import Judge
 from distilllens.evaluate.models import Candidate, find_models
 from distilllens.evaluate.processes import this_process
-from distilllens.evaluate.results import Results
+from distilllens.evaluate.results import JUDGE_CACHE, Results
 from distilllens.evaluate.scoring import Scoring
 from distilllens.evaluate.tables import write_scores
 from distilllens.evaluate.tasks import Task, make_task
@@ -40,6 +41,8 @@ class Plan:
         dtype: dtype of the weights; "auto" is the one they were saved in.
         teacher: measure KL(teacher ‖ model) on the references.
         sbert: a sentence-transformers model for the cosine similarity.
+        judge: a model that grades the answers, of the OpenAI-compatible server at ``judge_url``
+            (default: OpenAI's) with the key in the environment variable ``judge_key``.
         judge_budget: in USD; a judge that would cost more is not called.
         backend: "transformers" or "vllm".
     """
@@ -57,6 +60,9 @@ class Plan:
     device: str | None = None
     teacher: str | None = None
     sbert: str | None = None
+    judge: str | None = None
+    judge_url: str | None = None
+    judge_key: str = "OPENAI_API_KEY"
     judge_budget: float | None = None
     backend: str = "transformers"
 
@@ -84,7 +90,7 @@ def evaluate(plan: Plan, *, judge=None, command: str = "") -> None:
     interrupted evaluation.
 
     Args:
-        judge: a ``Judge``; none by default.
+        judge: a ``Judge`` instead of the plan's, with prices of its own for instance.
         command: the command line, recorded in the results.
 
     Raises:
@@ -92,6 +98,7 @@ def evaluate(plan: Plan, *, judge=None, command: str = "") -> None:
     """
     process = this_process(plan.device)
     results = Results(plan.output)
+    judge = judge or _judge(plan, results)
     with process.together():
         prepared = _prepare(plan, process, results, judge)
         if process.is_main:
@@ -145,6 +152,16 @@ def _prepare(plan, process, results, judge) -> _Prepared:
             budget=plan.judge_budget,
         )
     return _Prepared(candidates, teacher, tasks, settings, scoring)
+
+
+def _judge(plan, results):
+    if plan.judge is not None:
+        cache = results.folder / JUDGE_CACHE
+        return Judge(plan.judge, base_url=plan.judge_url, key_variable=plan.judge_key, cache=cache)
+    for name in ("judge_url", "judge_budget"):
+        if getattr(plan, name) is not None:
+            raise ValueError(f"--{name} goes with --judge MODEL")
+    return None
 
 
 def _settings(plan, candidates, teacher, tasks, judge):

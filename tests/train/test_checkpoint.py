@@ -89,6 +89,12 @@ def test_rotation_deletes_incomplete_checkpoints_first(run):
     assert steps(run) == [10]
 
 
+def test_rotation_passes_over_the_best(run):
+    """The best is the oldest: the one in the middle goes."""
+    rotate(run, 2, [run / "checkpoint-10", run / "checkpoint-2"])
+    assert steps(run) == [2, 10]
+
+
 def test_a_kill_inside_a_rotation_leaves_an_incomplete_checkpoint(run, monkeypatch):
     """The next rotation removes it, and never a complete one in its place."""
 

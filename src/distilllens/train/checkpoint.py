@@ -70,11 +70,11 @@ def rotate(output_dir: str | Path, limit: int | None, keep: list[str | Path]):
         return
     found = sorted((is_whole(path), step, path) for step, path in _checkpoints(output_dir))
     kept = {Path(path).resolve() for path in keep}
-    for _, _, path in found[: max(0, len(found) - limit)]:
-        if path.resolve() not in kept:
-            # Without its mark first: what a kill leaves behind is then known to be incomplete.
-            (path / MARK).unlink(missing_ok=True)
-            shutil.rmtree(path, ignore_errors=True)
+    old = [path for _, _, path in found if path.resolve() not in kept]
+    for path in old[: max(0, min(len(found) - limit, len(old)))]:
+        # Without its mark first: what a kill leaves behind is then known to be incomplete.
+        (path / MARK).unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _checkpoints(output_dir):

@@ -53,6 +53,19 @@ class Problem:
         rest = ("student", "teacher", "weight", "labels")
         return Problem(**{name: move(getattr(self, name)) for name in rest}, **heads)
 
+    def double(self):
+        """The same numbers in float64, for a truth without rounding."""
+
+        def wide(tensor):
+            return tensor.detach().double().requires_grad_(tensor.requires_grad)
+
+        def widened(head):
+            return dataclasses.replace(head, weight=wide(head.weight), bias=wide(head.bias))
+
+        heads = {name: widened(getattr(self, name)) for name in ("student_head", "teacher_head")}
+        rows = {name: wide(getattr(self, name)) for name in ("student", "teacher", "weight")}
+        return Problem(**rows, **heads, labels=self.labels)
+
     @property
     def leaves(self):
         return self.student, self.student_head.weight, self.student_head.bias

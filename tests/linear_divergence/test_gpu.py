@@ -1,6 +1,7 @@
 """Both engines on a CUDA device: they equal the reference and never wait for the device."""
 
 import contextlib
+import warnings
 
 import pytest
 import torch
@@ -21,14 +22,21 @@ pytestmark = [
 ]
 
 
+def set_alarm(mode):
+    """Switch CUDA's own check of waits, without its warning that it is a prototype."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode(mode)
+
+
 @contextlib.contextmanager
 def no_waiting():
-    """CUDA's own check: an error where the host waits for the device."""
-    torch.cuda.set_sync_debug_mode("error")
+    """An error where the host waits for the device."""
+    set_alarm("error")
     try:
         yield
     finally:
-        torch.cuda.set_sync_debug_mode("default")
+        set_alarm("default")
 
 
 @pytest.mark.parametrize("impl", ["chunked", "triton"])
@@ -58,7 +66,17 @@ def test_auto(dtype, vocabulary):
     given = problem(47, vocabulary, vocabulary, dtype=dtype, scale=0.7).to("cuda")
     found, kernel = (results(given, "jsd", impl=impl) for impl in ("auto", "triton"))
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, kernel, strict=True))
-    assert_within_budget(found, results(given, "jsd", impl="reference"), dtype)
+    reference = results(given, "jsd", impl="reference")
+    if dtype == torch.bfloat16:
+        assert_within_budget(found, reference, dtype)
+        return
+    # Without a cap the reference itself is up to 3.5e-6 from float64 (H200), the kernel 4.3e-6.
+    truth = results(given.double(), "jsd", impl="reference")
+    for ours, theirs, exact, budget in zip(found, reference, truth, BUDGET[dtype], strict=True):
+        error, allowed = (
+            (x.double() - exact).abs().max() / exact.abs().max() for x in (ours, theirs)
+        )
+        assert error <= max(budget, 2 * allowed), f"{error:.1e}, the reference {allowed:.1e}"
 
 
 def autocast_results(given, impl, **options):

@@ -15,8 +15,8 @@ from distilllens.workflows.provenance import versions
 
 _MEASURED = (
     "Measured on {questions} held-out questions. Cross-entropy, KL and JSD are in nats per token "
-    "of the answers; depths are student:teacher, and the last pair is the output. Exact match is "
-    "the share of greedy answers that equal the reference, 0 to 1."
+    "of the answers; depths are student:teacher, and the last pair is the output. Exact "
+    "answers are the share of greedy answers that equal the reference, 0 to 1."
 )
 _DIVERGENCE = (
     "Each depth of a student, read through its own final norm and head and compared with a depth "

@@ -54,7 +54,7 @@ def test_a_stopped_run_resumes(old, caplog):
 def test_a_finished_run_is_known(old, capsys):
     """Its recipe is the same one: nothing is trained again, and its report can be made."""
     before = files_of(old / "finished")
-    assert main(["train", "--config", "recipe.yaml"]) == 0
+    assert main(["train", "--config", "recipe.yaml", "--report", "false"]) == 0
     assert "finished run of this recipe" in capsys.readouterr().err
     assert files_of(old / "finished") == before
     assert main(["train", "--config", "recipe.yaml", "--lens_weight", "0.5"]) == 2

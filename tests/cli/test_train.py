@@ -445,3 +445,67 @@ def test_unknown_commands_and_help(capsys):
     text = capsys.readouterr().out
     assert "examples:" in text
     assert "--lens_layers" in text
+
+
+@pytest.mark.parametrize("damage", ["deleted", "flipped"])
+def test_a_damaged_final_model_is_made_again(workshop, capsys, damage):
+    """From its last checkpoint, to the same bits; an intact one is left alone."""
+    recipe(workshop)
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+    file = workshop / "out" / "model.safetensors"
+    whole = file.read_bytes()
+    if damage == "deleted":
+        file.unlink()
+    else:
+        file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+    said = capsys.readouterr().err
+    assert "warning: the final model is damaged, and is made again: " in said
+    assert "resuming from out/checkpoint-4" in said
+    assert file.read_bytes() == whole
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+    assert "nothing to do" in capsys.readouterr().err
+
+
+def test_a_run_killed_before_its_report_gets_one(workshop, capsys):
+    """The same command makes what is missing, and trains nothing."""
+    pytest.importorskip("matplotlib")
+    recipe(workshop)
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+    assert not (workshop / "out" / "report.html").exists()
+    assert main(["train", "--config", "recipe.yaml", "--report", "true"]) == 0
+    assert "nothing to do" in capsys.readouterr().err
+    assert (workshop / "out" / "report.html").exists()
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_a_foreign_thing_in_the_place_of_the_temporary_folder_is_left_alone(workshop, capsys, kind):
+    """Its contents are neither moved into the output nor deleted."""
+    recipe(workshop)
+    mine = workshop / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("mine")
+    assert main(["train", "--config", "recipe.yaml", "--max_steps", "2"]) == 0
+    out = workshop / "out"
+    run = json.loads((out / "run.json").read_text()) | {"finished": False}
+    (out / "run.json").write_text(json.dumps(run))
+    if kind == "link":
+        (out / "final.part").symlink_to(mine)
+    else:
+        (out / "final.part").write_text("mine")
+    assert main(["train", "--config", "recipe.yaml", "--max_steps", "2"]) == 2
+    assert "final.part is in the place of our temporary folder" in capsys.readouterr().err
+    assert (mine / "thesis.txt").read_text() == "mine" and not (out / "thesis.txt").exists()
+
+
+def test_remains_of_an_interrupted_save_are_not_installed(workshop):
+    """What a killed save left in the temporary folder is removed before the next one."""
+    recipe(workshop)
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+    out = workshop / "out"
+    run = json.loads((out / "run.json").read_text()) | {"finished": False}
+    (out / "run.json").write_text(json.dumps(run))
+    (out / "final.part").mkdir()
+    (out / "final.part" / ".tmpAbCdEf").write_bytes(b"half a model")
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+    assert not (out / ".tmpAbCdEf").exists() and not (out / "final.part").exists()

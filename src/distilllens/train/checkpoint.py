@@ -18,15 +18,35 @@ logger = logging.getLogger(__name__)
 def mark_whole(folder: str | Path):
     """Write a mark with size and SHA-256 of a checkpoint's files, once they are on the disk."""
     folder = Path(folder)
-    files = {}
-    for file in sorted(folder.rglob("*")):
-        if file.is_file() and file.name != MARK:
-            flush(file)
-            files[str(file.relative_to(folder))] = {
-                "bytes": file.stat().st_size,
-                "sha256": sha256(file),
-            }
-    write_json(folder / MARK, {"files": files})
+    names = [str(file.relative_to(folder)) for file in sorted(folder.rglob("*")) if file.is_file()]
+    write_json(folder / MARK, {"files": described(folder, [n for n in names if n != MARK])})
+
+
+def described(folder: str | Path, names: list[str]) -> dict[str, dict]:
+    """Name -> size and SHA-256 of files in a folder, once they are on the disk."""
+    found = {}
+    for name in names:
+        file = Path(folder) / name
+        flush(file)
+        found[name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
+    return found
+
+
+def difference_from(folder: str | Path, files: dict, *, contents: bool = True) -> str | None:
+    """What differs between a folder and what ``described`` found there before; None if nothing.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: something else than a description.
+    """
+    for name, (size, digest) in {name: _entry(entry) for name, entry in files.items()}.items():
+        file = Path(folder) / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+        if contents and digest is not None and sha256(file) != digest:
+            return f"the contents of {name} have changed"
+    return None
 
 
 def is_whole(folder: str | Path) -> bool:
@@ -89,20 +109,11 @@ def _checkpoints(output_dir):
 def _damage(folder, contents):
     try:
         files = json.loads((folder / MARK).read_text(encoding="utf-8"))["files"]
-        expected = {name: _entry(entry) for name, entry in files.items()}
+        if not files:
+            return f"{MARK} lists no file"
+        return difference_from(folder, files, contents=contents)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MARK} cannot be read ({type(error).__name__})"
-    if not expected:
-        return f"{MARK} lists no file"
-    for name, (size, digest) in expected.items():
-        file = folder / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes instead of {size}"
-        if contents and digest is not None and sha256(file) != digest:
-            return f"the contents of {name} have changed"
-    return None
 
 
 def _entry(entry):

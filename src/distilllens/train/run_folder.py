@@ -8,7 +8,7 @@ from pathlib import Path
 
 from distilllens.files import is_part_of, sha256, write_json
 from distilllens.masking import masked
-from distilllens.train.checkpoint import MARK, damage_of, last_whole
+from distilllens.train.checkpoint import MARK, damage_of, difference_from, last_whole
 
 RUN_FILE = "run.json"
 # Fields that change what is shown or kept, not what is learned: a run may resume with new values.
@@ -94,6 +94,17 @@ def resume_point(output_dir: str | Path, identity: dict) -> Path | None:
 def is_finished(output_dir: str | Path) -> bool:
     """Whether the run in ``output_dir`` has saved its final model."""
     return _run_json(Path(output_dir)).get("finished") is True
+
+
+def final_damage(output_dir: str | Path) -> str | None:
+    """What is wrong with the weights of a finished run; None if nothing, or if it is not known.
+
+    A run of version 0.1.0 did not note what they were.
+    """
+    try:
+        return difference_from(output_dir, _run_json(Path(output_dir)).get("weights") or {})
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"the entry 'weights' of its {RUN_FILE} cannot be read"
 
 
 def write_run(output_dir: str | Path, identity: dict, finished: bool = False, **more):

@@ -28,8 +28,9 @@ from distilllens.loading import load_model, load_tokenizer
 from distilllens.report import plot_divergence_by_depth
 from distilllens.targets import without_targets
 from distilllens.train import DistillLensConfig, DistillLensTrainer
-from distilllens.workflows.demo_folder import FIGURE, PAGE, check_demo, claim, write_marker
+from distilllens.workflows.demo_folder import FIGURE, check_demo, claim, write_marker
 from distilllens.workflows.demo_page import demo_page
+from distilllens.workflows.outputs import PAGE
 from distilllens.workflows.run_models import Texts, observe_models
 
 logger = logging.getLogger(__name__)

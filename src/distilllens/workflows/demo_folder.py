@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 MARKER = "demo.json"
-PAGE = "report.html"
 FIGURE = "divergence_by_depth.png"
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+PAGE = "report.html"  # of a run and of the demo
+
 
 def check_count(flag: str, value: int):
     """Refuse a number below 1.

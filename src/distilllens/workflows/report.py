@@ -14,11 +14,10 @@ from distilllens.report import Run, render_page, require_plotting, run_sections
 from distilllens.report.training import pairs_of
 from distilllens.train.config import DistillLensConfig
 from distilllens.train.run_folder import read_run, read_state
-from distilllens.workflows.outputs import check_count, check_page
+from distilllens.workflows.outputs import PAGE, check_count, check_page
 from distilllens.workflows.run_models import observe_run
 
 logger = logging.getLogger(__name__)
-PAGE = "report.html"
 
 
 def write_report(

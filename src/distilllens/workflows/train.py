@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 
@@ -17,9 +18,11 @@ from distilllens.evaluate.answer_scorer import AnswerScorer
 from distilllens.objective import TERMS
 from distilllens.train import _trl, run_folder
 from distilllens.train.build import build_trainer
+from distilllens.train.checkpoint import described
 from distilllens.train.config import HIGHER_IS_BETTER, DistillLensConfig
 from distilllens.workflows import train_inputs
 from distilllens.workflows.identity import student_identity, teacher_identity
+from distilllens.workflows.outputs import PAGE
 from distilllens.workflows.provenance import record_of
 from distilllens.workflows.train_inputs import JobArguments
 
@@ -54,10 +57,13 @@ def run_job(job: JobArguments, model, args: DistillLensConfig, given: dict | Non
     """
     if given is None:
         given = train_inputs.changed_fields(job, model, args)
-    if (line := _run(job, model, args, given)) is None:
-        return f"{args.output_dir} holds the finished run of this recipe; nothing to do"
+    line = _run(job, model, args, given)
+    is_new = line is not None
+    line = line or f"{args.output_dir} holds the finished run of this recipe; nothing to do"
+    # An interruption may have come between the model and its report.
+    wanted = job.report and (is_new or not (Path(args.output_dir) / PAGE).exists())
     # The process group has ended: only the main process writes the page.
-    if job.report and os.environ.get("RANK", "0") == "0" and (written := _write_report(args)):
+    if wanted and os.environ.get("RANK", "0") == "0" and (written := _write_report(args)):
         line += f"\n{written}"
     return line
 
@@ -81,7 +87,9 @@ def _run(job, model, args, given):
     identity = run_folder.recipe_identity(given, files, models, args.world_size)
     checkpoint = run_folder.resume_point(args.output_dir, identity)
     if run_folder.is_finished(args.output_dir):
-        return None
+        if (damage := run_folder.final_damage(args.output_dir)) is None:
+            return None
+        logger.warning("the final model is damaged, and is made again: %s", damage)
     checkpoint = _chosen(args, checkpoint, config.to_dict())
 
     record = record_of(given)
@@ -185,7 +193,8 @@ def _save_final(trainer, identity, record):
     trainer.accelerator.wait_for_everyone()
     if not trainer.is_world_process_zero():
         return
-    for file in part.iterdir():
+    names = [file.name for file in part.iterdir()]
+    for file in sorted(part.iterdir()):
         target = output_dir / file.name
         if target.is_dir():
             shutil.rmtree(target)
@@ -193,7 +202,9 @@ def _save_final(trainer, identity, record):
     part.rmdir()
     trainer.save_state()
     trainer.create_model_card()
-    run_folder.write_run(output_dir, identity, finished=True, **record)
+    weights = [name for name in names if fnmatch(name, "*model*.safetensors")]
+    found = described(output_dir, weights)
+    run_folder.write_run(output_dir, identity, finished=True, weights=found, **record)
 
 
 def _clear(part):

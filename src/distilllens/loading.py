@@ -13,6 +13,8 @@ from distilllens.errors import first_line
 from distilllens.fingerprints import PROBE
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+# Not left open: transformers would then ask on standard input, and take a "y" there for consent.
+_NO_REMOTE_CODE = {"trust_remote_code": False}
 _DATA_SUFFIXES = (".jsonl", ".json", ".gz", ".txt")
 
 
@@ -56,7 +58,7 @@ def load_tokenizer(role: str, name: str, *, advice: str = "", **settings):
         ValueError: it cannot be loaded.
     """
     try:
-        return AutoTokenizer.from_pretrained(name, **settings)
+        return AutoTokenizer.from_pretrained(name, **_NO_REMOTE_CODE | settings)
     except Exception as error:  # a broken or missing file raises whatever it likes
         text = f"cannot load the tokenizer of the {role} {str(name)!r}: {first_line(error)}"
         raise ValueError(f"{text}; {advice}" if advice else text) from error
@@ -86,7 +88,7 @@ def load_model(role: str, name: str, **settings):
     """
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
-            name, output_loading_info=True, **settings
+            name, output_loading_info=True, **_NO_REMOTE_CODE | settings
         )
     except Exception as error:  # broken or missing weights raise whatever they like
         raise ValueError(f"cannot load the {role} {str(name)!r}: {first_line(error)}") from error

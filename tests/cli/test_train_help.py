@@ -5,6 +5,7 @@ from dataclasses import fields
 from inspect import get_annotations
 
 import pytest
+import toys
 
 from distilllens.cli import main
 from distilllens.cli.train_arguments import make_parser
@@ -85,3 +86,12 @@ def test_help_all_shows_every_field(printed):
     every = {action.dest for action in make_parser("train", "")._actions} - {"help"}
     assert every <= found.keys()
     assert printed("train", "--help_all").count("\n") > 400
+
+
+def test_errors_name_a_flag_in_one_spelling(workshop, capsys):
+    """The dashed spelling works, and is not repeated to the user."""
+    from distilllens.cli import main
+
+    toys.recipe(workshop)
+    assert main(["train", "--config", "recipe.yaml", "--max_steps", "two"]) == 2
+    assert "argument --max_steps: invalid int value: 'two'" in capsys.readouterr().err

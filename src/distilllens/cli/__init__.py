@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Iterable
 from importlib import import_module
@@ -41,7 +42,8 @@ class OneLineParser(argparse.ArgumentParser):
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message):
-        """Exit with status 2 and one line."""
+        """Exit with status 2 and one line; a flag is named in one spelling."""
+        message = re.sub(r"(--\w+)(/--[\w-]+)+", r"\1", message)
         raise ValueError(f"{message} (see {self.prog} --help)")
 
 

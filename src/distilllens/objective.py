@@ -29,6 +29,8 @@ class LossTerm:
         short: in the progress bar.
         weight_field: its weight in ``Objective`` and ``DistillLensConfig``.
         has_pairs: whether it is a mean over layer pairs, which are logged too.
+        divergence_field, kwargs_field: its divergence in ``Objective``; empty for none.
+        place: where it is measured, in words.
     """
 
     key: str
@@ -37,12 +39,34 @@ class LossTerm:
     short: str
     weight_field: str
     has_pairs: bool = False
+    divergence_field: str = ""
+    kwargs_field: str = ""
+    place: str = ""
 
 
 # A new term is one row here and one method of Objective. Reports show them in this order.
 TERMS = (
-    LossTerm("output", "output_loss", "output divergence", "output", "output_weight"),
-    LossTerm("lens", "lens_loss", "lens divergence", "lens", "lens_weight", has_pairs=True),
+    LossTerm(
+        "output",
+        "output_loss",
+        "output divergence",
+        "output",
+        "output_weight",
+        divergence_field="output_divergence",
+        kwargs_field="output_kwargs",
+        place="at the output",
+    ),
+    LossTerm(
+        "lens",
+        "lens_loss",
+        "lens divergence",
+        "lens",
+        "lens_weight",
+        has_pairs=True,
+        divergence_field="lens_divergence",
+        kwargs_field="lens_kwargs",
+        place="through the lens",
+    ),
     LossTerm("cross_entropy", "cross_entropy", "cross-entropy", "ce", "cross_entropy_weight"),
 )
 WEIGHT_FIELDS = tuple(term.weight_field for term in TERMS)

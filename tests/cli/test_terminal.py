@@ -21,6 +21,7 @@ STAGES = [
     "loading the student, preparing the data",
     "checking the student's logit lens against its logits",
     "loading the teacher teacher",
+    "layer pairs, student:teacher: 1:1,2:3",
 ]
 
 
@@ -143,8 +144,8 @@ def test_a_run_is_quiet(workshop):
     quiet = printed()
     bar = r"100%"
     lines = [line for line in quiet.splitlines() if line]
-    assert lines[:5] == STAGES
-    assert all("it/s" in line or "s/it" in line or "?" in line for line in lines[5:-1]), quiet
+    assert lines[:6] == STAGES
+    assert all("it/s" in line or "s/it" in line or "?" in line for line in lines[6:-1]), quiet
     assert lines[-1] == "the final model and its tokenizer are in out" and bar in quiet
     verbose = printed("--verbose", "--output_dir", "again")
     assert "Adding EOS" in verbose and "Loading weights" in verbose

@@ -509,3 +509,22 @@ def test_remains_of_an_interrupted_save_are_not_installed(workshop):
     (out / "final.part" / ".tmpAbCdEf").write_bytes(b"half a model")
     assert main(["train", "--config", "recipe.yaml"]) == 0
     assert not (out / ".tmpAbCdEf").exists() and not (out / "final.part").exists()
+
+
+def test_a_checkpoint_of_another_recipe_is_named(workshop, caplog):
+    """It may be resumed from, by name, and the first difference is told."""
+    recipe(workshop, output_dir="kd", lens_weight=0.0)
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+    recipe(workshop)
+    flags = ["--resume_from_checkpoint", "kd/checkpoint-2"]
+    assert main(["train", "--config", "recipe.yaml", *flags]) == 0
+    assert "kd/checkpoint-2 belongs to a run of another recipe: lens_weight was 0.0" in caplog.text
+
+
+def test_an_unknown_model_type_is_one_short_line(workshop, capsys):
+    """Not the list of every model that transformers knows."""
+    fields = {"student_config": {"model_type": "llamma"}, "tokenizer_name_or_path": "teacher"}
+    recipe(workshop, model_name_or_path=None, **fields)
+    assert main(["train", "--config", "recipe.yaml"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "no model_type 'llamma'; did you mean llama?" in error and len(error) < 200

@@ -23,11 +23,11 @@ examples:
 
 With --prompt every token is shown; with --data only those that predict a response, as in training.
 """
-_SEVERAL = {"action": "append", "default": []}
+_SEVERAL = {"action": "extend", "nargs": "+", "default": []}
 _DTYPES = {"choices": ("float32", "bfloat16", "float16"), "default": "float32"}
 _FLAGS = (
     ("teacher", str, "MODEL", "teacher: a folder or hub id"),
-    ("student", _SEVERAL, "MODEL", "student; repeat the flag for more"),
+    ("student", _SEVERAL, "MODEL", "one or more students"),
     ("model", str, "MODEL", "a single model, instead of teacher and student"),
     ("prompt", str, "TEXT", "text to read"),
     ("data", {"nargs": "+"}, "FILE", "or data files to read: .jsonl, .json or .txt (or .gz)"),

@@ -20,6 +20,7 @@ GROUPS = {
         "max_prompt_length": "",
         "max_length": "Truncate examples to this many tokens.",
         "packing": "Pack several examples into one sequence of max_length tokens.",
+        "assistant_only_loss": "Train on the assistant's turns of a conversation only.",
     },
     "student": {
         "model_name_or_path": "The student: a folder or hub id.",

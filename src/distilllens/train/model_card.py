@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
+from distilllens.objective import TERMS
+
 LIBRARIES = ("distilllens", "trl", "transformers", "torch")
 
 
@@ -41,11 +43,9 @@ def _sft_rows(student):
 
 
 def _rows(student, teacher, objective, lens_norm):
-    output = lens = "none (weight 0)"
-    if objective.output_weight > 0:
-        output = _divergence(objective.output_divergence, objective.output_kwargs)
-    if objective.lens_weight > 0:
-        lens = _divergence(objective.lens_divergence, objective.lens_kwargs)
+    weights = {term: getattr(objective, term.weight_field) for term in TERMS}
+    norm = ("lens reads through the final norm", "yes" if lens_norm else "no")
+    names = ", ".join(term.label.removesuffix(" divergence") for term in TERMS)
     return [
         ("student started from", f"`{student}`"),
         ("teacher", f"`{teacher}`"),
@@ -53,18 +53,17 @@ def _rows(student, teacher, objective, lens_norm):
             "layer map (student:teacher)",
             f"`{objective.layer_map}`" if objective.lens_weight else "none",
         ),
-        ("output divergence", output),
-        ("lens divergence", lens),
-        ("lens reads through the final norm", "yes" if lens_norm else "no"),
-        (
-            "weights (output, lens, cross-entropy)",
-            f"{objective.output_weight:g}, {objective.lens_weight:g}, "
-            f"{objective.cross_entropy_weight:g}",
-        ),
+        *((t.label, _divergence(objective, t)) for t in TERMS if t.divergence_field),
+        *([norm] if any(t.has_pairs and weight > 0 for t, weight in weights.items()) else []),
+        (f"weights ({names})", ", ".join(f"{weight:g}" for weight in weights.values())),
         ("temperature", f"{objective.temperature:g}"),
     ]
 
 
-def _divergence(name, kwargs):
+def _divergence(objective, term):
+    if getattr(objective, term.weight_field) == 0:
+        return "none (weight 0)"
+    kwargs = getattr(objective, term.kwargs_field)
     given = ", ".join(f"{key} {value:g}" for key, value in kwargs.items())
+    name = getattr(objective, term.divergence_field)
     return f"{name} ({given})" if given else name

@@ -91,6 +91,12 @@ def resume_point(output_dir: str | Path, identity: dict) -> Path | None:
     return last_whole(folder)
 
 
+def other_recipe(output_dir: str | Path, identity: dict) -> str | None:
+    """How the recipe of the run in a folder differs from another; None if not, or for no run."""
+    recipe = _run_json(Path(output_dir)).get("recipe")
+    return _first_difference(recipe, identity) if isinstance(recipe, dict) else None
+
+
 def is_finished(output_dir: str | Path) -> bool:
     """Whether the run in ``output_dir`` has saved its final model."""
     return _run_json(Path(output_dir)).get("finished") is True

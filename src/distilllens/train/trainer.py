@@ -114,6 +114,8 @@ class DistillLensTrainer(SafeTrainer):
         layers = self.student_lens.num_layers
         self.teacher, self._cache_needs = find_teacher(collation, teacher_model, layers)
         self.objective = args.objective(layer_map_of(args, layers, self.teacher))
+        if self.objective.needs_lens():
+            logger.info("layer pairs, student:teacher: %s", self.objective.layer_map)
         self._terms = {"train": TermSums(), "eval": TermSums()}
         self._since = time.perf_counter()  # start of the training time of the next log
 

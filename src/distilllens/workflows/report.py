@@ -10,6 +10,7 @@ import yaml
 
 from distilllens.files import write_atomically
 from distilllens.masking import masked
+from distilllens.objective import TERMS
 from distilllens.report import Run, render_page, require_plotting, run_sections
 from distilllens.report.training import pairs_of
 from distilllens.train.config import DistillLensConfig
@@ -123,12 +124,12 @@ def _loss(fields):
     def value(name):
         return fields.get(name, DistillLensConfig.__dataclass_fields__[name].default)
 
-    terms = (
-        ("output_weight", f"{value('output_divergence')} at the output"),
-        ("lens_weight", f"{value('lens_divergence')} through the lens"),
-        ("cross_entropy_weight", "cross-entropy"),
+    return " + ".join(
+        f"{value(term.weight_field):g} × "
+        + (f"{value(term.divergence_field)} {term.place}" if term.divergence_field else term.label)
+        for term in TERMS
+        if value(term.weight_field)
     )
-    return " + ".join(f"{value(name):g} × {what}" for name, what in terms if value(name))
 
 
 def _data(fields):

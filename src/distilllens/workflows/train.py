@@ -62,6 +62,8 @@ def run_job(job: JobArguments, model, args: DistillLensConfig, given: dict | Non
     line = line or f"{args.output_dir} holds the finished run of this recipe; nothing to do"
     # An interruption may have come between the model and its report.
     wanted = job.report and (is_new or not (Path(args.output_dir) / PAGE).exists())
+    if wanted:
+        logger.info("the final model is saved in %s", args.output_dir)
     # The process group has ended: only the main process writes the page.
     if wanted and os.environ.get("RANK", "0") == "0" and (written := _write_report(args)):
         line += f"\n{written}"
@@ -90,7 +92,7 @@ def _run(job, model, args, given):
         if (damage := run_folder.final_damage(args.output_dir)) is None:
             return None
         logger.warning("the final model is damaged, and is made again: %s", damage)
-    checkpoint = _chosen(args, checkpoint, config.to_dict())
+    checkpoint = _chosen(args, checkpoint, config.to_dict(), identity)
 
     record = record_of(given)
     begun = _Begun(lambda: run_folder.write_run(args.output_dir, identity, **record))
@@ -166,7 +168,7 @@ def _check_metric(args):
         )
 
 
-def _chosen(args, checkpoint, config):
+def _chosen(args, checkpoint, config, identity):
     """The checkpoint to resume from: the run's own, unless resume_from_checkpoint names another."""
     named = args.resume_from_checkpoint
     if str(named).lower() == "false" and checkpoint is not None:
@@ -177,6 +179,8 @@ def _chosen(args, checkpoint, config):
     if named is not None and str(named).lower() not in ("true", "false"):
         run_folder.check_checkpoint(named, config)
         checkpoint = Path(named)
+        if difference := run_folder.other_recipe(checkpoint.parent, identity):
+            logger.warning("%s belongs to a run of another recipe: %s", checkpoint, difference)
     if checkpoint is not None:
         logger.info("resuming from %s", checkpoint)
     return checkpoint

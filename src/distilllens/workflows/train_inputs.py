@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, set_seed
 
 from distilllens.data import data_files, drop_long_prompts, load_hub, load_records
 from distilllens.errors import first_line
@@ -256,7 +256,12 @@ def check_student(job, model):
 
 def _check_names(student_config):
     """Refuse unknown names: configuration classes accept any, so a typo would go unnoticed."""
-    default = AutoConfig.for_model(student_config["model_type"])
+    kind = student_config["model_type"]
+    if kind not in CONFIG_MAPPING:
+        close = difflib.get_close_matches(str(kind), CONFIG_MAPPING.keys(), n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"transformers has no model_type {kind!r}{hint}")
+    default = AutoConfig.for_model(kind)
     known = {*default.to_dict(), *default.attribute_map, "model_type"}
     for name in student_config:
         if name not in known:

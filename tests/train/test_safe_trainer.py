@@ -99,3 +99,26 @@ def test_a_run_without_a_step_is_refused(tmp_path):
     with pytest.raises(ValueError, match="8 training rows are fewer than a batch of 9"):
         toys.trainer(tmp_path, **batch)
     toys.trainer(tmp_path, **batch | {"per_device_train_batch_size": 8})
+
+
+class _Sharded(nn.Parameter):
+    """A parameter whose local part is a plain tensor, as that of a DTensor is."""
+
+    def to_local(self):
+        return self.detach()
+
+
+def test_an_infinite_weight_that_is_sharded_is_found():
+    """The local part is no ``Parameter``; it is a weight nevertheless."""
+    model = nn.Module()
+    model.weight = _Sharded(torch.tensor([1.0, math.inf]))
+    assert first_not_finite(model) == ("weight", math.inf)
+
+
+def test_micro_batches_of_one_step_at_most_are_remembered(tmp_path):
+    """A loop of the user's own calls ``training_step`` and never asks for the gradient's norm."""
+    trainer = toys.trainer(tmp_path, gradient_accumulation_steps=2)
+    batch = next(iter(trainer.get_train_dataloader()))
+    for _ in range(5):
+        trainer.training_step(trainer.model, dict(batch))
+    assert len(trainer._micro_batches) == 2

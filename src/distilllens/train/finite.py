@@ -13,14 +13,15 @@ def first_not_finite(model: nn.Module) -> tuple[str, float] | None:
 
     Of a sharded tensor the local part is read.
     """
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+    weights = dict(model.named_parameters())
+    for name, tensor in (weights | dict(model.named_buffers())).items():
         tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
         if not tensor.is_floating_point() or tensor.numel() == 0 or tensor.is_meta:
             continue
         # Both propagate NaN, and need no copy of the tensor's size.
         for value in torch.aminmax(tensor.detach()):
             # A buffer may be a mask, whose entries are -inf by design.
-            if value.isnan() or (value.isinf() and isinstance(tensor, nn.Parameter)):
+            if value.isnan() or (value.isinf() and name in weights):
                 return name, float(value)
     return None
 

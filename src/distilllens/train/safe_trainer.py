@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from pathlib import Path
 
 import torch
@@ -25,7 +26,8 @@ class SafeTrainer(SFTTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._micro_batches = []  # (loss, ids) of the optimizer step in progress
+        # (loss, ids) of the optimizer step in progress.
+        self._micro_batches = deque(maxlen=max(1, self.args.gradient_accumulation_steps))
 
     def _send_telemetry(self):
         """Nothing is sent anywhere."""
@@ -46,7 +48,8 @@ class SafeTrainer(SFTTrainer):
 
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm)
-        micro_batches, self._micro_batches = self._micro_batches, []
+        micro_batches = list(self._micro_batches)
+        self._micro_batches.clear()
         # fp16 scales the loss until gradients overflow, and skips those steps itself.
         if self.accelerator.scaler is None and not is_finite(norm):
             raise ValueError(self._not_finite(float(norm), micro_batches))

@@ -17,6 +17,7 @@ FLOORS = {
     "files": 0,
     "errors": 0,
     "masking": 0,
+    "stored": 0,
     "cost": 0,
     "linear_divergence": 1,
     "sampling": 1,

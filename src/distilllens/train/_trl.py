@@ -6,7 +6,10 @@ Written for trl 1.16 and transformers 5.23; check this file first after an upgra
 from __future__ import annotations
 
 import copy
+import logging
+import re
 import time
+from contextlib import contextmanager
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -20,12 +23,16 @@ from distilllens.objective import TERMS
 from distilllens.targets import without_targets
 
 __all__ = [
+    "OTHER_INTERVALS",
+    "OTHER_TRANSFORMERS",
     "LossProgress",
     "base_model_of",
     "count_tokens_of_targets",
     "drop_fused_head",
     "end_training",
     "forget_evaluation",
+    "hidden_messages",
+    "invalid_generation_fields",
     "mask_repeated_rows",
     "maybe_gather_lm_head_ctx",
     "prepare_deepspeed",
@@ -38,6 +45,44 @@ __all__ = [
 def base_model_of(model):
     """The transformers model inside a PEFT one; any other model is its own base."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+# What transformers logs at a resume: we tell the one, and keep what is set where it drops it.
+OTHER_TRANSFORMERS = "You are resuming training from a checkpoint trained with"
+OTHER_INTERVALS = r"Warning: The following arguments do not match (?!.*per_device_train_batch_size)"
+
+
+@contextmanager
+def hidden_messages(pattern: str):
+    """Hide what the trainer of transformers logs in this block, if it begins as a pattern."""
+
+    def other(record):
+        return not re.match(pattern, record.getMessage(), flags=re.DOTALL)
+
+    loggers = [logging.getLogger(f"transformers.{name}") for name in ("trainer", "trainer_utils")]
+    for each in loggers:
+        each.addFilter(other)
+    try:
+        yield
+    finally:
+        for each in loggers:
+            each.removeFilter(other)
+
+
+def invalid_generation_fields(generation_config) -> list[str]:
+    """Fields with which transformers refuses to save a generation configuration; often none.
+
+    Raises:
+        ValueError: it is refused for another reason.
+    """
+    try:
+        generation_config.validate(strict=True)
+    except ValueError as error:
+        # The names are known from the message alone.
+        if fields := re.findall(r"^- `(\w+)`:", str(error), flags=re.MULTILINE):
+            return fields
+        raise
+    return []
 
 
 def drop_fused_head(model):

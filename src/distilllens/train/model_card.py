@@ -9,6 +9,11 @@ from distilllens.objective import TERMS
 LIBRARIES = ("distilllens", "trl", "transformers", "torch")
 
 
+def versions() -> dict[str, str]:
+    """The versions of the libraries that affect a run's result."""
+    return {name: version(name) for name in LIBRARIES}
+
+
 def model_card(
     model_name: str, student: str, teacher: str | None, objective, lens_norm: bool
 ) -> str:
@@ -32,7 +37,7 @@ def model_card(
             "|---|---|",
             *(f"| {name} | {value} |" for name, value in rows),
             "",
-            "Versions: " + ", ".join(f"{name} {version(name)}" for name in LIBRARIES) + ".",
+            "Versions: " + ", ".join(map(" ".join, versions().items())) + ".",
             "",
         ]
     )

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections import deque
+from contextlib import nullcontext
 from pathlib import Path
+from signal import Signals
 
 import torch
 from trl import SFTTrainer
 
 from distilllens.masking import masked
-from distilllens.train.checkpoint import last_whole, mark_whole, rotate
+from distilllens.train._trl import (
+    OTHER_INTERVALS,
+    OTHER_TRANSFORMERS,
+    end_training,
+    hidden_messages,
+)
+from distilllens.train.checkpoint import last_whole, mark_whole, rotate, versions_of
 from distilllens.train.finite import check_weights, first_not_finite, is_finite
+from distilllens.train.model_card import versions
+from distilllens.train.stopping import Stopped, StopSignals
 
 _SHOWN_TOKENS = 12
+logger = logging.getLogger(__name__)
 
 
 class SafeTrainer(SFTTrainer):
@@ -22,15 +34,38 @@ class SafeTrainer(SFTTrainer):
     Raises:
         ValueError: while training: a gradient that is not finite. No step is taken with it, and the
             last checkpoint stays. While saving: weights that are not finite.
+        Stopped: with ``StopSignals`` among the callbacks, after a signal; its step is saved.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         # (loss, ids) of the optimizer step in progress.
         self._micro_batches = deque(maxlen=max(1, self.args.gradient_accumulation_steps))
+        self._saved_step = None
+        callbacks = self.callback_handler.callbacks
+        self._signals = next((c for c in callbacks if isinstance(c, StopSignals)), None)
 
     def _send_telemetry(self):
         """Nothing is sent anywhere."""
+
+    def _init_training_state(self, max_steps, epoch_steps, epochs, checkpoint, trial):
+        with hidden_messages(OTHER_INTERVALS):
+            found = super()._init_training_state(max_steps, epoch_steps, epochs, checkpoint, trial)
+        # A checkpoint holds the intervals of its run; those that are set now count.
+        self.state.compute_steps(self.args, max_steps)
+        if checkpoint is not None and (changed := _changed_versions(checkpoint)):
+            logger.warning(
+                "%s was written with other versions, and a run that goes on with these may end at "
+                "other weights than one that was not interrupted: %s",
+                checkpoint,
+                ", ".join(changed),
+            )
+        return found
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        told = versions_of(resume_from_checkpoint)
+        with hidden_messages(OTHER_TRANSFORMERS) if told else nullcontext():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _run_epoch(self, *args, **kwargs):
         # transformers takes a step before it compares the steps taken with the last one.
@@ -38,6 +73,31 @@ class SafeTrainer(SFTTrainer):
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
+        if self.state.global_step < self.state.max_steps:
+            self._stop_if_asked()
+
+    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, trial, epoch, *args, **kwargs):
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, epoch, *args, **kwargs)
+        # After the last step of an epoch follow what is due at its end, and another call.
+        if self.state.epoch < epoch + 1:
+            self._stop_if_asked()
+
+    def _stop_if_asked(self):
+        """Save a checkpoint and raise ``Stopped`` if any process has got a signal."""
+        if self._signals is None or not (number := self._signals.agreed(self.accelerator)):
+            return
+        step = self.state.global_step
+        if self._saved_step != step:
+            self._save_checkpoint(self.model, trial=None)
+        # Launchers end all processes once one has ended.
+        self.accelerator.wait_for_everyone()
+        end_training(self.accelerator)
+        folder = Path(self.args.output_dir) / f"checkpoint-{step}"
+        raise Stopped(
+            number,
+            f"stopped by {Signals(number).name} after step {step}, which is saved in {folder}; "
+            "the same command goes on from there",
+        )
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """One micro-batch; its loss is remembered until its optimizer step is known to be sound."""
@@ -95,12 +155,22 @@ class SafeTrainer(SFTTrainer):
         finally:
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
+        self._saved_step = self.state.global_step
         if self.args.should_save:
             run_dir = self._get_output_dir(trial=trial)
             newest = Path(run_dir) / f"checkpoint-{self.state.global_step}"
-            mark_whole(newest)
+            mark_whole(newest, versions=versions())
             best = self.state.best_model_checkpoint
             rotate(run_dir, limit, [newest, *([best] if best else [])])
+
+
+def _changed_versions(checkpoint):
+    now = versions()
+    return [
+        f"{name} {version} (now {now.get(name, 'none')})"
+        for name, version in versions_of(checkpoint).items()
+        if version != now.get(name)
+    ]
 
 
 def _without_secrets(args):

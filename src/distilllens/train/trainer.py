@@ -27,6 +27,7 @@ from distilllens.train.metrics import TermSums, named_terms
 from distilllens.train.model_card import model_card
 from distilllens.train.redirect import run_inside_forward
 from distilllens.train.safe_trainer import SafeTrainer
+from distilllens.train.saving import make_saveable
 from distilllens.train.sharding import check_parallelism, gather_head
 from distilllens.train.teachers import (
     cached_depths,
@@ -107,6 +108,8 @@ class DistillLensTrainer(SafeTrainer):
         collation = Collation.of(self)
         check_counts(num_given, collation)
         check_weights("student", self.model)
+        if self.args.should_save:
+            make_saveable(self.model, self.processing_class)
         logger.info("checking the student's logit lens against its logits")
         self.student_lens = LogitLens(self.model)
         self.student_lens.check_trainable()

@@ -149,6 +149,14 @@ class LossProgress(ProgressCallback):
         self.training_bar.set_postfix(self._shown, refresh=False)
 
 
+    def close(self):
+        """Leave the bars as they are, so that what is printed next gets a line of its own."""
+        for bar in (self.prediction_bar, self.training_bar):
+            if bar is not None:
+                bar.close()
+        self.training_bar = self.prediction_bar = None
+
+
 def replace_progress_bar(trainer):
     """Replace the progress bar of transformers by LossProgress (none when tqdm is disabled)."""
     if trainer.pop_callback(ProgressCallback) is not None:

@@ -16,9 +16,11 @@ from distilllens.masking import masked
 from distilllens.train._trl import (
     OTHER_INTERVALS,
     OTHER_TRANSFORMERS,
+    LossProgress,
     end_training,
     hidden_messages,
 )
+from distilllens.train.carried import CarriedSums
 from distilllens.train.checkpoint import last_whole, mark_whole, rotate, versions_of
 from distilllens.train.finite import check_weights, first_not_finite, is_finite
 from distilllens.train.model_card import versions
@@ -42,8 +44,14 @@ class SafeTrainer(SFTTrainer):
         # (loss, ids) of the optimizer step in progress.
         self._micro_batches = deque(maxlen=max(1, self.args.gradient_accumulation_steps))
         self._saved_step = None
-        callbacks = self.callback_handler.callbacks
-        self._signals = next((c for c in callbacks if isinstance(c, StopSignals)), None)
+        self._signals = self._callback(StopSignals)
+        self._carried = CarriedSums()
+        self.add_callback(self._carried)
+
+    def _callback(self, kind):
+        """The callback of a kind, or None."""
+        found = (c for c in self.callback_handler.callbacks if isinstance(c, kind))
+        return next(found, None)
 
     def _send_telemetry(self):
         """Nothing is sent anywhere."""
@@ -53,6 +61,10 @@ class SafeTrainer(SFTTrainer):
             found = super()._init_training_state(max_steps, epoch_steps, epochs, checkpoint, trial)
         # A checkpoint holds the intervals of its run; those that are set now count.
         self.state.compute_steps(self.args, max_steps)
+        self._carried = self._callback(CarriedSums)
+        carried = self.state.stateful_callbacks.setdefault(CarriedSums.__name__, {})
+        step, main = self.state.global_step, self.is_world_process_zero()
+        self._carried.restart(carried, step, main=main)
         if checkpoint is not None and (changed := _changed_versions(checkpoint)):
             logger.warning(
                 "%s was written with other versions, and a run that goes on with these may end at "
@@ -73,8 +85,7 @@ class SafeTrainer(SFTTrainer):
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
-        if self.state.global_step < self.state.max_steps:
-            self._stop_if_asked()
+        self._stop_if_asked()
 
     def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, trial, epoch, *args, **kwargs):
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, epoch, *args, **kwargs)
@@ -84,9 +95,11 @@ class SafeTrainer(SFTTrainer):
 
     def _stop_if_asked(self):
         """Save a checkpoint and raise ``Stopped`` if any process has got a signal."""
-        if self._signals is None or not (number := self._signals.agreed(self.accelerator)):
-            return
         step = self.state.global_step
+        if self._signals is None or step >= self.state.max_steps:
+            return  # all steps are taken: what is left is to save the model
+        if not (number := self._signals.agreed(self.accelerator)):
+            return
         if self._saved_step != step:
             self._save_checkpoint(self.model, trial=None)
         # Launchers end all processes once one has ended.
@@ -103,6 +116,7 @@ class SafeTrainer(SFTTrainer):
         """One micro-batch; its loss is remembered until its optimizer step is known to be sound."""
         ids = inputs.get("input_ids")
         loss = super().training_step(model, inputs, num_items_in_batch)
+        self._carried.add(loss)
         self._micro_batches.append((loss.detach(), ids))
         return loss
 
@@ -131,6 +145,32 @@ class SafeTrainer(SFTTrainer):
         kept = f"{kept} is the last checkpoint" if kept else "there is no checkpoint so far"
         return f"{cause}; {kept}: lower learning_rate, set max_grad_norm, or check data and models"
 
+    def train(self, *args, **kwargs):
+        """Train; ``training_loss`` is the mean over all steps of the run, after a resume too."""
+        try:
+            output = super().train(*args, **kwargs)
+        except BaseException:
+            if (progress := self._callback(LossProgress)) is not None:
+                progress.close()
+            raise
+        return output._replace(training_loss=output.metrics["train_loss"])
+
+    def log(self, logs, start_time=None):
+        """Log; ``train_loss`` is the mean over all steps of the run, after a resume too.
+
+        Runtime and speed are those since the last start.
+        """
+        if "train_loss" in logs:
+            processes, step = self.accelerator.num_processes, self.state.global_step
+            reduce = self._sum_over_processes
+            logs["train_loss"] = self._carried.mean_loss(step, processes, reduce)
+        super().log(logs, start_time)
+
+    def _sum_over_processes(self, sums):
+        if self.accelerator.num_processes == 1:
+            return sums
+        return self.accelerator.reduce(sums.to(self.accelerator.device), reduction="sum")
+
     def save_model(self, output_dir=None, _internal_call=False):
         """Save the model, if its weights are finite."""
         bad = torch.tensor(int(first_not_finite(self.model) is not None))
@@ -148,6 +188,7 @@ class SafeTrainer(SFTTrainer):
             self.args = args
 
     def _save_checkpoint(self, model, trial):
+        self._carried.gather(self._sum_over_processes)
         # Delete an older checkpoint only after the newer one is complete on the disk.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:

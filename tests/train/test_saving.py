@@ -1,10 +1,19 @@
 """What could prevent a student from being saved is mended or refused before it is trained."""
 
+import errno
 import json
+import resource
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import toys
+from safetensors import SafetensorError
+from toys import recipe
 from transformers import AutoModelForCausalLM
+
+from distilllens.cli import main
+from distilllens.train.saving import make_saveable, saved_or_removed
+from distilllens.train.trainer import DistillLensTrainer
 
 SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1}
 
@@ -80,10 +89,105 @@ def _no_tokenizer(model, tokenizer):
 )
 def test_what_cannot_be_saved_is_refused_before_training(tmp_path, damage, message):
     """Not at the first checkpoint, hours later; on one line."""
-    from distilllens.train.saving import make_saveable
-
     model, tokenizer = toys.llama(), toys.tokenizer()
     damage(model, tokenizer)
     with pytest.raises(ValueError, match=message) as refused:
         make_saveable(model, tokenizer)
     assert "\n" not in str(refused.value)
+
+
+@contextmanager
+def largest_file(size):
+    """No file may become larger: what a full disk is to a program that writes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def failing_at(monkeypatch, step, size):
+    """Writing fails in the checkpoint of a step, or in the final model (None)."""
+    name = "save_model" if step is None else "_save_checkpoint"
+    original = getattr(DistillLensTrainer, name)
+
+    def failing(self, folder=None, *args, **kwargs):
+        final = name == "save_model" and str(folder).endswith("final.part")
+        hit = final if step is None else self.state.global_step == step
+        with largest_file(size) if hit else nullcontext():
+            return original(self, folder, *args, **kwargs)
+
+    monkeypatch.setattr(DistillLensTrainer, name, failing)
+
+
+# Each limit is met first by another file, and so by another library.
+@pytest.mark.parametrize(
+    ("step", "what", "size", "why"),
+    [
+        (2, "checkpoint-2", 300, "File too large"),  # config.json
+        (4, "checkpoint-4", 20000, "File too large"),  # model.safetensors
+        (4, "checkpoint-4", 60000, "torch could not write a file ("),  # optimizer.pt
+        (None, "the final model", 20000, "File too large"),
+    ],
+)
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
+    workshop, monkeypatch, capsys, step, what, size, why
+):
+    """What was half written is gone, what was whole is there, and the bits are the same."""
+    recipe(workshop, output_dir="whole")
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+    recipe(workshop)
+    capsys.readouterr()
+    with monkeypatch.context() as m:
+        failing_at(m, step, size)
+        assert main(["train", "--config", "recipe.yaml"]) == 2
+    kept = {2: "there is no checkpoint so far", 4: "out/checkpoint-2 is the last checkpoint"}
+    kept = kept.get(step, "out/checkpoint-4 is the last checkpoint")
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"distilllens: error: {what} could not be saved in out: {why}"), line
+    assert line.endswith(
+        f"; {kept}: make room or mend the disk, and the same command goes on from there"
+    )
+    found = {path.name for path in (workshop / "out").iterdir()} - {"README.md"}
+    assert found == {"run.json", *[f"checkpoint-{n}" for n in (2, 4) if n < (step or 5)]}
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+    whole = (workshop / "whole" / "model.safetensors").read_bytes()
+    assert (workshop / "out" / "model.safetensors").read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (RuntimeError("basic_ios::clear: iostream error"), "torch could not write a file"),
+        (Exception("No space left on device (os error 28)"), ": No space left on device; "),
+        (
+            SafetensorError("Error while serializing: I/O error: Disk quota exceeded (os error 1)"),
+            "in .*: Disk quota exceeded; ",
+        ),
+    ],
+)
+def test_every_library_says_that_the_disk_is_full(tmp_path, error, message):
+    """Each in its own words; the folder is removed by the process that writes it alone."""
+    folder = tmp_path / "checkpoint-1"
+    for writes in (False, True):
+        folder.mkdir(exist_ok=True)
+        with pytest.raises(OSError, match=message), saved_or_removed(folder, "it", writes=writes):
+            raise error
+        assert folder.exists() != writes
+
+
+def test_other_errors_are_no_errors_of_the_disk(tmp_path):
+    """They are passed on, and nothing is removed."""
+    with pytest.raises(RuntimeError, match="out of memory"):  # noqa: SIM117
+        with saved_or_removed(tmp_path / "checkpoint-1", "it", writes=True):
+            raise RuntimeError("CUDA error: out of memory")
+
+
+def test_remains_of_a_killed_save_are_not_part_of_the_next_one(tmp_path):
+    """Such as the temporary files of safetensors."""
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / ".tmpAbCdEf").write_bytes(b"half a model")
+    toys.trainer(tmp_path, **SAVING).train()
+    assert not (tmp_path / "checkpoint-1" / ".tmpAbCdEf").exists()

@@ -148,7 +148,6 @@ class LossProgress(ProgressCallback):
         self._shown |= {short: f"{logs[key]:.3f}" for key, short in self._SHORT if key in logs}
         self.training_bar.set_postfix(self._shown, refresh=False)
 
-
     def close(self):
         """Leave the bars as they are, so that what is printed next gets a line of its own."""
         for bar in (self.prediction_bar, self.training_bar):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import shutil
 from collections import deque
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,6 +25,7 @@ from distilllens.train.carried import CarriedSums
 from distilllens.train.checkpoint import last_whole, mark_whole, rotate, versions_of
 from distilllens.train.finite import check_weights, first_not_finite, is_finite
 from distilllens.train.model_card import versions
+from distilllens.train.saving import saved_or_removed
 from distilllens.train.stopping import Stopped, StopSignals
 
 _SHOWN_TOKENS = 12
@@ -189,18 +191,23 @@ class SafeTrainer(SFTTrainer):
 
     def _save_checkpoint(self, model, trial):
         self._carried.gather(self._sum_over_processes)
+        run_dir, step = Path(self._get_output_dir(trial=trial)), self.state.global_step
+        newest, writes = run_dir / f"checkpoint-{step}", self.args.should_save
         # Delete an older checkpoint only after the newer one is complete on the disk.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            super()._save_checkpoint(model, trial)
+            with saved_or_removed(newest, newest.name, writes=writes):
+                if writes:  # remains of a save that was killed
+                    shutil.rmtree(newest, ignore_errors=True)
+                self.accelerator.wait_for_everyone()
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if writes:
+                    mark_whole(newest, versions=versions())
         finally:
             self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
-        self._saved_step = self.state.global_step
-        if self.args.should_save:
-            run_dir = self._get_output_dir(trial=trial)
-            newest = Path(run_dir) / f"checkpoint-{self.state.global_step}"
-            mark_whole(newest, versions=versions())
+        self._saved_step = step
+        if writes:
             best = self.state.best_model_checkpoint
             rotate(run_dir, limit, [newest, *([best] if best else [])])
 

@@ -21,6 +21,7 @@ from distilllens.train.build import build_trainer
 from distilllens.train.checkpoint import described
 from distilllens.train.config import HIGHER_IS_BETTER, DistillLensConfig
 from distilllens.train.run_lock import claimed
+from distilllens.train.saving import saved_or_removed
 from distilllens.train.stopping import StopSignals
 from distilllens.workflows import train_inputs
 from distilllens.workflows.identity import student_identity, teacher_identity
@@ -195,13 +196,14 @@ def _chosen(args, checkpoint, config, identity):
 def _save_final(trainer, identity, record):
     """Save to a temporary folder, then move the files: the final model is never incomplete."""
     output_dir = Path(trainer.args.output_dir)
-    part = output_dir / "final.part"
-    if trainer.is_world_process_zero():
+    part, main = output_dir / "final.part", trainer.is_world_process_zero()
+    if main:
         _clear(part)
     trainer.accelerator.wait_for_everyone()
-    trainer.save_model(str(part))
+    with saved_or_removed(part, "the final model", writes=main):
+        trainer.save_model(str(part))
     trainer.accelerator.wait_for_everyone()
-    if not trainer.is_world_process_zero():
+    if not main:
         return
     names = [file.name for file in part.iterdir()]
     for file in sorted(part.iterdir()):

@@ -25,6 +25,7 @@ from distilllens.targets import without_targets
 __all__ = [
     "OTHER_INTERVALS",
     "OTHER_TRANSFORMERS",
+    "TIED_HEAD",
     "LossProgress",
     "base_model_of",
     "count_tokens_of_targets",
@@ -47,17 +48,20 @@ def base_model_of(model):
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-# What transformers logs at a resume: we tell the one, and keep what is set where it drops it.
+# What transformers logs at a resume: versions, which we tell ourselves; intervals, of which those
+# that are set count here; a tied head, which is saved as the embedding that it is.
 OTHER_TRANSFORMERS = "You are resuming training from a checkpoint trained with"
 OTHER_INTERVALS = r"Warning: The following arguments do not match (?!.*per_device_train_batch_size)"
+TIED_HEAD = r"There were missing keys in the checkpoint model loaded: \['[^',]+'\]\.$"
 
 
 @contextmanager
-def hidden_messages(pattern: str):
+def hidden_messages(*patterns: str):
     """Hide what the trainer of transformers logs in this block, if it begins as a pattern."""
 
     def other(record):
-        return not re.match(pattern, record.getMessage(), flags=re.DOTALL)
+        text = record.getMessage()
+        return not any(re.match(pattern, text, flags=re.DOTALL) for pattern in patterns)
 
     loggers = [logging.getLogger(f"transformers.{name}") for name in ("trainer", "trainer_utils")]
     for each in loggers:

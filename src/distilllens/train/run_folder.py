@@ -22,6 +22,8 @@ from distilllens.train.checkpoint import (
 from distilllens.train.run_lock import LOCK_FILE
 
 RUN_FILE = "run.json"
+# What is written into a run's folder under a temporary name.
+_WRITTEN = (RUN_FILE, "README.md", "report.html")
 
 
 class _Recipe(TypedDict):
@@ -152,9 +154,15 @@ def final_damage(output_dir: str | Path) -> str | None:
 
 
 def write_run(output_dir: str | Path, identity: dict, finished: bool = False, **more):
-    """Write run.json, creating the folder; ``more`` is for the report."""
+    """Write run.json, creating the folder; ``more`` is for the report.
+
+    What a killed run left of files in its folder is removed.
+    """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if is_part_of(path, *_WRITTEN) and path.is_file() and not path.is_symlink():
+            path.unlink(missing_ok=True)
     record = {"recipe": identity, "finished": finished, **more}
     write_json(folder / RUN_FILE, record)
 

@@ -6,7 +6,6 @@ import copy
 import logging
 import shutil
 from collections import deque
-from contextlib import nullcontext
 from pathlib import Path
 from signal import Signals
 
@@ -17,7 +16,9 @@ from distilllens.masking import masked
 from distilllens.train._trl import (
     OTHER_INTERVALS,
     OTHER_TRANSFORMERS,
+    TIED_HEAD,
     LossProgress,
+    base_model_of,
     end_training,
     hidden_messages,
 )
@@ -77,8 +78,11 @@ class SafeTrainer(SFTTrainer):
         return found
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        told = versions_of(resume_from_checkpoint)
-        with hidden_messages(OTHER_TRANSFORMERS) if told else nullcontext():
+        hidden = [OTHER_TRANSFORMERS] if versions_of(resume_from_checkpoint) else []
+        base = base_model_of(self.accelerator.unwrap_model(self.model))
+        if base.get_output_embeddings().weight is base.get_input_embeddings().weight:
+            hidden.append(TIED_HEAD)
+        with hidden_messages(*hidden):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _run_epoch(self, *args, **kwargs):

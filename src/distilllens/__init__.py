@@ -6,6 +6,7 @@ so that importing the package loads neither trl nor datasets nor plotting.
 
 from distilllens.divergence import divergence
 from distilllens.head import Head
+from distilllens.kernel_caches import bound_kernel_caches
 from distilllens.layer_map import LayerMap
 from distilllens.lens import LayerStates, LogitLens, capture
 from distilllens.linear_divergence import linear_cross_entropy, linear_divergence
@@ -27,6 +28,8 @@ __all__ = [
     "linear_divergence",
     "show",
 ]
+
+bound_kernel_caches()
 
 
 def __getattr__(name):

@@ -16,11 +16,11 @@ from distilllens.masking import masked
 from distilllens.train._trl import (
     OTHER_INTERVALS,
     OTHER_TRANSFORMERS,
-    TIED_HEAD,
     LossProgress,
     base_model_of,
     end_training,
     hidden_messages,
+    missing_head,
 )
 from distilllens.train.carried import CarriedSums
 from distilllens.train.checkpoint import last_whole, mark_whole, rotate, versions_of
@@ -64,6 +64,7 @@ class SafeTrainer(SFTTrainer):
             found = super()._init_training_state(max_steps, epoch_steps, epochs, checkpoint, trial)
         # A checkpoint holds the intervals of its run; those that are set now count.
         self.state.compute_steps(self.args, max_steps)
+        self._saved_step = None
         self._carried = self._callback(CarriedSums)
         carried = self.state.stateful_callbacks.setdefault(CarriedSums.__name__, {})
         step, main = self.state.global_step, self.is_world_process_zero()
@@ -79,10 +80,8 @@ class SafeTrainer(SFTTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         hidden = [OTHER_TRANSFORMERS] if versions_of(resume_from_checkpoint) else []
-        base = base_model_of(self.accelerator.unwrap_model(self.model))
-        if base.get_output_embeddings().weight is base.get_input_embeddings().weight:
-            hidden.append(TIED_HEAD)
-        with hidden_messages(*hidden):
+        student = base_model_of(self.accelerator.unwrap_model(self.model))
+        with hidden_messages(*hidden, missing_head(student)):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _run_epoch(self, *args, **kwargs):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 import shutil
 from collections import deque
 from pathlib import Path
@@ -69,13 +70,8 @@ class SafeTrainer(SFTTrainer):
         carried = self.state.stateful_callbacks.setdefault(CarriedSums.__name__, {})
         step, main = self.state.global_step, self.is_world_process_zero()
         self._carried.restart(carried, step, main=main)
-        if checkpoint is not None and (changed := _changed_versions(checkpoint)):
-            logger.warning(
-                "%s was written with other versions, and a run that goes on with these may end at "
-                "other weights than one that was not interrupted: %s",
-                checkpoint,
-                ", ".join(changed),
-            )
+        if checkpoint is not None:
+            _warn_of_differences(Path(checkpoint))
         return found
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
@@ -215,13 +211,28 @@ class SafeTrainer(SFTTrainer):
             rotate(run_dir, limit, [newest, *([best] if best else [])])
 
 
-def _changed_versions(checkpoint):
+def _warn_of_differences(checkpoint):
+    """Say what keeps a resumed run from the weights of one that was not interrupted."""
     now = versions()
-    return [
+    changed = [
         f"{name} {version} (now {now.get(name, 'none')})"
         for name, version in versions_of(checkpoint).items()
         if version != now.get(name)
     ]
+    if changed:
+        logger.warning(
+            "%s was written with other versions, so the run may end at other weights than without "
+            "the interruption: %s",
+            checkpoint,
+            ", ".join(changed),
+        )
+    # optimizer.pt, optimizer.bin, optimizer_0 of FSDP, global_step8 of DeepSpeed
+    if not any(re.match(r"optimizer|global_step\d", path.name) for path in checkpoint.iterdir()):
+        logger.warning(
+            "%s holds no state of the optimizer (save_only_model), which begins anew: the run ends "
+            "at other weights than without the interruption",
+            checkpoint,
+        )
 
 
 def _without_secrets(args):

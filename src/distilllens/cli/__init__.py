@@ -82,7 +82,8 @@ def main(argv: list[str] | None = None) -> int:
         with command_output(verbose=verbose):
             return _dispatch(argv)
     except KeyboardInterrupt:
-        print("distilllens: interrupted", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print("distilllens: interrupted", file=sys.stderr)
         return 130
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("DISTILLLENS_DEBUG"):

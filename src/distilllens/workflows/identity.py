@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from distilllens.fingerprints import fingerprint
+import hashlib
+
+from distilllens.fingerprints import fingerprint, tokenizer_fingerprint
 from distilllens.loading import load_config
 from distilllens.teacher.cache import status
 
@@ -10,6 +12,12 @@ from distilllens.teacher.cache import status
 def student_identity(model, config) -> dict:
     """The fingerprint of the student that ``trl.ModelConfig`` names."""
     return fingerprint(str(model.model_name_or_path), config)
+
+
+def tokenizer_identity(tokenizer) -> str:
+    """The fingerprint of a tokenizer and its chat template: what decides a run's tokens."""
+    template = hashlib.blake2b(repr(tokenizer.chat_template).encode(), digest_size=4).hexdigest()
+    return f"{tokenizer_fingerprint(tokenizer)}-{template}"
 
 
 def teacher_identity(args):

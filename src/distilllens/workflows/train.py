@@ -21,7 +21,7 @@ from distilllens.train.build import build_trainer
 from distilllens.train.checkpoint import described
 from distilllens.train.config import HIGHER_IS_BETTER, DistillLensConfig
 from distilllens.workflows import train_inputs
-from distilllens.workflows.identity import student_identity, teacher_identity
+from distilllens.workflows.identity import student_identity, teacher_identity, tokenizer_identity
 from distilllens.workflows.outputs import PAGE
 from distilllens.workflows.provenance import record_of
 from distilllens.workflows.train_inputs import JobArguments
@@ -83,6 +83,7 @@ def _run(job, model, args, given):
     scorer = _scorer(args, records, tokenizer, config)
     models = {
         "student": student_identity(model, config),
+        "tokenizer": tokenizer_identity(tokenizer),
         **({"teacher": teacher} if (teacher := teacher_identity(args)) is not None else {}),
     }
     files = train_inputs.files_of(job)

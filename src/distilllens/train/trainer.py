@@ -24,7 +24,7 @@ from distilllens.train.collation import Collation
 from distilllens.train.config import DistillLensConfig
 from distilllens.train.finite import check_weights
 from distilllens.train.metrics import TermSums, named_terms
-from distilllens.train.model_card import model_card
+from distilllens.train.model_card import may_write_card, model_card
 from distilllens.train.redirect import run_inside_forward
 from distilllens.train.safe_trainer import SafeTrainer
 from distilllens.train.sharding import check_parallelism, gather_head
@@ -242,7 +242,7 @@ class DistillLensTrainer(SafeTrainer):
         return self.accelerator.reduce(sums, reduction="sum")
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
-        """Write README.md: the teacher, the layer map and the weights of the loss."""
+        """Write README.md: teacher, layer map and weights of the loss; another README stays."""
         if not self.is_world_process_zero():
             return
         teacher = self.args.teacher_model_name_or_path
@@ -255,8 +255,12 @@ class DistillLensTrainer(SafeTrainer):
             self.objective,
             self.args.lens_norm,
         )
-        Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(self.args.output_dir) / "README.md", card)
+        file = Path(self.args.output_dir) / "README.md"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not may_write_card(file):
+            logger.warning("%s is no model card of distilllens and stays; none is written", file)
+            return
+        write_atomically(file, card)
 
 
 def _is_evaluation_time(name):

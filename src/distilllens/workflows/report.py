@@ -8,14 +8,13 @@ from pathlib import Path
 
 import yaml
 
-from distilllens.files import write_atomically
 from distilllens.masking import masked
 from distilllens.objective import TERMS
 from distilllens.report import Run, render_page, require_plotting, run_sections
 from distilllens.report.training import pairs_of
 from distilllens.train.config import DistillLensConfig
 from distilllens.train.run_folder import read_run, read_state
-from distilllens.workflows.outputs import PAGE, check_count, check_page
+from distilllens.workflows.outputs import PAGE, check_count, check_page, write_page
 from distilllens.workflows.run_models import observe_run
 
 logger = logging.getLogger(__name__)
@@ -63,7 +62,7 @@ def write_report(
     page = render_page(title, _lead(note, fields, state), run_sections(run, observed))
     # JSON can hold half a surrogate pair, which UTF-8 cannot.
     page = page.encode("utf-8", "replace").decode("utf-8")
-    write_atomically(output, page)
+    write_page(output, page)
     return f"the report is {output}"
 
 

@@ -50,7 +50,7 @@ def _candidate(label, name):
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"model {name} is a file; name the folder that holds it")
     base = base_model_name(folder)
-    config = load_config("model", base or name)
+    config = load_config("model", base or name, adapter=name if base else None)
     hashes = file_hashes(name, config)
     if folder.is_dir() and not any(file.endswith((".safetensors", ".bin")) for file in hashes):
         raise ValueError(f"model {name} holds no weights (model.safetensors)")

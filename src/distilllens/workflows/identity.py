@@ -14,10 +14,13 @@ def student_identity(model, config) -> dict:
     return fingerprint(str(model.model_name_or_path), config)
 
 
-def tokenizer_identity(tokenizer) -> str:
-    """The fingerprint of a tokenizer and its chat template: what decides a run's tokens."""
-    template = hashlib.blake2b(repr(tokenizer.chat_template).encode(), digest_size=4).hexdigest()
-    return f"{tokenizer_fingerprint(tokenizer)}-{template}"
+def tokenizer_identity(tokenizer) -> dict[str, str]:
+    """The fingerprints of a tokenizer and of its chat template, which decide a run's tokens."""
+    template = repr(tokenizer.chat_template).encode()
+    return {
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "chat_template": hashlib.blake2b(template, digest_size=8).hexdigest(),
+    }
 
 
 def teacher_identity(args):

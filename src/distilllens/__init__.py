@@ -8,7 +8,7 @@ from distilllens.divergence import divergence
 from distilllens.head import Head
 from distilllens.kernel_caches import bound_kernel_caches
 from distilllens.layer_map import LayerMap
-from distilllens.lens import LayerStates, LogitLens, capture
+from distilllens.lens import LayerStates, LogitLens, capture, read_states
 from distilllens.linear_divergence import linear_cross_entropy, linear_divergence
 from distilllens.objective import LossTerms, Objective
 
@@ -26,6 +26,7 @@ __all__ = [
     "divergence",
     "linear_cross_entropy",
     "linear_divergence",
+    "read_states",
     "show",
 ]
 

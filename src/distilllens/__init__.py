@@ -7,6 +7,8 @@ interrupted, before torch is imported, and only what trains loads trl and datase
 import sys
 from types import ModuleType
 
+from distilllens.kernel_caches import bound_kernel_caches
+
 __version__ = "0.1.0"
 __all__ = [
     "DistillLensConfig",
@@ -21,8 +23,11 @@ __all__ = [
     "divergence",
     "linear_cross_entropy",
     "linear_divergence",
+    "read_states",
     "show",
 ]
+
+bound_kernel_caches()
 
 
 class _Door(ModuleType):
@@ -45,7 +50,7 @@ def __getattr__(name):
         import distilllens.head as home
     elif name == "LayerMap":
         import distilllens.layer_map as home
-    elif name in ("LayerStates", "LogitLens", "capture"):
+    elif name in ("LayerStates", "LogitLens", "capture", "read_states"):
         import distilllens.lens as home
     elif name in ("LossTerms", "Objective"):
         import distilllens.objective as home

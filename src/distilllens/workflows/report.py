@@ -79,10 +79,11 @@ def write_report(
     check_count("--limit", limit)
     require_plotting()
     folder = Path(folder)
+    flag = "the report" if output is None else "--output"
     output = Path(output or folder / PAGE)
     note = _checked(read_run(folder), folder / RUN_FILE)
     where, state = read_state(folder)
-    check_page(output)
+    check_page(output, flag)
     logger.info("writing the report: reading the models of %s at every depth", folder)
     fields = _fields(note)
     rows = state["log_history"]
@@ -98,7 +99,7 @@ def write_report(
     page = render_page(title, _lead(note, fields, state), run_sections(run, observed))
     # JSON can hold half a surrogate pair, which UTF-8 cannot.
     page = page.encode("utf-8", "replace").decode("utf-8")
-    write_page(output, page)
+    write_page(output, page, flag)
     return f"the report is {output}"
 
 

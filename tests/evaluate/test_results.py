@@ -24,7 +24,11 @@ def settings(**changes):
         "benchmarks": {"test": {"sha256": "cd", "examples": 2}},
         "seeds": [10],
         "decoding": {"temperature": 1.0},
+        "limit": None,
+        "max_prompt_length": None,
         "chat": False,
+        "dtype": "auto",
+        "backend": "transformers",
         "teacher": None,
         "sbert": None,
         "judge": None,
@@ -34,7 +38,8 @@ def settings(**changes):
 
 def row(example, **more):
     """A finished answer."""
-    return {"example": example, "answer": "ja 東京", "num_tokens": 2, "finished": True} | more
+    found = {"example": example, "answer": "ja 東京", "num_tokens": 2, "finished": True}
+    return found | {"near_ties": 1} | more
 
 
 def test_rows_survive_a_torn_line(tmp_path):
@@ -161,10 +166,7 @@ def finished(folder, **changes):
     results = Results(folder)
     results.begin(settings(seeds=[10, 20], **changes), "command")
     for seed, values in ((10, (10.0, 30.0)), (20, (20.0, 40.0))):
-        rows = [
-            row(n, rouge_l=v, exact_match=0.0, near_ties=1) | JUDGED[n]
-            for n, v in enumerate(values)
-        ]
+        rows = [row(n, rouge_l=v, exact_match=0.0) | JUDGED[n] for n, v in enumerate(values)]
         results.finish(Unit("test", "kd", seed), rows)
     references = [
         {"example": 0, "nll": 4.0, "num_tokens": 2, "kl": None},

@@ -12,7 +12,7 @@ from distilllens.evaluate.benchmarks import load_benchmarks
 from distilllens.evaluate.judge.judge import Judge
 from distilllens.evaluate.models import Candidate, find_models
 from distilllens.evaluate.processes import this_process
-from distilllens.evaluate.results import JUDGE_CACHE, Results
+from distilllens.evaluate.results import DEFINITIONS, JUDGE_CACHE, Results
 from distilllens.evaluate.scoring import Scoring
 from distilllens.evaluate.tables import write_scores
 from distilllens.evaluate.tasks import Task, make_task
@@ -116,6 +116,7 @@ def evaluate(plan: Plan, *, judge=None, command: str = "") -> None:
             labels = [candidate.label for candidate in prepared.candidates]
             prepared.scoring(prepared.tasks, labels, plan.seeds)
             write_scores(results)
+            results.close(judged=judge is not None)
 
 
 class _Prepared(NamedTuple):
@@ -192,6 +193,8 @@ def _settings(plan, candidates, teacher, tasks, judge):
         "teacher": teacher.hashes if teacher else None,
         "sbert": plan.sbert,
         "judge": f"{judge.model} at {judge.base_url}" if judge else None,
+        "text_metrics": DEFINITIONS["text_metrics"],
+        "judge_reads": DEFINITIONS["judge_reads"] if judge else None,
         "versions": {name: _version(name) for name in _LIBRARIES},
     }
 

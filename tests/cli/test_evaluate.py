@@ -282,6 +282,37 @@ def test_weights_that_lack_some_are_not_made_up(bench, capsys):
     assert evaluate(output="again") == 0
 
 
+CODE = """
+import pathlib
+from transformers import LlamaConfig, LlamaForCausalLM
+pathlib.Path({ran!r}).touch()
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_code_of_a_model_runs_only_where_it_is_trusted(bench, capsys, monkeypatch):
+    """Without the flag one line and nothing run, for students and for the teacher."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(bench / "cache"))
+    monkeypatch.setattr("sys.path", [*sys.path])
+    ran = bench / "ran"
+    (bench / "student" / "own.py").write_text(CODE.format(ran=str(ran)))
+    path = bench / "student" / "config.json"
+    config = json.loads(path.read_text()) | {"model_type": "own"}
+    names = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    path.write_text(json.dumps(config | {"auto_map": names}))
+    for flags, model in (([], "student"), (["--teacher", "student"], "teacher")):
+        assert evaluate(*flags, model=model) == 2
+        assert "cannot load the model 'student'" in capsys.readouterr().err.splitlines()[-1]
+    assert not ran.exists() and not (bench / "results").exists()
+    assert evaluate("--trust_remote_code", "--greedy") == 0
+    assert ran.exists()
+
+
 def test_a_budget_needs_prices(bench, capsys):
     """The price of a judge that is not OpenAI's is unknown."""
     pytest.importorskip("openai")
@@ -316,8 +347,8 @@ def test_killed_while_a_metric_is_added(bench, monkeypatch, capsys):
     """A folder with the metric in some files reads as before; the same command completes it."""
 
     class Similarity:  # its own tests have a real one
-        def __init__(self, model, device):
-            pass
+        def __init__(self, model, device, *, trust_remote_code):
+            assert not trust_remote_code
 
         def __call__(self, answers, references):
             return [len(answer) / 100 for answer in answers]

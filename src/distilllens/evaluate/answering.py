@@ -74,7 +74,11 @@ class Answering:
         from distilllens.generate.vllm_backend import VllmBackend
 
         return VllmBackend(
-            candidate.name, candidate.tokenizer, self.plan.decoding, dtype=self.plan.dtype
+            candidate.name,
+            candidate.tokenizer,
+            self.plan.decoding,
+            dtype=self.plan.dtype,
+            trust_remote_code=candidate.trust_remote_code,
         )
 
     def _generate_all(self, backend, todo):

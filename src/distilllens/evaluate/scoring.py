@@ -14,7 +14,8 @@ class Scoring:
     """Adds the metrics to finished answers and writes them; only the main process does this.
 
     Args:
-        sbert: name of a sentence-transformers model, or None; it runs on ``device``.
+        sbert: name of a sentence-transformers model, or None; it runs on ``device``, and its code
+            only with ``trust_remote_code``.
         judge: a ``Judge``, or None. Both are tried in the constructor, so that faults show early.
         budget: in USD; the judge is not called if it would cost more.
 
@@ -22,13 +23,22 @@ class Scoring:
         ValueError, OSError, ImportError: the sentence model or the judge cannot be used.
     """
 
-    def __init__(self, results, *, sbert=None, device=None, judge=None, budget=None):
+    def __init__(
+        self,
+        results,
+        *,
+        sbert=None,
+        device=None,
+        trust_remote_code=False,
+        judge=None,
+        budget=None,
+    ):
         self.results, self.judge, self.budget = results, judge, budget
         self.similarity = None
         if sbert is not None:
             from distilllens.evaluate.sbert import SentenceSimilarity
 
-            self.similarity = SentenceSimilarity(sbert, device)
+            self.similarity = SentenceSimilarity(sbert, device, trust_remote_code=trust_remote_code)
         if judge is not None:
             if budget is not None and judge.prices is None:
                 raise ValueError(

@@ -45,6 +45,7 @@ class Plan:
             (default: OpenAI's) with the key in the environment variable ``judge_key``.
         judge_budget: in USD; a judge that would cost more is not called.
         backend: "transformers" or "vllm".
+        trust_remote_code: whether code that comes with a model may run.
     """
 
     models: tuple[str, ...]
@@ -65,6 +66,7 @@ class Plan:
     judge_key: str = "OPENAI_API_KEY"
     judge_budget: float | None = None
     backend: str = "transformers"
+    trust_remote_code: bool = False
 
     def __post_init__(self):
         if self.decoding.greedy:
@@ -129,8 +131,11 @@ class _Prepared(NamedTuple):
 
 def _prepare(plan, process, results, judge) -> _Prepared:
     """Load and check everything but the weights; nothing is written."""
-    candidates = find_models(plan.models)
-    teacher = find_models([plan.teacher])[0] if plan.teacher else None
+    trusted = plan.trust_remote_code
+    candidates = find_models(plan.models, trust_remote_code=trusted)
+    teacher = None
+    if plan.teacher:
+        (teacher,) = find_models([plan.teacher], trust_remote_code=trusted)
     for candidate in candidates if teacher else ():
         check_tokenizers(candidate.tokenizer, teacher.tokenizer)
     benchmarks = load_benchmarks(plan.benchmarks, limit=plan.limit, chat=plan.chat)
@@ -149,6 +154,7 @@ def _prepare(plan, process, results, judge) -> _Prepared:
             results,
             sbert=plan.sbert,
             device=process.device,
+            trust_remote_code=trusted,
             judge=judge,
             budget=plan.judge_budget,
         )

@@ -19,7 +19,7 @@ from distilllens import DistillLensTrainer
 from distilllens.cli import main
 from distilllens.data import format_prompt, to_dataset
 from distilllens.evaluate.results import Results
-from distilllens.generate.transformers_backend import TransformersBackend
+from distilllens.generate.transformers_backend import Generation, TransformersBackend
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["--seeds", "10,20", "--max_new_tokens", "6", "--batch_size", "3"]
@@ -182,6 +182,96 @@ def test_killed_at_any_batch_it_ends_at_the_same_files(bench, monkeypatch):
         found = contents(f"killed{at}")
         found["evaluation.json"] = found["evaluation.json"].replace(b"killed%d" % at, b"whole")
         assert found == expected
+
+
+@pytest.mark.slow
+def test_killed_at_any_file_it_ends_at_the_same_files(bench, monkeypatch):
+    """Before any file gets its name or is deleted: settings, references, answers, tables, seal."""
+    evaluate("--greedy", output="whole")
+    expected, points = contents("whole"), []
+    for at in range(99):
+        left = [at]
+
+        def dying(call, left=left):
+            def wrapped(path, *args, **settings):
+                if left[0] == 0:
+                    points.append(Path(path).name)
+                    raise Killed
+                left[0] -= 1
+                return call(path, *args, **settings)
+
+            return wrapped
+
+        with monkeypatch.context() as killing:
+            killing.setattr("os.replace", dying(os.replace))
+            killing.setattr("pathlib.Path.unlink", dying(Path.unlink))
+            try:
+                evaluate("--greedy", output=f"killed{at}")
+                break
+            except Killed:
+                pass
+        evaluate("--greedy", output=f"killed{at}")
+        found = contents(f"killed{at}")
+        found["evaluation.json"] = found["evaluation.json"].replace(b"killed%d" % at, b"whole")
+        assert found == expected
+    named = " ".join(points)
+    for name in ("evaluation", "calibration", "references", "greedy", "scores", "complete"):
+        assert name in named
+    assert "greedy.process-0.jsonl" in points
+
+
+def test_a_changed_answer_is_named_and_made_again(bench, capsys):
+    """One character of a finished file: refused by both commands until it is deleted."""
+    evaluate()
+    before = contents("results")
+    for name in ("seed-10.jsonl", "references.jsonl", "calibration.json"):
+        path = bench / "results" / "test" / "student" / name
+        path.write_bytes(path.read_bytes().replace(b"0", b"1", 1))
+        capsys.readouterr()
+        for command in (lambda: main(["compare", "results"]), evaluate):
+            assert command() == 2
+            error = capsys.readouterr().err.strip().splitlines()[-1]
+            assert f"student/{name} has changed since it was finished" in error
+            assert "delete the file and repeat this folder's distilllens evaluate" in error
+        path.unlink()
+        assert main(["compare", "results"]) == 2
+        assert "results is not finished" in capsys.readouterr().err
+        assert evaluate() == 0
+        assert contents("results") == before
+
+
+def test_answers_of_an_old_version_are_scored_again(bench, monkeypatch):
+    """No answer is made again; the scores are those of a new evaluation."""
+    rows = [{"instruction": "the cat", "output": "кот"}, {"instruction": "a dog", "output": "猫。"}]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (bench / "test.jsonl").write_text(text)
+    said = {"seed": 0}
+
+    def generate(self, prompt_ids, *, seed):
+        said["seed"] = seed
+        return [Generation("кот" if seed == 10 else "猫", 2, True, 0) for _ in prompt_ids]
+
+    monkeypatch.setattr(TransformersBackend, "generate", generate)
+    assert evaluate() == 0
+    expected = contents("results")
+    rows = rows_of("results/test/student/seed-10.jsonl")
+    assert [row["rouge_l"] for row in rows] == [100.0, 0.0]
+    assert [row["exact_match"] for row in rows_of("results/test/student/seed-20.jsonl")] == [0, 100]
+    (bench / "results" / "complete.json").unlink()
+    note = json.loads((bench / "results" / "evaluation.json").read_text())
+    del note["settings"]["text_metrics"], note["settings"]["judge_reads"]
+    (bench / "results" / "evaluation.json").write_text(json.dumps(note))
+    for seed in (10, 20):
+        path = bench / "results" / "test" / "student" / f"seed-{seed}.jsonl"
+        path.write_text(path.read_text().replace("100.0", "0.0"))
+    monkeypatch.setattr(Results, "append", None)  # any new answer would fail
+    assert evaluate() == 0
+    found = contents("results")
+    assert {n: found[n] for n in found if n != "evaluation.json"} == {
+        n: expected[n] for n in expected if n != "evaluation.json"
+    }
+    settings = json.loads(found["evaluation.json"])["settings"]
+    assert settings["text_metrics"] == "words of every script"
 
 
 @pytest.mark.slow

@@ -252,7 +252,8 @@ def test_a_changed_row_of_a_closed_folder_is_named(tmp_path):
     folder = finished(tmp_path)
     before = read_table(folder).samples["test"]["kd"]["rouge_l"].totals
     results = Results(folder)
-    results.close(judged=False)
+    results.note_definitions(judged=False)
+    results.close()
     assert results.is_sealed()
     assert results.settings()["text_metrics"] == "words of every script"
     assert np.array_equal(read_table(folder).samples["test"]["kd"]["rouge_l"].totals, before)

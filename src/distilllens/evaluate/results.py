@@ -156,13 +156,16 @@ class Results:
         if not (self.folder / SETTINGS).exists() or {**before, **kept} != before:
             self._note({**before, **kept}, command)
 
-    def close(self, judged: bool):
-        """Record how all answers are scored now and, last, the SHA-256 of every finished file."""
+    def note_definitions(self, judged: bool):
+        """Record how answers are scored now, when all of them are."""
         settings = self.settings()
         new = {k: v for k, v in DEFINITIONS.items() if judged or k != "judge_reads"}
         if settings | new != settings:
             self._note(settings | new, read_stored(self.folder / SETTINGS, _Evaluation)["command"])
-        files = []
+
+    def close(self):
+        """Record the SHA-256 of every finished file, when all else is written."""
+        settings, files = self.settings(), []
         for benchmark, model in product(settings["benchmarks"], settings["models"]):
             names = [f"{Unit(benchmark, model, seed).name}.jsonl" for seed in settings["seeds"]]
             folder = self.folder / benchmark / model

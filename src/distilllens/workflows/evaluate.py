@@ -117,8 +117,9 @@ def evaluate(plan: Plan, *, judge=None, command: str = "") -> None:
         if process.is_main:
             labels = [candidate.label for candidate in prepared.candidates]
             prepared.scoring(prepared.tasks, labels, plan.seeds)
+            results.note_definitions(judged=judge is not None)
             write_scores(results)
-            results.close(judged=judge is not None)
+            results.close()
 
 
 class _Prepared(NamedTuple):

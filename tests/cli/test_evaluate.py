@@ -349,6 +349,42 @@ def test_a_judge_is_asked_in_both_orders(bench, capsys, monkeypatch):
     assert "sk-not-to-be-seen" not in everything
 
 
+def test_a_judge_reads_whole_conversations(bench, monkeypatch):
+    """Every turn; verdicts of an older version, on the last turn, are given again."""
+    pytest.importorskip("openai")
+    monkeypatch.setenv("JUDGE_KEY", "sk-1")
+    turns = [
+        {"role": "user", "content": "the cat"},
+        {"role": "assistant", "content": "the dog"},
+        {"role": "user", "content": "a red mat"},
+        {"role": "assistant", "content": "a hill"},
+    ]
+    rows = [{"messages": turns}, {"messages": turns[2:]}]
+    (bench / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tool_records.tokenizer().save_pretrained(bench / "student")
+    with served() as (stub, url):
+        judge = ["--greedy", "--judge", MODEL, "--judge_url", url, "--judge_key", "JUDGE_KEY"]
+        assert evaluate(*judge) == 0
+        asked = "".join(body["messages"][0]["content"] for body in stub.requests)
+        whole = "[user]\nthe cat\n\n[assistant]\nthe dog\n\n[user]\na red mat\n[end "
+        assert asked.count(whole) == 2 and asked.count("]\na red mat\n[end ") == 4
+        path, count = bench / "results" / "test" / "student" / "greedy.jsonl", stub.num_questions
+        verdicts = [row["judge"] for row in rows_of(path)]
+        old = [row | {"judge": 9.5} for row in rows_of(path)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in old))
+        note = json.loads((bench / "results" / "evaluation.json").read_text())
+        del note["settings"]["judge_reads"]
+        (bench / "results" / "evaluation.json").write_text(json.dumps(note))
+        (bench / "results" / "complete.json").unlink()
+        assert evaluate("--greedy") == 0
+        assert [row["judge"] for row in rows_of(path)] == [9.5, 9.5]
+        assert evaluate(*judge) == 0
+        assert [row["judge"] for row in rows_of(path)] == verdicts
+        assert stub.num_questions == count
+    settings = json.loads((bench / "results" / "evaluation.json").read_text())["settings"]
+    assert settings["judge_reads"] == "whole conversations"
+
+
 def test_a_judge_that_is_not_there_stops_before_any_answer(bench, capsys):
     """One line has its address, and no folder is created."""
     pytest.importorskip("openai")

@@ -157,7 +157,7 @@ def _shared_benchmarks(tables):
     if not shared:
         raise ValueError(
             f"the folders {', '.join(t.folder for t in tables)} share no benchmark: the first has "
-            f"{', '.join(first)}"
+            f"{', '.join(first)}; evaluate the models of all folders on the same file"
         )
     return shared, notes
 
@@ -198,7 +198,8 @@ def _old_definitions(tables):
         if not table.is_ascii:
             notes.append(
                 f"{table.folder} was scored by version 0.1.0, which read ASCII words only: Rouge-L "
-                f"and exact match of other scripts are wrong and not compared. {again}."
+                "and exact match of other scripts are wrong there, and are not compared with those "
+                f"of another folder. {again}."
             )
         elif len(old) < len(tables):
             notes.append(

@@ -93,7 +93,7 @@ class SafeTrainer(SFTTrainer):
         # transformers keeps the first of equal checkpoints; the last one has learned the most.
         best = self.state.best_metric
         is_best = super()._determine_best_metric(metrics, trial)
-        if not is_best and best is not None and metrics[self._deciding_metric] == best:
+        if not is_best and best is not None and metrics.get(self._deciding_metric) == best:
             self.state.best_global_step = self.state.global_step
             return True
         return is_best
@@ -111,7 +111,7 @@ class SafeTrainer(SFTTrainer):
 
     @property
     def _deciding_metric(self):
-        return f"eval_{self.args.metric_for_best_model.removeprefix('eval_')}"
+        return f"eval_{(self.args.metric_for_best_model or '').removeprefix('eval_')}"
 
     def _save_checkpoint(self, model, trial):
         # Delete an older checkpoint only after the newer one is complete on the disk.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections import deque
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from distilllens.masking import masked
 from distilllens.train.checkpoint import last_whole, mark_whole, rotate
 from distilllens.train.finite import check_weights, first_not_finite, is_finite
 
+logger = logging.getLogger(__name__)
 _SHOWN_TOKENS = 12
 
 
@@ -86,6 +88,30 @@ class SafeTrainer(SFTTrainer):
             super()._save(output_dir, state_dict)
         finally:
             self.args = args
+
+    def _determine_best_metric(self, metrics, trial):
+        # transformers keeps the first of equal checkpoints; the last one has learned the most.
+        best = self.state.best_metric
+        is_best = super()._determine_best_metric(metrics, trial)
+        if not is_best and best is not None and metrics.get(self._deciding_metric) == best:
+            self.state.best_global_step = self.state.global_step
+            return True
+        return is_best
+
+    def _load_best_model(self):
+        name = self._deciding_metric
+        scores = {row["step"]: row[name] for row in self.state.log_history if name in row}
+        if len(scores) > 1 and len({*scores.values()}) == 1:
+            logger.warning(
+                "%s is %g at all %d evaluations, so it does not tell checkpoints apart; the last "
+                "one is kept",
+                *(name, next(iter(scores.values())), len(scores)),
+            )
+        super()._load_best_model()
+
+    @property
+    def _deciding_metric(self):
+        return f"eval_{(self.args.metric_for_best_model or '').removeprefix('eval_')}"
 
     def _save_checkpoint(self, model, trial):
         # Delete an older checkpoint only after the newer one is complete on the disk.

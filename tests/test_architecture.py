@@ -51,6 +51,7 @@ OWNERS = {
     # workflows/report.py shows a recipe as the user would write it.
     "yaml": ("cli", "workflows/report.py"),
     "argparse": ("cli",),
+    "xxhash": ("teacher/shards.py",),
     "triton": ("linear_divergence/triton_rows.py",),
 }
 # Nothing but torch and the standard library.

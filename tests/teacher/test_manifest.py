@@ -51,6 +51,12 @@ WRONG = [
     ("head", {"scale": 1.0}, None),
     ("head", {"scale": float("nan"), "softcap": None}, "a finite number"),
     ("head", {"scale": 1.0, "softcap": "30"}, "a finite number or null"),
+    (
+        "head",
+        {"scale": 0.0, "softcap": None},
+        "a scale that is not 0 and a softcap above 0 or null",
+    ),
+    ("head", {"scale": 1.0, "softcap": -3}, "a scale that is not 0 and a softcap above 0 or null"),
     ("data", 3, "an object"),
     ("teacher", None, "text"),
     ("colour", 2, None),

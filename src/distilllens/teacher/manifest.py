@@ -128,7 +128,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 def _check_values(file, manifest):
     """Refuse entries of the right type that no cache has."""
-    layers, depths = manifest.num_layers, manifest.depths
+    layers, depths, head = manifest.num_layers, manifest.depths, manifest.head
     fine = {
         "num_layers": (layers >= 1, "at least 1"),
         "width": (manifest.width >= 1, "at least 1"),
@@ -137,6 +137,10 @@ def _check_values(file, manifest):
         "depths": (
             len(set(depths)) == len(depths) and all(0 <= depth <= layers for depth in depths),
             f"different depths from 0 to {layers}",
+        ),
+        "head": (
+            head["scale"] != 0 and (head["softcap"] is None or head["softcap"] > 0),
+            "a scale that is not 0 and a softcap above 0 or null",
         ),
     }
     for name, (is_fine, right) in fine.items():

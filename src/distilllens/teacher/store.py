@@ -91,14 +91,14 @@ def read_head(folder: Path, manifest: Manifest, device) -> Head:
     for name, tensor in tensors.items():
         if (value := first_not_finite(tensor)) is not None:
             raise DamagedFile(f"{path}: {name} holds the number {value}")
-    weight = tensors.get("weight", torch.empty(0))
-    if weight.shape[1:] != (manifest.width,):
-        raise DamagedFile(
-            f"{path} is no head for states of {manifest.width} numbers: its weight has shape "
-            f"{list(weight.shape)}"
-        )
-    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
-    return Head(tensors["weight"], tensors.get("bias"), **manifest.head)
+    weight, bias = tensors.get("weight", torch.empty(0)), tensors.get("bias")
+    fits = weight.ndim == 2 and weight.shape[1] == manifest.width
+    if not fits or (bias is not None and bias.shape != weight.shape[:1]):
+        shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        raise DamagedFile(f"{path} is no head for states of {manifest.width} numbers: {shapes}")
+    bias = None if bias is None else bias.to(device)
+    settings = manifest.head
+    return Head(weight.to(device), bias, settings["scale"], settings["softcap"])
 
 
 def write_mark(folder: Path, manifest: Manifest, **more):

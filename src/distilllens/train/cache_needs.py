@@ -111,7 +111,7 @@ def open_cache(folder: str, needs: CacheRequirements, device) -> CachedTeacher |
     except DamagedFile as error:
         if not needs.has_teacher:
             raise
-        logger.info("%s", error)
+        logger.info("the teacher completes the cache %s: %s", folder, error.__cause__)
         return None
     missing = needs.missing(found)
     if not missing:

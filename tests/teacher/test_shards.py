@@ -139,6 +139,8 @@ def change(tensors, **changes):
 # What no writer leaves: tensors of a shard with two documents of two rows.
 FORMS = {
     "no states": lambda t: change(t, states=None),
+    "a number for keys": lambda t: change(t, keys=torch.tensor(3, dtype=torch.uint8)),
+    "no document": lambda t: change(t, keys=t["keys"][:0], starts=t["starts"][:0]),
     "no keys": lambda t: change(t, keys=None),
     "another dtype": lambda t: change(t, states=t["states"].half()),
     "another width": lambda t: change(t, states=t["states"][..., :4].contiguous()),

@@ -51,8 +51,8 @@ def capture(model, depths, **inputs) -> LayerStates:
 
     Equals hooks on the blocks of ``model(**inputs, use_cache=False)``, but keeps only the requested
     depths and never builds the logits ``[B, T, V]``. ``labels`` are dropped: no state depends on
-    them. Rows may be padded on either side: positions are counted from
-    the first token that is no padding, unless ``position_ids`` are given.
+    them. Rows may be padded on either side: positions are counted from the first token that is no
+    padding, unless ``position_ids`` are given.
 
     Args:
         model: a transformers causal LM (optionally wrapped by PEFT) or its LogitLens. The blocks of

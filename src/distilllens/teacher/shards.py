@@ -66,7 +66,8 @@ class Shard:
         names = self._file.keys()
         slices = {name: self._file.get_slice(name) for name in names}
         found = {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
-        documents, rows = (found.get(name, ("", [0]))[1][0] for name in ("keys", "states"))
+        lengths = {name: shape[0] for name, (_, shape) in found.items() if shape}
+        documents, rows = lengths.get("keys", 0), lengths.get("states", 0)
         states = [rows, manifest.num_states, manifest.width]
         expected = {"keys": ("U8", [documents, KEY_BYTES]), "starts": ("I64", [documents + 1])}
         if manifest.stored == "int8":

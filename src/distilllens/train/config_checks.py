@@ -7,7 +7,7 @@ import os
 
 from distilllens.layer_map import LayerMap
 from distilllens.objective import WEIGHT_FIELDS
-from distilllens.teacher.store import STORED
+from distilllens.teacher.manifest import STORED
 
 # Bounds of fields that transformers does not check; max_steps -1 means "not set".
 _BOUNDS = {

@@ -53,6 +53,20 @@ def check_bounds(args):
         raise ValueError(f"packing_strategy is one of {known}, got {args.packing_strategy!r}")
 
 
+def check_precision(args):
+    """Refuse fp16 on the CPU, where accelerate trains in float32 without a word.
+
+    Raises:
+        ValueError: with what to set instead.
+    """
+    if args.mixed_precision == "fp16" and args.use_cpu:
+        asked = "fp16" if args.fp16 else "ACCELERATE_MIXED_PRECISION=fp16"
+        raise ValueError(
+            f"{asked} needs a GPU, and this run is on the CPU; leave it out for float32, or set "
+            "bf16: true"
+        )
+
+
 def check_types(args):
     """Refuse values of a wrong type in the fields of distillation.
 

@@ -68,7 +68,10 @@ def prompts_of(examples: Sequence[Example], tokenizer) -> list[list[int]]:
         ValueError: the tokenizer cannot write the messages of a prompt.
     """
     return encode_prompts(
-        tokenizer, [e.prompt for e in examples], [e.template_fields for e in examples]
+        tokenizer,
+        [e.prompt for e in examples],
+        [e.template_fields for e in examples],
+        [e.place for e in examples],
     )
 
 

@@ -55,7 +55,7 @@ def _filled(args, tokenizer, records, student_layers):
     examples = {role: to_dataset(rows) for role, rows in records.items()}
     logger.info("preparing the data")
     collation = Collation.prepared(args, tokenizer, examples["train"], examples.get("eval"))
-    check_counts(len(records["train"]), collation)
+    check_counts(collation)
     name = args.teacher_model_name_or_path
     teacher, needs = find_teacher(collation, name, student_layers)
     if needs is not None:

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from distilllens.data import load_records, to_training_examples
-from distilllens.data.encode import encode_example
+from distilllens.data.encode import encode_examples, encode_text
 from distilllens.files import write_atomically
 from distilllens.layer_map import LayerMap
 from distilllens.lens import LogitLens
@@ -145,9 +145,9 @@ def _lens(role, name, dtype, **loading):
 
 def _passages(records, tokenizer, limit, length):
     """The responses of the first records, and how they were chosen, a sentence."""
-    encoded = [
-        encode_example(example, tokenizer) for example in to_training_examples(records[:limit])
-    ]
+    examples = to_training_examples(records[:limit])
+    names = [f"record {number}" for number in range(1, len(examples) + 1)]
+    encoded = encode_examples(examples, tokenizer, names, length)
     passages = [p for ids, first in encoded if (p := target_passage(ids, first, length))]
     if not passages:
         raise ValueError(
@@ -166,7 +166,7 @@ def target_passage(ids: list[int], first: int, length: int) -> Passage | None:
 
 
 def _prompt(text, tokenizer, positions):
-    ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.long)
+    ids = torch.tensor(encode_text(text, tokenizer), dtype=torch.long)
     if len(ids) == 0:
         raise ValueError(f"the prompt {text!r} has no token; give it some text")
     if positions is not None and len(ids) > positions:

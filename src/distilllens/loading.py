@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from distilllens.errors import first_line
-from distilllens.fingerprints import PROBE
+from distilllens.fingerprints import Unshared, compare_tokenizers
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 # Not left open: transformers would then ask on standard input, and take a "y" there for consent.
@@ -167,34 +167,16 @@ def _parts(path):
     return [*above, last.removesuffix(suffix)]
 
 
-def check_tokenizers(student, teacher):
+def check_tokenizers(student, teacher) -> Unshared:
     """Refuse two tokenizers that do not number the same tokens alike.
 
-    Padding of the vocabulary after the last token is no difference.
+    Padding of the vocabulary after the last token is no difference. Added tokens that only one of
+    them has, such as a ``<pad>``, are returned: texts must be checked for them.
 
     Raises:
         ValueError: with the first difference.
     """
-    student_tokens = {i: token for token, i in student.get_vocab().items()}
-    teacher_tokens = {i: token for token, i in teacher.get_vocab().items()}
-    for i in sorted(student_tokens.keys() | teacher_tokens.keys()):
-        ours, theirs = student_tokens.get(i), teacher_tokens.get(i)
-        if ours != theirs:
-            raise ValueError(
-                f"student and teacher have different tokenizers ({len(student_tokens)} and "
-                f"{len(teacher_tokens)} tokens): token {i} is {_shown(ours)} for the student and "
-                f"{_shown(theirs)} for the teacher; distil between models that share one"
-            )
-    ours = student(PROBE, add_special_tokens=False)["input_ids"]
-    theirs = teacher(PROBE, add_special_tokens=False)["input_ids"]
-    if ours != theirs:
-        at = next(
-            (k for k, pair in enumerate(zip(ours, theirs, strict=False)) if len({*pair}) > 1), -1
-        )
-        raise ValueError(
-            "student and teacher have different tokenizers: they share a vocabulary but split "
-            f"{PROBE!r} differently, first at token {at}"
-        )
+    return compare_tokenizers(student, teacher)
 
 
 def check_lengths(who: str, config, max_length: int | None, default: int | None, longest: int):
@@ -233,7 +215,3 @@ def check_vocabulary(who: str, model, largest: int):
             f"the data hold token {largest}, but the {who} has only {rows} embeddings: "
             "its tokenizer is another one"
         )
-
-
-def _shown(token):
-    return "missing" if token is None else repr(token)

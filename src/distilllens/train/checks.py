@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datasets import Dataset, IterableDataset
 
+from distilllens.fingerprints import Unshared
 from distilllens.loading import check_lengths, check_vocabulary
 from distilllens.objective import WEIGHT_FIELDS
 from distilllens.targets import has_target
@@ -93,6 +94,23 @@ def check_data(who: str, model, collation: Collation):
             continue  # prepared by the user's own collator
         check_lengths(who, model.config, max_length, default, longest)
         check_vocabulary(who, model, largest)
+
+
+def check_shared(unshared: Unshared, collation: Collation):
+    """Refuse data with a token that student and teacher do not share.
+
+    Raises:
+        ValueError: with the token and its row; streamed data, which cannot be searched for it.
+    """
+    for kind, dataset in collation.datasets() if unshared else ():
+        if not isinstance(dataset, Dataset):
+            raise ValueError(
+                "student and teacher have different added tokens, and a "
+                f"{type(dataset).__name__} cannot be searched for them; load the data whole"
+            )
+        if "input_ids" in dataset.column_names:
+            names = (f"row {number} of the {kind} data" for number in range(len(dataset)))
+            unshared.check(dataset.with_format(None)["input_ids"], collation.tokenizer, names)
 
 
 def check_counts(collation: Collation):

@@ -112,7 +112,9 @@ class _Row:
         if mask:
             marked = zip(labels, mask["assistant_masks"], strict=False)
             labels = [label if is_said else IGNORED for label, is_said in marked]
-        lost = self.tokenizer.decode(found.lost) or str(found.lost) if found.lost else ""
+        lost = ""  # of no matter where every token is a target
+        if self.completion_only and found.lost:
+            lost = self.tokenizer.decode(found.lost) or str(found.lost)
         return {
             "input_ids": found.ids,
             "labels": labels,

@@ -110,6 +110,7 @@ class DistillLensTrainer(PreparedTrainer, SafeTrainer):
         self.student_lens = LogitLens(self.model)
         self.student_lens.check_trainable()
         check_data("student", self.student_lens.model, collation)
+        collation.fit_padding(self.student_lens.model)
         layers = self.student_lens.num_layers
         self.teacher, self._cache_needs = find_teacher(collation, teacher_model, layers)
         self.objective = args.objective(layer_map_of(args, layers, self.teacher))

@@ -82,13 +82,16 @@ def write_inspection(
     models = list(zip(roles, names, strict=True))
     loading = {"trust_remote_code": trust_remote_code}
     configs = [load_config(role, name, **loading) for role, name in models]
-    tokenizer = _shared_tokenizer(models, **loading)
+    tokenizer, differences = _shared_tokenizer(models, **loading)
     positions = least_positions(configs)
     if prompt is not None:
         passages, source = [_prompt(prompt, tokenizer, positions)], "one prompt"
     else:
         length = min(max_length, positions or max_length)
         passages, source = _passages(load_records(data), tokenizer, limit, length)
+    names_of_texts = [f"text {number}" for number in range(1, len(passages) + 1)]
+    for unshared in differences:
+        unshared.check([each.ids.tolist() for each in passages], tokenizer, names_of_texts)
     found = _read(models, passages, lens_layers, getattr(torch, dtype), loading)
     labels = _labels(names)
     sections = inspector_sections(found, labels, partial(token_text, tokenizer))
@@ -124,17 +127,18 @@ def _write(output, page, figures, sections):
 
 
 def _shared_tokenizer(models, **loading):
-    """The first model's that has one; all others must number the same tokens alike."""
+    """The first model's that has one, and the added tokens that it and each other do not share."""
     found = [(name, find_tokenizer(role, name, **loading)) for role, name in models]
     there = [(name, tokenizer) for name, tokenizer in found if tokenizer is not None]
     if not there:
         raise ValueError(f"no tokenizer found for {models[0][1]!r}; save one into its folder")
+    differences = []
     for name, tokenizer in there[1:]:
         try:
-            check_tokenizers(tokenizer, there[0][1])
+            differences.append(check_tokenizers(tokenizer, there[0][1]))
         except ValueError as error:
             raise ValueError(f"{name!r} beside {there[0][0]!r}: {error}") from error
-    return there[0][1]
+    return there[0][1], differences
 
 
 def _lens(role, name, dtype, **loading):

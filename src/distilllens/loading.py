@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -74,6 +75,34 @@ def find_tokenizer(role: str, name: str, **settings):
     if folder.is_dir() and not any((folder / file).exists() for file in _TOKENIZER_FILES):
         return None
     return load_tokenizer(role, name, **settings)
+
+
+def with_chat_template(tokenizer, path: str):
+    """A copy of a tokenizer as TRL's ``chat_template_path`` makes it.
+
+    Args:
+        path: a file ``.jinja`` or ``.j2``; or a model, whose tokenizer also gives its added tokens
+            and its end-of-sequence token.
+
+    Raises:
+        ValueError: the file or the tokenizer cannot be read.
+    """
+    made = copy.deepcopy(tokenizer)
+    if Path(path).is_file() and path.endswith((".jinja", ".j2")):
+        try:
+            made.chat_template = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            text = f"chat_template_path {path} cannot be read: {first_line(error)}"
+            raise ValueError(text) from error
+        return made
+    source = load_tokenizer("chat_template_path", path, advice="or name a .jinja file")
+    if source.chat_template is None:
+        raise ValueError(f"chat_template_path {path}: its tokenizer has no chat template")
+    made.chat_template = source.get_chat_template()
+    known = made.get_vocab()
+    made.add_tokens([t for t in source.added_tokens_decoder.values() if t.content not in known])
+    made.eos_token = source.eos_token
+    return made
 
 
 def load_model(role: str, name: str, **settings):

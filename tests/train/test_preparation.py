@@ -5,11 +5,12 @@ import logging
 import pytest
 import toys
 from data import tool_records
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, load_from_disk
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 from trl import SFTTrainer
 
+from distilllens.train import preparation
 from distilllens.train.collation import Collation
 
 GENERATION = (
@@ -179,6 +180,21 @@ def of_trl_labels(made, rows):
             first += 1
         found.append([-100] * first + whole[first:])
     return found
+
+
+def test_rows_of_older_code_are_not_taken_from_a_cache(tmp_path, monkeypatch):
+    """A data set on the disk caches what was made of it; another version makes it again."""
+    Dataset.from_list(toys.examples(3)).save_to_disk(tmp_path / "data")
+    first, _ = prepared(tmp_path, load_from_disk(tmp_path / "data"))
+    inner = preparation.encode
+
+    def changed(*args, **kwargs):
+        return inner(*args, **kwargs)._replace(ids=[5, 6, 7], first=1)
+
+    monkeypatch.setattr(preparation, "encode", changed)
+    monkeypatch.setattr(preparation, "sha256", lambda path: "another")
+    second, _ = prepared(tmp_path, load_from_disk(tmp_path / "data"))
+    assert len(first) == 3 and list(second["input_ids"]) == [[5, 6, 7]] * 3
 
 
 ALTERNATE = (

@@ -6,13 +6,16 @@ import copy
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from inspect import getfile
 from itertools import accumulate, pairwise
+from pathlib import Path
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import SFTTrainer, is_conversational_from_value, maybe_convert_to_chatml
 
 from distilllens.data.encode import Encoding, encode, template_fields, write_messages
+from distilllens.files import sha256
 from distilllens.targets import IGNORED, has_target
 
 logger = logging.getLogger(__name__)
@@ -62,6 +65,7 @@ class PreparedTrainer(SFTTrainer):
                 assistant_only=args.assistant_only_loss,
                 chat_template=self.chat_template,
                 formatting_func=formatting_func,
+                code=tuple(sha256(Path(getfile(part))) for part in (encode, _Row)),
             )
             with args.main_process_first(desc=f"encoding {kind} data"):
                 dataset = _encoded(dataset, [*first], row, args.dataset_num_proc)
@@ -91,6 +95,8 @@ class _Row:
     assistant_only: bool
     chat_template: str | None
     formatting_func: Callable | None
+    # datasets finds rows in its cache by these fields, and would take those of older code for ours.
+    code: tuple[str, ...]
 
     def __call__(self, row: Mapping, index: int) -> dict:
         try:

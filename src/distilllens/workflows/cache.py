@@ -38,7 +38,7 @@ def write_cache(job: JobArguments, model, args: DistillLensConfig) -> str:
     train_inputs.check_student(job, model)
     logger.info("loading the tokenizer and the data")
     tokenizer = train_inputs.load_student_tokenizer(job, model, args)
-    records = train_inputs.load_all(job, tokenizer)
+    records = train_inputs.load_all(job, train_inputs.as_trained(tokenizer, args))
     config = train_inputs.load_student_config(job, model, args, tokenizer)
     teacher_identity(args)
     with one_line_errors("the cache cannot be written"):

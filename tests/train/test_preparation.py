@@ -163,7 +163,7 @@ def test_prompts_that_are_no_beginning_are_counted(tmp_path, caplog, shared):
     with caplog.at_level(logging.WARNING):
         found, _ = prepared(tmp_path, rows, gpt2)
     assert "in 2 of 3 training examples" in caplog.text
-    assert r"first in example 1, whose prompt alone ends in '\n\n'" in caplog.text
+    assert r"first in example 1, counted from 0, whose prompt alone ends in '\n\n'" in caplog.text
     assert caplog.text.count("tokens of the prompt alone") == 1
     theirs = of_trl_labels(gpt2, rows)
     assert list(found["labels"]) == theirs
@@ -206,34 +206,63 @@ ALTERNATE = (
 def test_a_template_that_refuses_names_the_row(tmp_path):
     """What it said, and the ways out, on one line."""
     made = tokenizer(ALTERNATE)
-    rows = [{"messages": [{"role": "user", "content": "the"}]} for _ in range(3)]
+    rows = [{"messages": [{"role": "user", "content": word}]} for word in ("the", "dog", "a")]
     rows[1]["messages"].insert(0, {"role": "system", "content": "cat"})
     with pytest.raises(ValueError) as caught:
         prepared(tmp_path, rows, made)
     text = str(caught.value)
-    assert text.startswith("training example 1: ") and "'no system role'" in text
+    assert (
+        text.startswith("training example 1 (counted from 0, begins 'dog'): ")
+        and "'no system role'" in text
+    )
     assert "chat_template_path" in text and "completion texts" in text and "\n" not in text
 
 
 def test_a_missing_template_is_said(tmp_path):
     """The ways out, and no sentence of the host's."""
-    with pytest.raises(ValueError, match=r"evaluation example 0: .* no chat template; set chat"):
+    with pytest.raises(
+        ValueError, match=r"evaluation example 0 \(.*\): .* no chat template; set chat"
+    ):
         prepared(tmp_path, toys.examples(3), toys.tokenizer(), evaluation=CHATS)
 
 
-def test_streams_are_prepared_as_well(tmp_path):
-    """The same rows without those that lost their answer; nothing can be counted."""
-    rows = [LONG, *toys.examples(5)]
-    whole, _ = prepared(tmp_path, rows, max_length=16)
+def test_marks_of_a_missing_template_are_said(tmp_path):
+    """assistant_only_loss reads them from a chat template."""
+    with pytest.raises(ValueError, match="assistant_only_loss needs a chat template"):
+        prepared(tmp_path, CHATS, toys.tokenizer(), assistant_only_loss=True)
+
+
+def test_answers_that_a_template_does_not_mark_are_said(tmp_path):
+    """Of the row that has none: its assistant says nothing."""
+    made = tokenizer(GENERATION)
+    rows = [{"messages": [{"role": "user", "content": "the"}]}]
+    with pytest.raises(ValueError, match=r"training example 0 .* marks no token as the assistant"):
+        prepared(tmp_path, rows, made, assistant_only_loss=True)
+
+
+def test_streams_are_prepared_as_well(tmp_path, caplog):
+    """The same rows without those that lost their answer; what is noticed is said at the first."""
+    rows, made = [LONG, *toys.examples(5)], tokenizer(bos=True)
+    for row in rows[2:4]:
+        row["prompt"] = "<s>" + row["prompt"]
+    whole, _ = prepared(tmp_path, rows, made, max_length=16)
     stream = IterableDataset.from_generator(lambda: iter(rows))
-    found, _ = prepared(tmp_path, stream, max_length=16)
-    assert [row["input_ids"] for row in found] == list(whole["input_ids"])
+    found, _ = prepared(tmp_path, stream, made, max_length=16)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        assert [row["input_ids"] for row in found] == list(whole["input_ids"])
+    assert caplog.messages == [
+        "some training examples begin with '<s>' themselves; it is not added a second time"
+    ]
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"question": "the"}], r"training example 0: it has the fields \['question'\]; it needs"),
+        (
+            [{"question": "the"}],
+            r"training example 0 \(counted from 0\): it has the fields \['question'\]; it needs",
+        ),
         ([], "the training data hold no example"),
     ],
 )

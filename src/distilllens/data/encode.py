@@ -86,18 +86,19 @@ def encode(example: Mapping, tokenizer, limit: int | None = None, **settings) ->
     if isinstance(prompt, str):
         text = prompt + _ended(completion, tokenizer)
         alone, whole = (encode_text(each, tokenizer, limit) for each in (prompt, text))
-        # Some tokenizers append special tokens, which follow the answer in training.
-        appended = tokenizer.all_special_ids
         wrote_bos = _writes_bos(text, tokenizer)
     else:
         begun = {"add_generation_prompt": True, **settings}
         alone = encode_messages(prompt, tokenizer, example, limit, **begun)
         whole = encode_messages([*prompt, *completion], tokenizer, example, limit, **settings)
-        appended, wrote_bos = (), False
+        wrote_bos = False
     # A token that spans the boundary is a target.
     first = _num_shared(alone, whole)
     lost = alone[first:]
-    return Encoding(whole, first, lost if {*lost} - {*appended} else [], wrote_bos)
+    # Some tokenizers append special tokens to a text, which follow the answer in training.
+    if lost and isinstance(prompt, str) and {*lost} <= {*tokenizer.all_special_ids}:
+        lost = []
+    return Encoding(whole, first, lost, wrote_bos)
 
 
 def encode_text(text: str, tokenizer, limit: int | None = None) -> list[int]:

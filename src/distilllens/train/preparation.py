@@ -20,7 +20,7 @@ from distilllens.targets import IGNORED, has_target
 
 logger = logging.getLogger(__name__)
 # Columns of what was noticed of a row, beside its tokens and labels.
-_NOTES = ("lost", "wrote_bos")
+_NOTES = ["lost", "wrote_bos"]
 
 
 class PreparedTrainer(SFTTrainer):
@@ -34,10 +34,22 @@ class PreparedTrainer(SFTTrainer):
             without a target.
     """
 
-    def __init__(self, *args, train_dataset=None, **kwargs):
+    def __init__(self, model, args=None, *, train_dataset=None, processing_class=None, **kwargs):
         if isinstance(train_dataset, Dataset) and len(train_dataset) == 0:
             raise ValueError("the training data hold no example; they need at least one")
-        super().__init__(*args, train_dataset=train_dataset, **kwargs)
+        marks = getattr(args, "assistant_only_loss", False) and args.chat_template_path is None
+        if marks and getattr(processing_class, "chat_template", "") is None:
+            raise ValueError(
+                "assistant_only_loss needs a chat template that marks the answers, and the "
+                "tokenizer has none; set chat_template_path"
+            )
+        super().__init__(
+            model,
+            args=args,
+            train_dataset=train_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
 
     def _prepare_dataset(
         self, dataset, processing_class, args, packing, formatting_func, dataset_name
@@ -102,7 +114,8 @@ class _Row:
         try:
             return self._encoded(row)
         except ValueError as error:
-            raise ValueError(f"{self.kind} example {index}: {error}") from error
+            where = f"{self.kind} example {index} (counted from 0{_begins(row)})"
+            raise ValueError(f"{where}: {error}") from error
 
     def _encoded(self, row):
         example = self._example(row)
@@ -167,34 +180,56 @@ class _Row:
 def _encoded(dataset, columns, row, num_proc):
     """A data set as ``input_ids`` and ``labels``, after warnings of what was noticed."""
     settings = {"with_indices": True, "remove_columns": columns}
-    if not isinstance(dataset, Dataset):  # a stream: what was noticed would be known too late
-        return dataset.map(row, **settings).remove_columns([*_NOTES])
+    if not isinstance(dataset, Dataset):
+        say = _SayOnce(row)
+        return dataset.map(row, **settings).map(say, with_indices=True, remove_columns=_NOTES)
     settings |= {"num_proc": num_proc, "desc": f"Tokenizing {row.kind} data"}
     dataset = dataset.map(row, **settings)
     lost = [(index, text) for index, text in enumerate(dataset["lost"]) if text]
     if lost:
-        index, text = lost[0]
-        logger.warning(
-            "in %d of %d %s examples, prompt and completion together do not begin with the tokens "
-            "of the prompt alone (first in example %d, whose prompt alone ends in %r): their "
-            "targets begin where the two differ, and an answer is generated after other tokens "
-            "than in training; end prompts at a token's end, or use a chat template that writes a "
-            "prompt the same with and without its answer",
-            len(lost),
-            len(dataset),
-            row.kind,
-            index,
-            text,
-        )
+        _say_lost(row, f"{len(lost)} of {len(dataset)}", *lost[0])
     if num := sum(dataset["wrote_bos"]):
-        logger.warning(
-            "%d of %d %s examples begin with %r themselves; it is not added a second time",
-            num,
-            len(dataset),
-            row.kind,
-            row.tokenizer.bos_token,
-        )
-    return dataset.remove_columns([*_NOTES])
+        _say_bos(row, f"{num} of {len(dataset)}")
+    return dataset.remove_columns(_NOTES)
+
+
+class _SayOnce:
+    """Says what is noticed of a stream at the first row of which it is."""
+
+    def __init__(self, row):
+        self.row, self.said = row, set()
+
+    def __call__(self, example, index):
+        new = {note for note in _NOTES if example[note]} - self.said
+        self.said |= new
+        if "lost" in new:
+            _say_lost(self.row, "some", index, example["lost"])
+        if "wrote_bos" in new:
+            _say_bos(self.row, "some")
+        return {}
+
+
+def _say_lost(row, how_many, index, text):
+    logger.warning(
+        "in %s %s examples, prompt and completion together do not begin with the tokens of the "
+        "prompt alone (first in example %d, counted from 0, whose prompt alone ends in %r): their "
+        "targets begin where the two differ, and an answer is generated after other tokens than in "
+        "training; end prompts at a token's end, or use a chat template that writes a prompt the "
+        "same with and without its answer",
+        how_many,
+        row.kind,
+        index,
+        text,
+    )
+
+
+def _say_bos(row, how_many):
+    logger.warning(
+        "%s %s examples begin with %r themselves; it is not added a second time",
+        how_many,
+        row.kind,
+        row.tokenizer.bos_token,
+    )
 
 
 def _num_rows(dataset):
@@ -231,3 +266,13 @@ def _with_targets(dataset, num_given, what, max_length=None):
 def _has_target(row):
     labels, ends = row["labels"], accumulate(row.get("seq_lengths") or [len(row["labels"])])
     return any(has_target(labels[start:end]) for start, end in pairwise([0, *ends]))
+
+
+def _begins(row):
+    """What a row begins with, so that it can be found in its file."""
+    texts = [row.get(name) for name in ("prompt", "messages", "text")]
+    text = next((text for text in texts if text), None)
+    if isinstance(text, list):
+        asked = [m.get("content") for m in text if isinstance(m, Mapping) and m["role"] == "user"]
+        text = next(iter(asked), None)
+    return f", begins {text[:40]!r}" if isinstance(text, str) else ""

@@ -494,7 +494,7 @@ REFUSALS = {
     ),
     "evaluation without a response": (
         {"eval_dataset": Dataset.from_list([{"prompt": "the " * 99, "completion": " cat"}])},
-        "none of the 0 evaluation examples has a response token",
+        "none of the 1 evaluation examples has a response token",
     ),
     "labels that are all ignored": (
         {"data": Dataset.from_list([{"input_ids": [2, 3], "labels": [-100, -100]}])},

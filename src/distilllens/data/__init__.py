@@ -1,6 +1,11 @@
 """Data files as records, and records as training examples and tokens."""
 
-from distilllens.data.encode import encode_example, encode_messages, template_fields
+from distilllens.data.encode import (
+    encode_example,
+    encode_examples,
+    encode_messages,
+    template_fields,
+)
 from distilllens.data.format import (
     drop_long_prompts,
     format_instruction,
@@ -15,6 +20,7 @@ __all__ = [
     "data_files",
     "drop_long_prompts",
     "encode_example",
+    "encode_examples",
     "encode_messages",
     "format_instruction",
     "format_prompt",

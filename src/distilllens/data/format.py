@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from distilllens.data.encode import encode_messages, template_fields, tools_of
+from distilllens.data.encode import encode_messages, template_fields, tools_of, with_one_bos
 from distilllens.data.records import kind_of, references
 
 _ALONE = "Below is an instruction that describes a task. "
@@ -107,12 +107,16 @@ def drop_long_prompts(
 
 def _prompt_lengths(examples, tokenizer):
     texts = [e["prompt"] if isinstance(e.get("prompt"), str) else "" for e in examples]
-    lengths = [len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]] if texts else []
+    encoded = tokenizer(texts, verbose=False)["input_ids"] if texts else []
+    lengths = [len(with_one_bos(ids, tokenizer)) for ids in encoded]
     for row, example in enumerate(examples):
         prompt = example.get("prompt")
         if prompt is None:
             lengths[row] = 0
         elif not isinstance(prompt, str):
-            ids = encode_messages(prompt, tokenizer, example, add_generation_prompt=True)
+            try:
+                ids = encode_messages(prompt, tokenizer, example, add_generation_prompt=True)
+            except ValueError as error:
+                raise ValueError(f"record {row + 1}: {error}") from error
             lengths[row] = len(ids)
     return lengths

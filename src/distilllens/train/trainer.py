@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from datasets import Dataset
 
 from distilllens.data import format_instruction
 from distilllens.files import write_atomically
@@ -25,6 +24,7 @@ from distilllens.train.config import DistillLensConfig
 from distilllens.train.finite import check_weights
 from distilllens.train.metrics import TermSums, named_terms
 from distilllens.train.model_card import may_write_card, model_card
+from distilllens.train.preparation import PreparedTrainer
 from distilllens.train.redirect import run_inside_forward
 from distilllens.train.safe_trainer import SafeTrainer
 from distilllens.train.saving import make_saveable
@@ -39,7 +39,7 @@ from distilllens.train.teachers import (
 logger = logging.getLogger(__name__)
 
 
-class DistillLensTrainer(SafeTrainer):
+class DistillLensTrainer(PreparedTrainer, SafeTrainer):
     """Train a student by cross-entropy, an output divergence and a lens divergence.
 
     Use it like ``SFTTrainer``: it takes the same data (and instruction/input/output records) and
@@ -91,7 +91,6 @@ class DistillLensTrainer(SafeTrainer):
         check_answers(args, eval_dataset, score_answers)
         self.score_answers = score_answers
         logger.info("loading the student, preparing the data")
-        num_given = len(train_dataset) if isinstance(train_dataset, Dataset) else None
         super().__init__(
             model=model,
             args=copy.copy(args),  # SFTTrainer and _save_checkpoint write into it
@@ -106,7 +105,7 @@ class DistillLensTrainer(SafeTrainer):
         _trl.count_tokens_of_targets(self)
         check_parallelism(self.accelerator, self.args)
         collation = Collation.of(self)
-        check_counts(num_given, collation)
+        check_counts(collation)
         check_weights("student", self.model)
         if self.args.should_save:
             make_saveable(self.model, self.processing_class)
@@ -114,6 +113,7 @@ class DistillLensTrainer(SafeTrainer):
         self.student_lens = LogitLens(self.model)
         self.student_lens.check_trainable()
         check_data("student", self.student_lens.model, collation)
+        collation.fit_padding(self.student_lens.model)
         layers = self.student_lens.num_layers
         self.teacher, self._cache_needs = find_teacher(collation, teacher_model, layers)
         self.objective = args.objective(layer_map_of(args, layers, self.teacher))

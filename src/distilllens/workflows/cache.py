@@ -44,7 +44,7 @@ def write_cache(job: JobArguments, model, args: DistillLensConfig) -> str:
     train_inputs.check_student(job, model)
     logger.info("loading the tokenizer and the data")
     tokenizer = train_inputs.load_student_tokenizer(job, model, args)
-    records = train_inputs.load_all(job, tokenizer)
+    records = train_inputs.load_all(job, train_inputs.as_trained(tokenizer, args))
     config = train_inputs.load_student_config(job, model, args, tokenizer)
     teacher_identity(args)
     with one_line_errors("the cache cannot be written"):
@@ -61,7 +61,7 @@ def _filled(args, tokenizer, records, student_layers):
     examples = {role: to_dataset(rows) for role, rows in records.items()}
     logger.info("preparing the data")
     collation = Collation.prepared(args, tokenizer, examples["train"], examples.get("eval"))
-    check_counts(len(records["train"]), collation)
+    check_counts(collation)
     name = args.teacher_model_name_or_path
     teacher, needs = find_teacher(collation, name, student_layers)
     if needs is None and damaged_shards(collation):

@@ -15,7 +15,7 @@ from distilllens.evaluate.processes import this_process
 from distilllens.evaluate.results import DEFINITIONS, JUDGE_CACHE, Results
 from distilllens.evaluate.scoring import Scoring
 from distilllens.evaluate.tables import write_scores
-from distilllens.evaluate.tasks import Task, make_task
+from distilllens.evaluate.tasks import Task, check_shared, make_task
 from distilllens.generate.decoding import Decoding
 from distilllens.generate.vllm_backend import check_vllm
 from distilllens.loading import check_tokenizers
@@ -137,13 +137,17 @@ def _prepare(plan, process, results, judge) -> _Prepared:
     teacher = None
     if plan.teacher:
         (teacher,) = find_models([plan.teacher], trust_remote_code=trusted)
-    for candidate in candidates if teacher else ():
-        check_tokenizers(candidate.tokenizer, teacher.tokenizer)
+    differences = [
+        (candidate, check_tokenizers(candidate.tokenizer, teacher.tokenizer))
+        for candidate in (candidates if teacher else ())
+    ]
     benchmarks = load_benchmarks(plan.benchmarks, limit=plan.limit, chat=plan.chat)
     tasks = [
         make_task(benchmark, candidates, plan.decoding, plan.max_prompt_length)
         for benchmark in benchmarks
     ]
+    for candidate, unshared in differences:
+        check_shared(unshared, candidate, tasks)
     settings = _settings(plan, candidates, teacher, tasks, judge)
     settings["device"] = process.device.type
     results.check(settings)

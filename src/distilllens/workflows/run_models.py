@@ -214,7 +214,7 @@ def _records(fields, folder):
 def _passages(texts, tokenizer, positions):
     length, passages = min(_MAX_TEXT_TOKENS, positions or _MAX_TEXT_TOKENS), []
     for example in to_training_examples(texts.records):
-        passage = target_passage(*encode_example(example, tokenizer), length)
+        passage = target_passage(*encode_example(example, tokenizer, length), length)
         if passage is not None:
             passages.append(passage)
         if len(passages) == texts.num_read:

@@ -81,9 +81,10 @@ def _run(job, model, args, given):
     args = train_inputs.with_student_settings(job, model, args)
     logger.info("loading the tokenizer and the data")
     tokenizer = train_inputs.load_student_tokenizer(job, model, args)
-    records = train_inputs.load_all(job, tokenizer)
+    reader = train_inputs.as_trained(tokenizer, args)
+    records = train_inputs.load_all(job, reader)
     student, config = train_inputs.load_student(job, model, args, tokenizer)
-    scorer = _scorer(args, records, tokenizer, config)
+    scorer = _scorer(args, records, reader, config)
     models = {
         "student": student_identity(model, config),
         "tokenizer": tokenizer_identity(tokenizer),

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from distilllens.errors import first_line
 
 # Fields of a conversation that its chat template reads.
-_TEMPLATE_FIELDS = ("tools", "chat_template_kwargs")
+TEMPLATE_FIELDS = ("tools", "chat_template_kwargs")
 
 
 def encode_example(example: Mapping, tokenizer) -> tuple[list[int], int]:
@@ -65,7 +65,7 @@ def encode_messages(messages: list[dict], tokenizer, record: Mapping, **settings
 
 def template_fields(record: Mapping) -> dict:
     """The fields of a record that its chat template reads, as they are in the record."""
-    return {field: record[field] for field in _TEMPLATE_FIELDS if field in record}
+    return {field: record[field] for field in TEMPLATE_FIELDS if field in record}
 
 
 def template_settings(record: Mapping) -> dict:

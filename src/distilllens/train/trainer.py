@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from distilllens.data import format_instruction
 from distilllens.files import write_atomically
@@ -267,7 +267,9 @@ def _formatted(dataset):
     """Turn instruction records into prompt and completion; SFTTrainer reads all other kinds."""
     if isinstance(dataset, dict):
         return type(dataset)({key: _formatted(value) for key, value in dataset.items()})
-    columns = getattr(dataset, "column_names", None) or ()
-    if not {"instruction", "output"} <= set(columns):
+    columns = getattr(dataset, "column_names", None)
+    if columns is None and isinstance(dataset, IterableDataset):  # unknown before the first row
+        columns = next(iter(dataset), ())
+    if not {"instruction", "output"} <= set(columns or ()):
         return dataset
-    return dataset.map(format_instruction, remove_columns=list(columns))
+    return dataset.map(format_instruction).select_columns(["prompt", "completion"])

@@ -15,7 +15,7 @@ from distilllens.fingerprints import PROBE
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 # Not left open: transformers would then ask on standard input, and take a "y" there for consent.
 _NO_REMOTE_CODE = {"trust_remote_code": False}
-_DATA_SUFFIXES = (".jsonl", ".json", ".gz", ".txt")
+_DATA_SUFFIXES = (".jsonl", ".json", ".gz", ".txt", ".csv", ".parquet", ".arrow")
 
 
 def load_config(role: str, name: str, *, trust_remote_code: bool = False, **settings):

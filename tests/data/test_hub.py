@@ -1,6 +1,7 @@
 """Data sets of the hub give the records that are in their files."""
 
 import json
+from datetime import datetime
 
 import pytest
 from data import tool_records
@@ -13,10 +14,8 @@ GOOD = {"instruction": "Say hi.", "output": "hi"}
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """The caches of the hub and of datasets, empty."""
+    """The cache of datasets, empty."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path / "hub"
 
 
 def folder_of(folder, form, rows, split="train"):
@@ -131,6 +130,17 @@ def test_null_in_a_struct_of_a_table_is_an_absent_key(tmp_path, load):
     assert load(folder_of(tmp_path / "rows", "parquet", rows)) == rows
 
 
+def test_dates_of_a_table_become_text(tmp_path):
+    """Published conversations carry the time of each turn."""
+    time = datetime(2024, 5, 6, 7, 8, 9)
+    message = {"role": "user", "content": "a", "time": time}
+    folder_of(tmp_path / "rows", "parquet", [{"messages": [message]}])
+    (row,) = to_dataset(load_records(tmp_path / "rows"))
+    assert row == {"messages": [{**message, "time": "2024-05-06T07:08:09"}]}
+    with pytest.raises(ValueError, match=r"holds b'a', which JSON cannot"):
+        to_dataset([{"messages": [{**message, "time": b"a"}]}])
+
+
 @pytest.mark.parametrize("load", [load_hub, load_records])
 def test_json_in_a_table_stays_as_it_is(tmp_path, load):
     """A Parquet file that datasets wrote with JSON columns keeps absent keys and nulls apart."""
@@ -163,13 +173,20 @@ def test_an_empty_split_is_refused(tmp_path):
         load_hub(folder, "train[:0]")
 
 
-def test_a_downloaded_data_set_is_found_without_the_hub(tmp_path, cache):
-    """JSON files in the hub's cache are read when the hub is out of reach."""
-    place = cache / "datasets--some--talks"
-    folder_of(place / "snapshots" / "1234", "jsonl", TALKS)
-    (place / "refs").mkdir()
-    (place / "refs" / "main").write_text("1234")
-    assert load_hub("some/talks") == TALKS
+@pytest.mark.parametrize("nested", [True, False])
+def test_the_table_of_datasets_is_read_when_the_hub_is_out_of_reach(tmp_path, caplog, nested):
+    """It may differ from the files if it holds more than texts; a warning says so, once."""
+    rows = TALKS if nested else [GOOD]
+    builder = datasets.load_dataset_builder(folder_of(tmp_path / "talks", "jsonl", rows))
+    builder.download_and_prepare()
+    (tmp_path / "cache" / "talks").rename(tmp_path / "cache" / "some___talks")
+    assert len(load_hub("some/talks")) == len(rows)
+    messages = [r.getMessage() for r in caplog.records if r.name.startswith("distilllens")]
+    assert len(messages) == nested
+    assert all("some/talks: the files are not read themselves" in text for text in messages)
+    caplog.clear()
+    load_hub("some/talks", warn=False)
+    assert not [r for r in caplog.records if r.name.startswith("distilllens")]
 
 
 def test_an_unreachable_hub_is_one_line(monkeypatch):

@@ -124,6 +124,8 @@ def test_stories_are_split_at_their_separator(tmp_path, suffix):
         (b'{"instruction": "a", "output": ["a", ""]}', r"'output'\[1\] is empty"),
         (b'{"instruction": "a", "output": ["a", 2]}', r"'output'\[1\] is 2; it must be a text"),
         (b'{"instruction": "a", "output": "\\ud800"}', "half a surrogate pair at character 0"),
+        (TALK % b', "tools": [{"\\ud800": 1}]', "'tools' has half a surrogate pair at character 3"),
+        (SAID % b'"a", "calls": ["\\udfff"]', r"'messages'\[0\] has half a surrogate pair"),
         (b'{"prompt": "a"}', "the record has no 'completion'"),
         (b'{"prompt": [], "completion": "a"}', "'prompt' is ..; it must be a list of messages"),
         (b'{"messages": "a"}', "'messages' is 'a'; it must be a list of messages"),

@@ -38,6 +38,9 @@ def spelled_out(record: dict) -> dict:
     Raises:
         ValueError: a turn of ``conversations`` is by an unknown speaker or has no text.
     """
+    is_text = not isinstance(record.get("prompt"), list) and record.keys().isdisjoint(_JSON_FIELDS)
+    if is_text and None not in record.values():
+        return record
     new = {field: value for field, value in record.items() if value is not None}
     for field in _JSON_FIELDS:
         if isinstance(new.get(field), str):
@@ -47,7 +50,7 @@ def spelled_out(record: dict) -> dict:
         new["messages"] = [_message(turn, number) for number, turn in enumerate(turns)]
     for field in _MESSAGES_FIELDS:
         if isinstance(new.get(field), list):
-            new[field] = [_with_text(message) for message in new[field]]
+            new[field] = list(map(_with_text, new[field]))
     return record if new == record else new
 
 

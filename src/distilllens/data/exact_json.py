@@ -22,5 +22,5 @@ class ExactJson(Json):
         if example_data is None:
             return None
         value = json.loads(example_data)
-        # Text that pandas' parser refuses (an integer of more than 64 bits) is stored as JSON text.
-        return json.loads(value) if isinstance(value, str) else value
+        # JSON that pandas' parser refuses (an integer of more than 64 bits) is stored as a text.
+        return json.loads(value) if isinstance(value, str) and value[:1] in ("[", "{") else value

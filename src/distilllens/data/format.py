@@ -95,23 +95,20 @@ def to_dataset(records: Iterable[dict]):
     ``{}`` where another record has the field: SFTTrainer refuses None there.
 
     Raises:
-        ValueError: as ``to_training_examples``; some records are conversations and others text, or
-            they are of two kinds.
+        ValueError: as ``to_training_examples``; the records are of several kinds, or some are text
+            and others messages; a message holds something that is not JSON.
     """
-    from datasets import Dataset, Features, Value
+    from datasets import Dataset, Features
 
     from distilllens.data.exact_json import ExactJson
 
     examples = to_training_examples(records)
-    kinds = {
-        (*sorted(e.keys() - set(TEMPLATE_FIELDS)), *{type(e.get("prompt")).__name__})
-        for e in examples
-    }
+    kinds = {(frozenset(e).difference(TEMPLATE_FIELDS), type(e.get("prompt"))) for e in examples}
     if len(kinds) > 1:
+        fields = " and ".join(sorted({", ".join(sorted(fields)) for fields, _ in kinds}))
         raise ValueError(
-            "the records are of two kinds, with the fields "
-            f"{' and '.join(', '.join(kind[:-1]) for kind in sorted(kinds))}, or some are text and "
-            "others messages; train on one kind at a time"
+            "train on one kind of record at a time, either text or messages; these have the fields "
+            f"{fields}"
         )
     names = list(dict.fromkeys(field for example in examples for field in example))
     columns = {name: [example.get(name) for example in examples] for name in names}
@@ -119,13 +116,20 @@ def to_dataset(records: Iterable[dict]):
         columns["tools"] = list(map(tools_of, examples))
     if "chat_template_kwargs" in columns:
         columns["chat_template_kwargs"] = [s or {} for s in columns["chat_template_kwargs"]]
-    features = Features()
+    if all(isinstance(value, str) for values in columns.values() for value in values):
+        return Dataset.from_dict(columns)
     for name, values in columns.items():
-        is_text = all(isinstance(value, str) for value in values)
-        features[name] = Value("string") if is_text else ExactJson()
-        if not is_text:
-            columns[name] = [None if v is None else json.dumps(v) for v in values]
-    return Dataset.from_dict(columns, features=features)
+        columns[name] = [None if v is None else json.dumps(v, default=_as_json) for v in values]
+    return Dataset.from_dict(columns, features=Features(dict.fromkeys(columns, ExactJson())))
+
+
+def _as_json(value):
+    """Dates, which tables hold, as text; arrays as lists."""
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise ValueError(f"a conversation holds {value!r}, which JSON cannot")
 
 
 def drop_long_prompts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import fields
@@ -12,16 +13,20 @@ from distilllens.data.text_files import json_lines, json_list, read_text
 from distilllens.errors import first_line
 
 _OWN = (".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz")
+logger = logging.getLogger(__name__)
 # The settings of a builder that say where its files are, not how to read them.
 _PLACES = ("name", "version", "data_dir", "data_files", "description")
 
 
-def hub_rows(dataset_name: str, split: str, config: str | None) -> Iterator[tuple[str, object]]:
+def hub_rows(
+    dataset_name: str, split: str, config: str | None, *, warn: bool
+) -> Iterator[tuple[str, object]]:
     """``(where, row)`` of one split.
 
     ``datasets`` would fit JSON and CSV into a table: it gives every object the keys of the others,
     rounds numbers, and takes the answer "None" of a CSV file for a missing one. So these files are
-    only found and downloaded by it, and read as ``load_records`` reads them.
+    only found and downloaded by it, and read as ``load_records`` reads them; where that cannot be,
+    a warning says so (unless ``warn`` is False).
 
     Raises:
         ValueError: the data set or split cannot be loaded, or a JSON or CSV file is broken.
@@ -39,6 +44,13 @@ def hub_rows(dataset_name: str, split: str, config: str | None) -> Iterator[tupl
     except Exception as error:  # datasets, huggingface_hub and requests have their own classes
         raise _cannot_load(dataset_name, split, error) from error
     if files is None:
+        if warn and _may_differ(datasets, rows):
+            logger.warning(
+                "%s: the files are not read themselves (the hub is out of reach, or they have "
+                "settings), but the table that datasets made of them: numbers may be rounded or "
+                "stand where there was text, and keys that were null are absent",
+                dataset_name,
+            )
         tables = (row for table in arrow_tables(rows) for row in table_rows(table))
         yield from ((f"{dataset_name}[{split}]:{n}", row) for n, row in enumerate(tables))
     elif split in files:
@@ -66,23 +78,15 @@ def _cannot_load(dataset_name, split, error):
 
 def _own_files(datasets, dataset_name, config):
     """Split -> paths or URLs of its files; None if they are not ours to read."""
-    try:
-        builder, unreachable = datasets.load_dataset_builder(dataset_name, config), None
-    except Exception as error:
-        builder, unreachable = None, error
-    on_hub = builder is not None and not Path(dataset_name).is_dir()
-    if builder is None or not builder.config.data_files:  # the hub is out of reach
-        builder, on_hub = _downloaded(datasets, dataset_name, config) or builder, False
-        if builder is None:
-            raise unreachable
+    builder = datasets.load_dataset_builder(dataset_name, config)
     files = {
         str(k): list(map(str, paths)) for k, paths in (builder.config.data_files or {}).items()
     }
     every = [path for paths in files.values() for path in paths]
     if not every or not all(path.endswith(_OWN) for path in every) or _has_settings(builder.config):
         return None
-    if on_hub:
-        with suppress(Exception):  # what is left to a run out of the hub's reach: see _downloaded
+    if not Path(dataset_name).is_dir():
+        with suppress(Exception):  # the table is all that datasets finds when the hub is away
             builder.download_and_prepare()
     return files
 
@@ -97,15 +101,10 @@ def _has_settings(config):
     )
 
 
-def _downloaded(datasets, dataset_name, config):
-    """The builder of the files that lie in the hub's cache; None if they are not all there."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = snapshot_download(dataset_name, repo_type="dataset", local_files_only=True)
-        return datasets.load_dataset_builder(folder, config)
-    except Exception:  # not in the cache, no name of a data set, files of another configuration
-        return None
+def _may_differ(datasets, rows):
+    """Whether a table may differ from the JSON or CSV files that it was made of."""
+    nested = any(not isinstance(kind, datasets.Value) for kind in rows.features.values())
+    return rows.info.builder_name == "csv" or (rows.info.builder_name == "json" and nested)
 
 
 def _file_rows(names, paths):

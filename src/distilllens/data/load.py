@@ -67,7 +67,8 @@ def load_hub(
             from 0 as on the hub.
     """
     intake = _Intake(skip_empty=True)
-    intake.add(hub_rows(dataset_name, split, config), f"{dataset_name}[{split}]")
+    rows = hub_rows(dataset_name, split, config, warn=warn)
+    intake.add(rows, f"{dataset_name}[{split}]")
     return intake.finish(warn)
 
 
@@ -121,6 +122,10 @@ class _Intake:
                 "nothing reads these fields of the %d records: %s", len(self.records), fields
             )
         return self.records
+
+
+def _named(kind, conversation):
+    return f"{kind!r} record" + (" of messages" if conversation and kind == "prompt" else "")
 
 
 def data_files(

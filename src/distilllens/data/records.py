@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import chain
+import json
 from typing import NamedTuple
 
 from distilllens.data.conversations import is_text_part, spelled_out, with_system_message
@@ -15,8 +15,12 @@ KINDS = {
     "messages": ("messages",),
     "text": ("text",),
 }
-# Fields beside these that a kind reads; conversations read the fields of their template as well.
-_OPTIONAL = {"instruction": ("input", "system", "history")}
+_FIELDS = {kind: frozenset(fields) for kind, fields in KINDS.items()}
+# Every field that is read: (kind, whether it is a conversation) -> fields.
+_READ = {(kind, talk): fields for kind, fields in _FIELDS.items() for talk in (True, False)}
+_READ["instruction", False] |= {"input", "system", "history"}
+_READ["prompt", True] |= {*TEMPLATE_FIELDS}
+_READ["messages", True] |= {*TEMPLATE_FIELDS}
 
 
 class ReadRecord(NamedTuple):
@@ -41,11 +45,17 @@ def kind_of(record: dict) -> str | None:
     The first kind of which the record has all fields (UltraChat's rows have the text of a prompt
     beside their messages), else the first of which it has any; ``text`` only if it is of no other.
     """
-    given = {field for field, value in record.items() if value is not None}
-    complete = (k for k, fields in KINDS.items() if k != "text" and given.issuperset(fields))
-    begun = (k for k, fields in KINDS.items() if given.intersection(fields))
-    named = (k for k, fields in KINDS.items() if record.keys() & set(fields))
-    return next(chain(complete, begun, named), None)
+    given = record.keys()
+    if None in record.values():
+        given = {field for field, value in record.items() if value is not None}
+    for kind, fields in _FIELDS.items():
+        if given >= fields and kind != "text":
+            return kind
+    for names in (given, record.keys()):
+        for kind, fields in _FIELDS.items():
+            if not fields.isdisjoint(names):
+                return kind
+    return None
 
 
 def references(record: dict) -> list[str]:
@@ -67,6 +77,8 @@ def canonical(record: dict) -> dict:
         ValueError: as ``spelled_out``.
     """
     record = spelled_out(record)
+    if "system" not in record:
+        return record
     kind = kind_of(record)
     return with_system_message(record, kind) if kind in ("prompt", "messages") else record
 
@@ -101,16 +113,16 @@ def read_record(row: object, where: str, *, skip_empty: bool) -> ReadRecord:
             f"{where}: the record has the fields {sorted(row)}; it needs instruction and "
             "output, prompt and completion, messages or conversations, or text"
         )
-    conversation = kind == "messages" or isinstance(record.get(kind), list)
+    conversation = kind == "messages" or (kind == "prompt" and isinstance(record.get(kind), list))
     if skip_empty and _has_no_target(kind, row, record):
         return ReadRecord(kind, None, conversation, ())
     for field in KINDS[kind]:
         if field not in record:
             raise ValueError(f"{where}: the record has no {field!r}, only {sorted(record)}")
     _CHECKS[kind](record, where)
-    read = (*KINDS[kind], *_OPTIONAL.get(kind, ()), *(TEMPLATE_FIELDS if conversation else ()))
-    unused = (f for f, v in record.items() if f not in read and v not in ("", [], {}))
-    return ReadRecord(kind, record, conversation, tuple(unused))
+    unused = record.keys() - _READ[kind, conversation]
+    unused = tuple(field for field in unused if record[field] not in ("", [], {}))
+    return ReadRecord(kind, record, conversation, unused)
 
 
 def _has_no_target(kind, row, record):
@@ -176,6 +188,8 @@ def _check_template_fields(record, where):
         tools_of(record)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+    for field in TEMPLATE_FIELDS:
+        _check_encodable(record.get(field), f"{field!r}", where)
 
 
 def _check_messages_field(messages, name, where):
@@ -189,6 +203,8 @@ def _check_messages_field(messages, name, where):
             )
         _check_text(message["role"], f"{place}['role']", where)
         _check_content(message, place, where)
+        if len(message) > 2:
+            _check_encodable(message, place, where)
 
 
 def _check_content(message, place, where):
@@ -223,13 +239,19 @@ def _check_text(value, name, where, *, may_be_empty=False, wanted="a text"):
     if not may_be_empty and not value.strip():
         raise ValueError(f"{where}: {name} is empty ({_shown(value)}); it must be {wanted}")
     if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:  # JSON's "\ud800" parses, but no tokenizer accepts it
-            raise ValueError(
-                f"{where}: {name} has half a surrogate pair at character {error.start}, "
-                "which cannot be encoded as UTF-8"
-            ) from error
+        _check_encodable(value, name, where)
+
+
+def _check_encodable(value, name, where):
+    """Refuse text, at any depth, that JSON can spell ("\\ud800") but no tokenizer accepts."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where}: {name} has half a surrogate pair at character {error.start}, "
+            "which cannot be encoded as UTF-8"
+        ) from error
 
 
 def _shown(value):

@@ -268,8 +268,9 @@ def _formatted(dataset):
     if isinstance(dataset, dict):
         return type(dataset)({key: _formatted(value) for key, value in dataset.items()})
     columns = getattr(dataset, "column_names", None)
-    if columns is None and isinstance(dataset, IterableDataset):  # unknown before the first row
-        columns = next(iter(dataset), ())
-    if not {"instruction", "output"} <= set(columns or ()):
+    unknown = columns is None and isinstance(dataset, IterableDataset)
+    if not {"instruction", "output"} <= set(next(iter(dataset), ()) if unknown else columns or ()):
         return dataset
-    return dataset.map(format_instruction).select_columns(["prompt", "completion"])
+    formatted = dataset.map(format_instruction, remove_columns=columns)
+    # The rows of a generator may each have columns of their own.
+    return formatted.select_columns(["prompt", "completion"]) if unknown else formatted

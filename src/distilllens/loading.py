@@ -23,7 +23,7 @@ _TOKENIZER_PATTERNS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 # Not left open: transformers would then ask on standard input, and take a "y" there for consent.
 _NO_REMOTE_CODE = {"trust_remote_code": False}
-_DATA_SUFFIXES = (".jsonl", ".json", ".gz", ".txt")
+_DATA_SUFFIXES = (".jsonl", ".json", ".gz", ".txt", ".csv", ".parquet", ".arrow")
 
 
 class _AdapterConfig(TypedDict):

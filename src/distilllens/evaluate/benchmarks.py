@@ -6,7 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from distilllens.data import data_files, format_instruction, load_records, template_fields
+from distilllens.data import (
+    data_files,
+    format_instruction,
+    instruction_messages,
+    load_records,
+    template_fields,
+)
 from distilllens.data.encode import tools_of
 from distilllens.data.records import kind_of, references
 from distilllens.errors import first_line
@@ -134,7 +140,7 @@ def _from_hub(name):
 
 
 def _load(name, file, limit, chat):
-    examples = examples_of(load_records(file)[:limit], name, chat)
+    examples = examples_of(load_records(file, skip_empty=False)[:limit], name, chat)
     return Benchmark(name, str(file), sha256(file), examples)
 
 
@@ -147,7 +153,7 @@ def _example(record, place, chat):
         accepted = tuple(references(record))
         if chat:
             answer = {"role": "assistant", "content": accepted[0]}
-            messages = [{"role": "user", "content": question}, answer]
+            messages = [*instruction_messages(record), answer]
             return _conversation(messages, record, place, accepted)
         made = format_instruction(record)
         return Example(place, made["prompt"], question, accepted, made["completion"])

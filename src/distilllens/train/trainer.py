@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from datasets import IterableDataset
 
 from distilllens.data import format_instruction
 from distilllens.files import write_atomically
@@ -279,7 +280,10 @@ def _formatted(dataset):
     """Turn instruction records into prompt and completion; SFTTrainer reads all other kinds."""
     if isinstance(dataset, dict):
         return type(dataset)({key: _formatted(value) for key, value in dataset.items()})
-    columns = getattr(dataset, "column_names", None) or ()
-    if not {"instruction", "output"} <= set(columns):
+    columns = getattr(dataset, "column_names", None)
+    unknown = columns is None and isinstance(dataset, IterableDataset)
+    if not {"instruction", "output"} <= set(next(iter(dataset), ()) if unknown else columns or ()):
         return dataset
-    return dataset.map(format_instruction, remove_columns=list(columns))
+    formatted = dataset.map(format_instruction, remove_columns=columns)
+    # The rows of a generator may each have columns of their own.
+    return formatted.select_columns(["prompt", "completion"]) if unknown else formatted

@@ -21,6 +21,7 @@ from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from distilllens.objective import TERMS
 from distilllens.targets import without_targets
+from distilllens.train.preparation import PreparedTrainer
 
 __all__ = [
     "OTHER_INTERVALS",
@@ -114,7 +115,7 @@ def count_tokens_of_targets(trainer):
     trainer._loss_shifts_labels = True
 
 
-class _Preparer(SFTTrainer):
+class _Preparer(PreparedTrainer):
     def _send_telemetry(self):
         """Nothing is sent anywhere."""
 

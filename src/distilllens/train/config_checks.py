@@ -7,12 +7,13 @@ import os
 
 from distilllens.layer_map import LayerMap
 from distilllens.objective import WEIGHT_FIELDS
-from distilllens.teacher.store import STORED
+from distilllens.teacher.manifest import STORED
 
 # Bounds of fields that transformers does not check; max_steps -1 means "not set".
 _BOUNDS = {
     "adam_beta1": (0, 1),
     "adam_beta2": (0, 1),
+    "data_seed": (0, 2**32 - 1),
     "dataloader_num_workers": (0, math.inf),
     "gradient_accumulation_steps": (1, 2**20),
     "learning_rate": (0, math.inf),
@@ -23,6 +24,7 @@ _BOUNDS = {
     "per_device_eval_batch_size": (1, 2**20),
     "per_device_train_batch_size": (1, 2**20),
     "save_total_limit": (1, math.inf),
+    "seed": (0, 2**32 - 1),
     "warmup_steps": (0, math.inf),
     "weight_decay": (0, math.inf),
 }

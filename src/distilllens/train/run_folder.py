@@ -19,6 +19,8 @@ from distilllens.train.checkpoint import (
     last_whole,
     unreadable,
 )
+from distilllens.train.recipe_difference import first_difference as _first_difference
+from distilllens.train.recipe_difference import keeps_best
 from distilllens.train.run_lock import LOCK_FILE
 
 RUN_FILE = "run.json"
@@ -67,12 +69,11 @@ def recipe_identity(given: dict, files: list[str], models: dict, num_processes: 
     Args:
         given: field -> value, as set in the recipe or by a flag.
         files: paths of the data files.
-        models: role -> fingerprint of the model.
+        models: role -> fingerprint of the model, and of the "tokenizer".
         num_processes: each process has its own batch, so another number changes the steps.
     """
     # When the best checkpoint is kept, evaluation and saving decide which weights are final.
-    keeps_best = given.get("load_best_model_at_end") or given.get("eval_generate")
-    free = ("dataloader_", "hub_", "log") if keeps_best else _FREE_PREFIXES
+    free = ("dataloader_", "hub_", "log") if keeps_best(given) else _FREE_PREFIXES
     fields = {
         name: value
         for name, value in sorted(given.items())
@@ -269,24 +270,6 @@ def _read_json(file):
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _first_difference(before, now):
-    before, now = masked(before), masked(now)  # version 0.1.0 wrote tokens as they were
-    for part in ("fields", "data", "models"):
-        ours, theirs = now.get(part, {}), before.get(part, {})
-        for key in sorted(ours.keys() | theirs.keys()):
-            if ours.get(key) != theirs.get(key):
-                what = {"fields": key, "data": f"data file {key}", "models": f"the {key} model"}[
-                    part
-                ]
-                return f"{what} was {_shown(theirs.get(key))} and is now {_shown(ours.get(key))}"
-    return None
-
-
-def _shown(value):
-    text = "not set" if value is None else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _shape(config):

@@ -30,8 +30,8 @@ from distilllens.train.model_card import versions
 from distilllens.train.saving import saved_or_removed
 from distilllens.train.stopping import Stopped, StopSignals
 
-_SHOWN_TOKENS = 12
 logger = logging.getLogger(__name__)
+_SHOWN_TOKENS = 12
 
 
 class SafeTrainer(SFTTrainer):
@@ -187,6 +187,30 @@ class SafeTrainer(SFTTrainer):
             super()._save(output_dir, state_dict)
         finally:
             self.args = args
+
+    def _determine_best_metric(self, metrics, trial):
+        # transformers keeps the first of equal checkpoints; the last one has learned the most.
+        best = self.state.best_metric
+        is_best = super()._determine_best_metric(metrics, trial)
+        if not is_best and best is not None and metrics.get(self._deciding_metric) == best:
+            self.state.best_global_step = self.state.global_step
+            return True
+        return is_best
+
+    def _load_best_model(self):
+        name = self._deciding_metric
+        scores = {row["step"]: row[name] for row in self.state.log_history if name in row}
+        if len(scores) > 1 and len({*scores.values()}) == 1:
+            logger.warning(
+                "%s is %g at all %d evaluations, so it does not tell checkpoints apart; the last "
+                "one is kept",
+                *(name, next(iter(scores.values())), len(scores)),
+            )
+        super()._load_best_model()
+
+    @property
+    def _deciding_metric(self):
+        return f"eval_{(self.args.metric_for_best_model or '').removeprefix('eval_')}"
 
     def _save_checkpoint(self, model, trial):
         self._carried.gather(self._sum_over_processes)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from datasets import Dataset
+from datasets import IterableDataset
 
 from distilllens.data import format_instruction
 from distilllens.files import write_atomically
@@ -24,7 +24,8 @@ from distilllens.train.collation import Collation
 from distilllens.train.config import DistillLensConfig
 from distilllens.train.finite import check_weights
 from distilllens.train.metrics import TermSums, named_terms
-from distilllens.train.model_card import model_card
+from distilllens.train.model_card import may_write_card, model_card
+from distilllens.train.preparation import PreparedTrainer
 from distilllens.train.redirect import run_inside_forward
 from distilllens.train.safe_trainer import SafeTrainer
 from distilllens.train.saving import make_saveable
@@ -39,7 +40,7 @@ from distilllens.train.teachers import (
 logger = logging.getLogger(__name__)
 
 
-class DistillLensTrainer(SafeTrainer):
+class DistillLensTrainer(PreparedTrainer, SafeTrainer):
     """Train a student by cross-entropy, an output divergence and a lens divergence.
 
     Use it like ``SFTTrainer``: it takes the same data (and instruction/input/output records) and
@@ -91,7 +92,6 @@ class DistillLensTrainer(SafeTrainer):
         check_answers(args, eval_dataset, score_answers)
         self.score_answers = score_answers
         logger.info("loading the student, preparing the data")
-        num_given = len(train_dataset) if isinstance(train_dataset, Dataset) else None
         super().__init__(
             model=model,
             args=copy.copy(args),  # SFTTrainer and _save_checkpoint write into it
@@ -106,7 +106,7 @@ class DistillLensTrainer(SafeTrainer):
         _trl.count_tokens_of_targets(self)
         check_parallelism(self.accelerator, self.args)
         collation = Collation.of(self)
-        check_counts(num_given, collation)
+        check_counts(collation)
         check_weights("student", self.model)
         if self.args.should_save:
             make_saveable(self.model, self.processing_class)
@@ -114,6 +114,7 @@ class DistillLensTrainer(SafeTrainer):
         self.student_lens = LogitLens(self.model)
         self.student_lens.check_trainable()
         check_data("student", self.student_lens.model, collation)
+        collation.fit_padding(self.student_lens.model)
         layers = self.student_lens.num_layers
         self.teacher, self._cache_needs = find_teacher(collation, teacher_model, layers)
         self.objective = args.objective(layer_map_of(args, layers, self.teacher))
@@ -250,7 +251,7 @@ class DistillLensTrainer(SafeTrainer):
         super().log(logs, start_time)
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
-        """Write README.md: the teacher, the layer map and the weights of the loss."""
+        """Write README.md: teacher, layer map and weights of the loss; another README stays."""
         if not self.is_world_process_zero():
             return
         teacher = self.args.teacher_model_name_or_path
@@ -263,8 +264,12 @@ class DistillLensTrainer(SafeTrainer):
             self.objective,
             self.args.lens_norm,
         )
-        Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(self.args.output_dir) / "README.md", card)
+        file = Path(self.args.output_dir) / "README.md"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not may_write_card(file):
+            logger.warning("%s is no model card of distilllens and stays; none is written", file)
+            return
+        write_atomically(file, card)
 
 
 def _is_evaluation_time(name):
@@ -275,7 +280,10 @@ def _formatted(dataset):
     """Turn instruction records into prompt and completion; SFTTrainer reads all other kinds."""
     if isinstance(dataset, dict):
         return type(dataset)({key: _formatted(value) for key, value in dataset.items()})
-    columns = getattr(dataset, "column_names", None) or ()
-    if not {"instruction", "output"} <= set(columns):
+    columns = getattr(dataset, "column_names", None)
+    unknown = columns is None and isinstance(dataset, IterableDataset)
+    if not {"instruction", "output"} <= set(next(iter(dataset), ()) if unknown else columns or ()):
         return dataset
-    return dataset.map(format_instruction, remove_columns=list(columns))
+    formatted = dataset.map(format_instruction, remove_columns=columns)
+    # The rows of a generator may each have columns of their own.
+    return formatted.select_columns(["prompt", "completion"]) if unknown else formatted

@@ -24,8 +24,8 @@ from distilllens.train.run_lock import claimed
 from distilllens.train.saving import saved_or_removed
 from distilllens.train.stopping import StopSignals
 from distilllens.workflows import train_inputs
-from distilllens.workflows.identity import student_identity, teacher_identity
-from distilllens.workflows.outputs import PAGE
+from distilllens.workflows.identity import student_identity, teacher_identity, tokenizer_identity
+from distilllens.workflows.outputs import PAGE, check_folder
 from distilllens.workflows.provenance import record_of
 from distilllens.workflows.train_inputs import JobArguments
 
@@ -76,16 +76,18 @@ def run_job(job: JobArguments, model, args: DistillLensConfig, given: dict | Non
 def _run(job, model, args, given):
     """Train; returns a line, or None if the run is finished already."""
     train_inputs.check_student(job, model)
-    _check_metric(args)
+    _check_evaluation(job, args)
     _check_folders(args)
     args = train_inputs.with_student_settings(job, model, args)
     logger.info("loading the tokenizer and the data")
     tokenizer = train_inputs.load_student_tokenizer(job, model, args)
-    records = train_inputs.load_all(job, tokenizer)
+    reader = train_inputs.as_trained(tokenizer, args)
+    records = train_inputs.load_all(job, reader)
     student, config = train_inputs.load_student(job, model, args, tokenizer)
-    scorer = _scorer(args, records, tokenizer, config)
+    scorer = _scorer(args, records, reader, config)
     models = {
         "student": student_identity(model, config),
+        "tokenizer": tokenizer_identity(tokenizer),
         **({"teacher": teacher} if (teacher := teacher_identity(args)) is not None else {}),
     }
     files = train_inputs.files_of(job)
@@ -120,8 +122,6 @@ def _scorer(args, records, tokenizer, config):
     """The function that scores answers to the evaluation data during training, or None."""
     if not args.eval_generate:
         return None
-    if "eval" not in records:
-        raise ValueError("eval_generate needs eval_file or dataset_test_split")
     scorer = AnswerScorer(**(args.eval_generate_kwargs or {}))
     scorer.check(records["eval"], tokenizer, config)
     return partial(scorer, records["eval"])
@@ -154,9 +154,18 @@ def one_line_errors(what, begun=lambda: False):
 
 
 def _check_folders(args):
+    folder = Path(args.output_dir)
+    check_folder("output_dir", folder)
+    # transformers would write through them, into somebody's folder or file.
+    for path in [*folder.glob("checkpoint-*"), folder / "trainer_state.json"]:
+        if path.is_symlink():
+            raise ValueError(
+                f"output_dir {folder}: {path.name} is a symbolic link, through which nothing is "
+                "written; move it away"
+            )
     if args.teacher_cache is None:
         return
-    cache, output = Path(args.teacher_cache).resolve(), Path(args.output_dir).resolve()
+    cache, output = Path(args.teacher_cache).resolve(), folder.resolve()
     if output in (cache, *cache.parents):
         raise ValueError(
             f"teacher_cache {args.teacher_cache} lies in output_dir {args.output_dir}, which must "
@@ -164,7 +173,11 @@ def _check_folders(args):
         )
 
 
-def _check_metric(args):
+def _check_evaluation(job, args):
+    strategy = str(getattr(args.eval_strategy, "value", args.eval_strategy))
+    if strategy != "no" and job.eval_file is None and job.dataset_test_split is None:
+        who = "eval_generate" if args.eval_generate else f"eval_strategy {strategy}"
+        raise ValueError(f"{who} needs eval_file or dataset_test_split: the data to evaluate on")
     name = (args.metric_for_best_model or "loss").removeprefix("eval_")
     known = _METRICS + (HIGHER_IS_BETTER if args.eval_generate else ())
     if name not in known and not name.startswith("lens_loss/"):
@@ -205,6 +218,8 @@ def _save_final(trainer, identity, record):
     trainer.accelerator.wait_for_everyone()
     if not main:
         return
+    # PEFT's card of an adapter; ours follows, unless somebody's README is in its place.
+    (part / "README.md").unlink(missing_ok=True)
     names = [file.name for file in part.iterdir()]
     for file in sorted(part.iterdir()):
         target = output_dir / file.name

@@ -41,7 +41,9 @@ def test_import_is_light():
 
 def test_commands_begin_without_torch():
     """Bad input is refused, and Ctrl-C has its one line, before the heavy imports."""
-    names = ", ".join(f"distilllens.cli.{c}" for c in "train cache report inspect demo".split())
+    names = ", ".join(
+        f"distilllens.cli.{c}" for c in ["train", "cache", "report", "inspect", "demo"]
+    )
     code = f"import sys, distilllens.__main__, {names}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False"]

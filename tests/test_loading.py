@@ -117,6 +117,7 @@ LOCAL = {
     "dot": (load_config, "./nowhere", "no such folder"),
     "slash": (load_config, "/nowhere", "no such folder"),
     "tilde": (load_config, "~/nowhere", "no such folder"),
+    "somebody's home": (load_config, "~nobody-at-all/a", "no such folder"),
     "two slashes": (load_config, "a/b/c", "no such folder"),
     "a backslash": (load_config, "C:\\models\\a", "no such folder"),
     "in a folder that exists": (load_config, "runs/nowhere", "no such folder"),

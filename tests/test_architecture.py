@@ -53,6 +53,7 @@ OWNERS = {
     # workflows/report.py shows a recipe as the user would write it.
     "yaml": ("workflows/recipe_file.py", "workflows/report.py"),
     "argparse": ("cli",),
+    "xxhash": ("teacher/shards.py",),
     "triton": ("linear_divergence/triton_rows.py",),
 }
 # Nothing but torch and the standard library.

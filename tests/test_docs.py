@@ -43,6 +43,7 @@ WIDER_TESTS = {
     "train/test_answers.py",
     "train/test_distributed.py",
     "train/test_invariance.py",
+    "train/test_signals.py",
 }
 TEST_NAME = re.compile(r"tests/[\w/]+\.py::\w+")
 TREE_LINE = re.compile(r"^(?P<indent>(?:│   |    )*)[├└]── (?P<name>[\w.]+/?)")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from distilllens.files import sha256
@@ -84,3 +86,77 @@ def tokenizer_fingerprint(tokenizer) -> str:
     vocabulary = sorted(tokenizer.get_vocab().items())
     split = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
     return hashlib.blake2b(repr((vocabulary, split)).encode(), digest_size=8).hexdigest()
+
+
+@dataclass(frozen=True)
+class Unshared:
+    """Added tokens that two tokenizers do not share; false if there are none.
+
+    Attributes:
+        tokens: id -> (the student's token, the teacher's), None where one has none.
+    """
+
+    tokens: Mapping[int, tuple[str | None, str | None]]
+
+    def __bool__(self) -> bool:
+        return bool(self.tokens)
+
+    def check(self, rows: Iterable[Sequence[int]], tokenizer, names: Iterable[str]):
+        """Refuse texts with such a token, for the other tokenizer reads them differently.
+
+        Args:
+            rows: the token ids of each text, by ``tokenizer``, which is one of the two.
+            names: of the texts, in messages.
+
+        Raises:
+            ValueError: with the first token and its text.
+        """
+        written = {name: i for i, pair in self.tokens.items() for name in pair if name is not None}
+        for name, ids in zip(names, rows, strict=True) if self else ():
+            found = next((i for i in ids if i in self.tokens), None)
+            if found is None:
+                text = tokenizer.decode(ids)
+                found = next((i for token, i in written.items() if token in text), None)
+            if found is not None:
+                raise ValueError(f"{_difference(found, *self.tokens[found])}, and {name} has it")
+
+
+def compare_tokenizers(student, teacher) -> Unshared:
+    """The added tokens that two tokenizers do not share; every other difference is refused.
+
+    Raises:
+        ValueError: an id is another token for each, or they split a text differently.
+    """
+    ours, theirs = ({i: t for t, i in each.get_vocab().items()} for each in (student, teacher))
+    different = {
+        i: (ours.get(i), theirs.get(i))
+        for i in sorted(ours.keys() | theirs.keys())
+        if ours.get(i) != theirs.get(i)
+    }
+    added = [{None, *each.get_added_vocab()} for each in (student, teacher)]
+    for i, pair in different.items():
+        if not (pair[0] in added[0] and pair[1] in added[1]):
+            raise ValueError(
+                f"{_difference(i, *pair)} ({len(ours)} and {len(theirs)} tokens); "
+                "distil between models that share one"
+            )
+    ours, theirs = (
+        each(PROBE, add_special_tokens=False)["input_ids"] for each in (student, teacher)
+    )
+    if ours != theirs:
+        at = next(
+            (k for k, pair in enumerate(zip(ours, theirs, strict=False)) if len({*pair}) > 1), -1
+        )
+        raise ValueError(
+            "student and teacher have different tokenizers: they share a vocabulary but split "
+            f"{PROBE!r} differently, first at token {at}"
+        )
+    return Unshared(different)
+
+
+def _difference(number, ours, theirs):
+    ours, theirs = ("missing" if token is None else repr(token) for token in (ours, theirs))
+    return (
+        f"student and teacher have different tokenizers: token {number} is {ours} for the student "
+        f"and {theirs} for the teacher"
+    )

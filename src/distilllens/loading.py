@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import TypedDict
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from distilllens.errors import first_line
-from distilllens.fingerprints import PROBE
+from distilllens.fingerprints import Unshared, compare_tokenizers
 from distilllens.places import is_local, meant, missing_in, without_addresses
 from distilllens.stored import DamagedFile, read_stored
 
@@ -19,7 +20,7 @@ _ADAPTER = "adapter_config.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 # Not left open: transformers would then ask on standard input, and take a "y" there for consent.
 _NO_REMOTE_CODE = {"trust_remote_code": False}
-_DATA_SUFFIXES = (".jsonl", ".json", ".gz", ".txt")
+_DATA_SUFFIXES = (".jsonl", ".json", ".gz", ".txt", ".csv", ".parquet", ".arrow")
 
 
 class _AdapterConfig(TypedDict):
@@ -76,6 +77,34 @@ def find_tokenizer(role: str, name: str, **settings):
     if folder.is_dir() and not any((folder / file).exists() for file in _TOKENIZER_FILES):
         return None
     return load_tokenizer(role, name, **settings)
+
+
+def with_chat_template(tokenizer, path: str):
+    """A copy of a tokenizer as TRL's ``chat_template_path`` makes it.
+
+    Args:
+        path: a file ``.jinja`` or ``.j2``; or a model, whose tokenizer also gives its added tokens
+            and its end-of-sequence token.
+
+    Raises:
+        ValueError: the file or the tokenizer cannot be read.
+    """
+    made = copy.deepcopy(tokenizer)
+    if Path(path).is_file() and path.endswith((".jinja", ".j2")):
+        try:
+            made.chat_template = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            text = f"chat_template_path {path} cannot be read: {first_line(error)}"
+            raise ValueError(text) from error
+        return made
+    source = load_tokenizer("chat_template_path", path, advice="or name a .jinja file")
+    if source.chat_template is None:
+        raise ValueError(f"chat_template_path {path}: its tokenizer has no chat template")
+    made.chat_template = source.get_chat_template()
+    known = made.get_vocab()
+    made.add_tokens([t for t in source.added_tokens_decoder.values() if t.content not in known])
+    made.eos_token = source.eos_token
+    return made
 
 
 def load_model(role: str, name: str, **settings):
@@ -206,34 +235,16 @@ def _parts(path):
     return [*above, last.removesuffix(suffix)]
 
 
-def check_tokenizers(student, teacher):
+def check_tokenizers(student, teacher) -> Unshared:
     """Refuse two tokenizers that do not number the same tokens alike.
 
-    Padding of the vocabulary after the last token is no difference.
+    Padding of the vocabulary after the last token is no difference. Added tokens that only one of
+    them has, such as a ``<pad>``, are returned: texts must be checked for them.
 
     Raises:
         ValueError: with the first difference.
     """
-    student_tokens = {i: token for token, i in student.get_vocab().items()}
-    teacher_tokens = {i: token for token, i in teacher.get_vocab().items()}
-    for i in sorted(student_tokens.keys() | teacher_tokens.keys()):
-        ours, theirs = student_tokens.get(i), teacher_tokens.get(i)
-        if ours != theirs:
-            raise ValueError(
-                f"student and teacher have different tokenizers ({len(student_tokens)} and "
-                f"{len(teacher_tokens)} tokens): token {i} is {_shown(ours)} for the student and "
-                f"{_shown(theirs)} for the teacher; distil between models that share one"
-            )
-    ours = student(PROBE, add_special_tokens=False)["input_ids"]
-    theirs = teacher(PROBE, add_special_tokens=False)["input_ids"]
-    if ours != theirs:
-        at = next(
-            (k for k, pair in enumerate(zip(ours, theirs, strict=False)) if len({*pair}) > 1), -1
-        )
-        raise ValueError(
-            "student and teacher have different tokenizers: they share a vocabulary but split "
-            f"{PROBE!r} differently, first at token {at}"
-        )
+    return compare_tokenizers(student, teacher)
 
 
 def check_lengths(who: str, config, max_length: int | None, default: int | None, longest: int):
@@ -272,7 +283,3 @@ def check_vocabulary(who: str, model, largest: int):
             f"the data hold token {largest}, but the {who} has only {rows} embeddings: "
             "its tokenizer is another one"
         )
-
-
-def _shown(token):
-    return "missing" if token is None else repr(token)

@@ -7,6 +7,7 @@ import math
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NotRequired, Union, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -19,6 +20,8 @@ _NAMES = {
     dict: "an object",
     list: "a list",
 }
+# Thousands of rows have one shape.
+get_type_hints = cache(get_type_hints)
 
 
 class DamagedFile(ValueError):

@@ -51,6 +51,15 @@ def test_prompts_are_written_with_their_tools():
         assert row[:start] == ids
 
 
+def test_a_prompt_that_cannot_be_written_is_named():
+    """By its number from 1, or by the name that it was given."""
+    made = tool_records.tokenizer()
+    made.chat_template = "{{ raise_exception('no') }}"
+    for names, message in ((None, "^prompt 2: .*says 'no'"), (["a", "b"], "^b: .*says 'no'")):
+        with pytest.raises(ValueError, match=message):
+            encode_prompts(made, ["the", tool_records.turns(0)[:1]], names=names)
+
+
 @pytest.mark.parametrize("name", ["tokenizers/gpt2", "tokenizers/llama2-32k", "models/stories260K"])
 def test_real_tokenizers(shared, name):
     """The tokenizer's own ids, since none of these appends anything to a text."""

@@ -1,10 +1,16 @@
 """Data files as records, and records as training examples and tokens."""
 
-from distilllens.data.encode import encode_example, encode_messages, template_fields
+from distilllens.data.encode import (
+    encode_example,
+    encode_examples,
+    encode_messages,
+    template_fields,
+)
 from distilllens.data.format import (
     drop_long_prompts,
     format_instruction,
     format_prompt,
+    instruction_messages,
     to_dataset,
     to_training_examples,
 )
@@ -15,9 +21,11 @@ __all__ = [
     "data_files",
     "drop_long_prompts",
     "encode_example",
+    "encode_examples",
     "encode_messages",
     "format_instruction",
     "format_prompt",
+    "instruction_messages",
     "kind_of",
     "load_hub",
     "load_records",

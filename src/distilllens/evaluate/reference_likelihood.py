@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distilllens.data import encode_example
+from distilllens.data import encode_examples
 from distilllens.divergence import divergence
 from distilllens.evaluate.calibration import Calibration
 from distilllens.lens import LogitLens, capture
@@ -80,9 +80,8 @@ def reference_likelihoods(
     names = [f"example {i}" for i in range(len(examples))] if names is None else names
     if tokenizer.eos_token is None:
         raise ValueError("the tokenizer has no end-of-sequence token, so no reference has an end")
-    rows = [encode_example(example, tokenizer) for example in examples]
     longest = positions_of(student.config)
-    rows = [(ids[:longest], start) for ids, start in rows]
+    rows = encode_examples(examples, tokenizer, names, longest)
     for name, row in zip(names, rows, strict=True):
         if _num_tokens(*row) <= 0:
             raise ValueError(

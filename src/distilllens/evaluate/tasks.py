@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from distilllens.data import encode_example
 from distilllens.evaluate.benchmarks import Benchmark, Example
 from distilllens.evaluate.models import Candidate
+from distilllens.fingerprints import Unshared
 from distilllens.generate.decoding import Decoding
 from distilllens.generate.prompts import encode_prompts
 from distilllens.generate.transformers_backend import check_prompt_lengths
@@ -68,8 +70,23 @@ def prompts_of(examples: Sequence[Example], tokenizer) -> list[list[int]]:
         ValueError: the tokenizer cannot write the messages of a prompt.
     """
     return encode_prompts(
-        tokenizer, [e.prompt for e in examples], [e.template_fields for e in examples]
+        tokenizer,
+        [e.prompt for e in examples],
+        [e.template_fields for e in examples],
+        [e.place for e in examples],
     )
+
+
+def check_shared(unshared: Unshared, candidate: Candidate, tasks: Sequence[Task]):
+    """Refuse prompts and references with a token that a candidate and its teacher do not share.
+
+    Raises:
+        ValueError: with the token and the example.
+    """
+    for example in (e for task in tasks for e in task.examples.values()) if unshared else ():
+        row = {"prompt": example.prompt, "completion": example.completion}
+        ids, _ = encode_example(row | dict(example.template_fields), candidate.tokenizer)
+        unshared.check([ids], candidate.tokenizer, [example.place])
 
 
 def _encoded(benchmark, candidate):

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from distilllens.data import encode_messages
+from distilllens.data.encode import with_one_bos
 
 
 def encode_prompts(
     tokenizer,
     prompts: Sequence[str | list[dict]],
     records: Sequence[Mapping] | None = None,
+    names: Sequence[str] | None = None,
 ) -> list[list[int]]:
     """Token ids of prompts as SFTTrainer's sequences start, leading special tokens included.
 
@@ -23,19 +25,25 @@ def encode_prompts(
     Args:
         records: the record of each prompt, or its ``template_fields``; its ``tools`` and
             ``chat_template_kwargs`` go to the chat template.
+        names: names of the prompts in messages; by default "prompt 1" and so on.
 
     Raises:
-        ValueError: as ``encode_messages``.
+        ValueError: as ``encode_messages``, with the name of the prompt.
     """
     records = [{}] * len(prompts) if records is None else records
+    names = [f"prompt {n}" for n in range(1, len(prompts) + 1)] if names is None else names
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
     encoded = iter(_encode_texts(tokenizer, texts))
-    return [
-        next(encoded)
-        if isinstance(prompt, str)
-        else encode_messages(prompt, tokenizer, record, add_generation_prompt=True)
-        for prompt, record in zip(prompts, records, strict=True)
-    ]
+    found = []
+    for prompt, record, name in zip(prompts, records, names, strict=True):
+        if isinstance(prompt, str):
+            found.append(next(encoded))
+            continue
+        try:
+            found.append(encode_messages(prompt, tokenizer, record, add_generation_prompt=True))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return found
 
 
 def _encode_texts(tokenizer, prompts):
@@ -47,7 +55,7 @@ def _encode_texts(tokenizer, prompts):
         end = len(ids)
         while 0 in special and special[end - 1]:
             end -= 1
-        prompt_ids.append(ids[:end])
+        prompt_ids.append(with_one_bos(ids[:end], tokenizer))
     return prompt_ids
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-
 from datasets import Dataset, IterableDataset
 
+from distilllens.fingerprints import Unshared
 from distilllens.loading import check_lengths, check_vocabulary
 from distilllens.objective import WEIGHT_FIELDS
 from distilllens.targets import has_target
 from distilllens.train.collation import Collation
 from distilllens.train.config import DistillLensConfig
-
-logger = logging.getLogger(__name__)
 
 
 def check_arguments(model, teacher, args, compute_loss_func, compute_metrics):
@@ -99,34 +96,36 @@ def check_data(who: str, model, collation: Collation):
         check_vocabulary(who, model, largest)
 
 
-def check_counts(num_given: int | None, collation: Collation):
-    """Warn of training examples without a target within ``max_length``; refuse if none is left.
-
-    Args:
-        num_given: the number of examples before preparation; None if unknown.
+def check_shared(unshared: Unshared, collation: Collation):
+    """Refuse data with a token that student and teacher do not share.
 
     Raises:
-        ValueError: no example is left, or too few for one batch.
+        ValueError: with the token and its row; streamed data, which cannot be searched for it.
+    """
+    for kind, dataset in collation.datasets() if unshared else ():
+        if not isinstance(dataset, Dataset):
+            raise ValueError(
+                "student and teacher have different added tokens, and a "
+                f"{type(dataset).__name__} cannot be searched for them; load the data whole"
+            )
+        if "input_ids" in dataset.column_names:
+            names = (f"row {number} of the {kind} data" for number in range(len(dataset)))
+            unshared.check(dataset.with_format(None)["input_ids"], collation.tokenizer, names)
+
+
+def check_counts(collation: Collation):
+    """Refuse fewer training rows than a batch where those are left out.
+
+    Raises:
+        ValueError: no step would be taken.
     """
     dataset, args = collation.train_dataset, collation.args
-    num_left = len(dataset) if isinstance(dataset, Dataset) else None
-    if num_left == 0:
-        raise ValueError(
-            f"none of the {num_given} training examples has a response token within "
-            f"max_length {args.max_length}; raise max_length or shorten the prompts"
-        )
+    if not isinstance(dataset, Dataset) or not args.dataloader_drop_last:
+        return
     batch = args.per_device_train_batch_size * collation.accelerator.num_processes
-    if num_left is not None and args.dataloader_drop_last and num_left < batch:
+    if len(dataset) < batch:
         raise ValueError(
-            f"{num_left} training rows are fewer than a batch of {batch}, and dataloader_drop_last "
-            "leaves it out: no step would be taken; lower per_device_train_batch_size, or set "
-            "dataloader_drop_last to false"
-        )
-    if num_left is not None and not args.packing and num_left < num_given:
-        logger.warning(
-            "%d of %d training examples have no response token within max_length %s; "
-            "they are left out",
-            num_given - num_left,
-            num_given,
-            args.max_length,
+            f"{len(dataset)} training rows are fewer than a batch of {batch}, and "
+            "dataloader_drop_last leaves it out: no step would be taken; lower "
+            "per_device_train_batch_size, or set dataloader_drop_last to false"
         )

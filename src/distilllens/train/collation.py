@@ -73,6 +73,14 @@ class Collation:
         inputs = dict(self.collator([dataset[index] for dataset, index in rows]))
         return {"targets": Targets.of(inputs.pop("labels")), **inputs}
 
+    def fit_padding(self, model):
+        """Pad with a token that a model has an embedding for; padding is masked, so any does."""
+        num_embeddings = model.get_input_embeddings().weight.shape[0]
+        if (getattr(self.collator, "pad_token_id", None) or 0) >= num_embeddings:
+            end = self.tokenizer.eos_token_id
+            fits = end is not None and end < num_embeddings
+            self.collator.pad_token_id = end if fits else 0
+
     def to_device(self, batch: dict) -> dict:
         """A batch on the accelerator's device."""
         device = self.accelerator.device

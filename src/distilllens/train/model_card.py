@@ -12,6 +12,11 @@ LIBRARIES = ("distilllens", "trl", "transformers", "torch")
 _MARK = "with DistillLens (arXiv 2602.13567)."
 
 
+def versions() -> dict[str, str]:
+    """The versions of the libraries that affect a run's result."""
+    return {name: version(name) for name in LIBRARIES}
+
+
 def model_card(
     model_name: str, student: str, teacher: str | None, objective, lens_norm: bool
 ) -> str:
@@ -35,7 +40,7 @@ def model_card(
             "|---|---|",
             *(f"| {name} | {value} |" for name, value in rows),
             "",
-            "Versions: " + ", ".join(f"{name} {version(name)}" for name in LIBRARIES) + ".",
+            "Versions: " + ", ".join(map(" ".join, versions().items())) + ".",
             "",
         ]
     )

@@ -15,7 +15,7 @@ from distilllens.train.cache_needs import (
     open_cache,
     requirements_of,
 )
-from distilllens.train.checks import check_data
+from distilllens.train.checks import check_data, check_shared
 from distilllens.train.collation import Collation
 from distilllens.train.finite import check_weights
 from distilllens.train.redirect import run_inside_forward
@@ -60,7 +60,7 @@ def load_teacher(collation: Collation, teacher) -> LiveTeacher:
     args, accelerator = collation.args, collation.accelerator
     if isinstance(teacher, str):
         logger.info("loading the teacher %s", teacher)
-        teacher = _load(teacher, args, collation.tokenizer)
+        teacher = _load(teacher, args, collation)
     sharded = is_sharded(accelerator)
     if not sharded and getattr(teacher, "hf_device_map", None) is None:
         teacher.to(accelerator.device)
@@ -69,6 +69,7 @@ def load_teacher(collation: Collation, teacher) -> LiveTeacher:
     lens = LogitLens(teacher)
     lens.check_trainable()
     check_data("teacher", lens.model, collation)
+    collation.fit_padding(lens.model)
     fingerprint = tensor_fingerprint(teacher) if args.teacher_cache else None
     wrapper = shard_teacher(teacher, accelerator) if sharded else teacher
 
@@ -108,7 +109,7 @@ def check_cached_depths(collation: Collation, cached: CachedTeacher, student_lay
     cached.check_depths(depths, collation.args.lens_norm)
 
 
-def _load(name, args, student_tokenizer):
+def _load(name, args, collation):
     kwargs = {
         "dtype": "auto",
         "trust_remote_code": args.trust_remote_code,
@@ -117,5 +118,5 @@ def _load(name, args, student_tokenizer):
     hub = {key: kwargs[key] for key in ("revision", "trust_remote_code") if key in kwargs}
     tokenizer = find_tokenizer("teacher", name, **hub)
     if tokenizer is not None:
-        check_tokenizers(student_tokenizer, tokenizer)
+        check_shared(check_tokenizers(collation.tokenizer, tokenizer), collation)
     return load_model("teacher", name, **kwargs)

@@ -6,7 +6,7 @@ import hashlib
 
 from distilllens.fingerprints import fingerprint, tokenizer_fingerprint
 from distilllens.loading import load_config
-from distilllens.teacher.cache import status
+from distilllens.teacher.cache import manifest_of
 
 
 def student_identity(model, config) -> dict:
@@ -31,7 +31,7 @@ def teacher_identity(args):
     """
     teacher = args.teacher_model_name_or_path
     if not teacher:
-        return status(args.teacher_cache)[0].teacher if args.teacher_cache else None
+        return manifest_of(args.teacher_cache).teacher if args.teacher_cache else None
     revision = (args.teacher_model_init_kwargs or {}).get("revision", "main")
     trusted = args.trust_remote_code
     config = load_config("teacher", teacher, revision=revision, trust_remote_code=trusted)

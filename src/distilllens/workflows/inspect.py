@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from distilllens.data import load_records, to_training_examples
-from distilllens.data.encode import encode_example
+from distilllens.data.encode import encode_examples, encode_text
 from distilllens.layer_map import LayerMap
 from distilllens.lens import LogitLens
 from distilllens.lens.reading import Passage, inspect_models
@@ -88,13 +88,16 @@ def write_inspection(
     models = list(zip(roles, names, strict=True))
     loading = {"trust_remote_code": trust_remote_code}
     configs = [load_config(role, name, **loading) for role, name in models]
-    tokenizer = _shared_tokenizer(models, **loading)
+    tokenizer, differences = _shared_tokenizer(models, **loading)
     positions = least_positions(configs)
     if prompt is not None:
         passages, source = [_prompt(prompt, tokenizer, positions)], "one prompt"
     else:
         length = min(max_length, positions or max_length)
         passages, source = _passages(load_records(data), tokenizer, limit, length)
+    names_of_texts = [f"text {number}" for number in range(1, len(passages) + 1)]
+    for unshared in differences:
+        unshared.check([each.ids.tolist() for each in passages], tokenizer, names_of_texts)
     found = _read(models, passages, lens_layers, getattr(torch, dtype), loading)
     labels = _labels(names)
     sections = inspector_sections(found, labels, partial(token_text, tokenizer))
@@ -132,17 +135,18 @@ def _write(output, page, figures, sections):
 
 
 def _shared_tokenizer(models, **loading):
-    """The first model's that has one; all others must number the same tokens alike."""
+    """The first model's that has one, and the added tokens that it and each other do not share."""
     found = [(name, find_tokenizer(role, name, **loading)) for role, name in models]
     there = [(name, tokenizer) for name, tokenizer in found if tokenizer is not None]
     if not there:
         raise ValueError(f"no tokenizer found for {models[0][1]!r}; save one into its folder")
+    differences = []
     for name, tokenizer in there[1:]:
         try:
-            check_tokenizers(tokenizer, there[0][1])
+            differences.append(check_tokenizers(tokenizer, there[0][1]))
         except ValueError as error:
             raise ValueError(f"{name!r} beside {there[0][0]!r}: {error}") from error
-    return there[0][1]
+    return there[0][1], differences
 
 
 def _lens(role, name, dtype, **loading):
@@ -153,9 +157,9 @@ def _lens(role, name, dtype, **loading):
 
 def _passages(records, tokenizer, limit, length):
     """The responses of the first records, and how they were chosen, a sentence."""
-    encoded = [
-        encode_example(example, tokenizer) for example in to_training_examples(records[:limit])
-    ]
+    examples = to_training_examples(records[:limit])
+    names = [f"record {number}" for number in range(1, len(examples) + 1)]
+    encoded = encode_examples(examples, tokenizer, names, length)
     passages = [p for ids, first in encoded if (p := target_passage(ids, first, length))]
     if not passages:
         raise ValueError(
@@ -174,7 +178,7 @@ def target_passage(ids: list[int], first: int, length: int) -> Passage | None:
 
 
 def _prompt(text, tokenizer, positions):
-    ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.long)
+    ids = torch.tensor(encode_text(text, tokenizer), dtype=torch.long)
     if len(ids) == 0:
         raise ValueError(f"the prompt {text!r} has no token; give it some text")
     if positions is not None and len(ids) > positions:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from distilllens.data.encode import encode_text
 from distilllens.layer_map import LayerMap
 from distilllens.lens.logit_lens import LogitLens
 from distilllens.lens.probe import undisturbed
@@ -129,7 +130,7 @@ def _passages(text, tokenizer, lenses):
         raise ValueError("text is an empty list; pass at least one text")
     passages = []
     for number, each in enumerate(texts, 1):
-        ids = torch.tensor(tokenizer(each, verbose=False)["input_ids"], dtype=torch.long)
+        ids = torch.tensor(encode_text(each, tokenizer), dtype=torch.long)
         if len(ids) == 0:
             raise ValueError(f"text {number}, {each!r}, has no token; pass a text with words")
         for lens in lenses:

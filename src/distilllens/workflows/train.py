@@ -20,6 +20,9 @@ from distilllens.train import _trl, run_folder
 from distilllens.train.build import build_trainer
 from distilllens.train.checkpoint import described
 from distilllens.train.config import HIGHER_IS_BETTER, DistillLensConfig
+from distilllens.train.run_lock import claimed
+from distilllens.train.saving import saved_or_removed
+from distilllens.train.stopping import StopSignals
 from distilllens.workflows import train_inputs
 from distilllens.workflows.identity import student_identity, teacher_identity, tokenizer_identity
 from distilllens.workflows.outputs import PAGE, check_folder
@@ -78,9 +81,10 @@ def _run(job, model, args, given):
     args = train_inputs.with_student_settings(job, model, args)
     logger.info("loading the tokenizer and the data")
     tokenizer = train_inputs.load_student_tokenizer(job, model, args)
-    records = train_inputs.load_all(job, tokenizer)
+    reader = train_inputs.as_trained(tokenizer, args)
+    records = train_inputs.load_all(job, reader)
     student, config = train_inputs.load_student(job, model, args, tokenizer)
-    scorer = _scorer(args, records, tokenizer, config)
+    scorer = _scorer(args, records, reader, config)
     models = {
         "student": student_identity(model, config),
         "tokenizer": tokenizer_identity(tokenizer),
@@ -88,26 +92,30 @@ def _run(job, model, args, given):
     }
     files = train_inputs.files_of(job)
     identity = run_folder.recipe_identity(given, files, models, args.world_size)
-    checkpoint = run_folder.resume_point(args.output_dir, identity)
-    if run_folder.is_finished(args.output_dir):
-        if (damage := run_folder.final_damage(args.output_dir)) is None:
-            return None
-        logger.warning("the final model is damaged, and is made again: %s", damage)
-    checkpoint = _chosen(args, checkpoint, config.to_dict(), identity)
+    with run_folder.unmade_on_failure(args.output_dir), claimed(args.output_dir):
+        checkpoint = run_folder.resume_point(args.output_dir, identity)
+        if run_folder.is_finished(args.output_dir):
+            if (damage := run_folder.final_damage(args.output_dir)) is None:
+                return None
+            logger.warning("the final model is damaged, and is made again: %s", damage)
+        checkpoint = _chosen(args, checkpoint, config.to_dict(), identity)
+        inputs = (student, model, args, tokenizer, records)
+        return _train(inputs, checkpoint, scorer, identity, record_of(given))
 
-    record = record_of(given)
-    begun = _Begun(lambda: run_folder.write_run(args.output_dir, identity, **record))
+
+def _train(inputs, checkpoint, scorer, identity, record):
+    """Train from a checkpoint (None: from the start) and save the final model; returns a line."""
+    output_dir = inputs[2].output_dir
+    begun = _Begun(lambda: run_folder.write_run(output_dir, identity, **record))
     with (
         one_line_errors("the run cannot start", lambda: begun.begun),
-        run_folder.unmade_on_failure(args.output_dir),
+        StopSignals() as signals,
     ):
-        trainer = build_trainer(
-            student, model, args, tokenizer, records, callbacks=[begun], score_answers=scorer
-        )
+        trainer = build_trainer(*inputs, callbacks=[begun, signals], score_answers=scorer)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     _save_final(trainer, identity, record)
     _trl.end_training(trainer.accelerator)
-    return f"the final model and its tokenizer are in {args.output_dir}"
+    return f"the final model and its tokenizer are in {output_dir}"
 
 
 def _scorer(args, records, tokenizer, config):
@@ -201,13 +209,14 @@ def _chosen(args, checkpoint, config, identity):
 def _save_final(trainer, identity, record):
     """Save to a temporary folder, then move the files: the final model is never incomplete."""
     output_dir = Path(trainer.args.output_dir)
-    part = output_dir / "final.part"
-    if trainer.is_world_process_zero():
+    part, main = output_dir / "final.part", trainer.is_world_process_zero()
+    if main:
         _clear(part)
     trainer.accelerator.wait_for_everyone()
-    trainer.save_model(str(part))
+    with saved_or_removed(part, "the final model", writes=main):
+        trainer.save_model(str(part))
     trainer.accelerator.wait_for_everyone()
-    if not trainer.is_world_process_zero():
+    if not main:
         return
     # PEFT's card of an adapter; ours follows, unless somebody's README is in its place.
     (part / "README.md").unlink(missing_ok=True)

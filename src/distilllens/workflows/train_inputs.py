@@ -14,7 +14,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, set_s
 
 from distilllens.data import data_files, drop_long_prompts, load_hub, load_records
 from distilllens.errors import first_line
-from distilllens.loading import load_config, load_tokenizer
+from distilllens.loading import load_config, load_tokenizer, with_chat_template
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,8 @@ class JobArguments:
     train_file: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Training data: .jsonl, .json or .txt files (or .gz), or folders of these."
+            "help": "Training data: .jsonl, .json, .txt or .csv files (or .gz), .parquet or .arrow "
+            "files, or folders of these."
         },
     )
     eval_file: list[str] | None = field(
@@ -135,7 +136,7 @@ def load_all(job, tokenizer) -> dict[str, list[dict]]:
 def files_of(job) -> list[Path]:
     """The data files that a run reads."""
     names = [name for names in (job.train_file, job.eval_file) for name in names or ()]
-    return list(data_files(names)) if names else []
+    return list(data_files(names, warn=False)) if names else []
 
 
 def load_student_tokenizer(job, model, args):
@@ -155,6 +156,16 @@ def load_student_tokenizer(job, model, args):
     if tokenizer.eos_token is None and args.eos_token is None:
         raise ValueError(f"the tokenizer of {name} has no end-of-sequence token; set eos_token")
     return tokenizer
+
+
+def as_trained(tokenizer, args):
+    """The tokenizer as the trainer will have it, for what is encoded before there is a trainer.
+
+    Raises:
+        ValueError: a ``chat_template_path`` that cannot be read.
+    """
+    path = args.chat_template_path
+    return tokenizer if path is None else with_chat_template(tokenizer, path)
 
 
 def with_student_settings(job, model, args):

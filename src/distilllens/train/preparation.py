@@ -1,0 +1,278 @@
+"""A run's data as tokens and labels; whatever is left out of them is counted and said."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from inspect import getfile
+from itertools import accumulate, pairwise
+from pathlib import Path
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+from trl import SFTTrainer, is_conversational_from_value, maybe_convert_to_chatml
+
+from distilllens.data.encode import Encoding, encode, template_fields, write_messages
+from distilllens.files import sha256
+from distilllens.targets import IGNORED, has_target
+
+logger = logging.getLogger(__name__)
+# Columns of what was noticed of a row, beside its tokens and labels.
+_NOTES = ["lost", "wrote_bos"]
+
+
+class PreparedTrainer(SFTTrainer):
+    """``SFTTrainer`` whose rows are encoded by ``distilllens.data``, as everywhere else.
+
+    Its tokens and labels are those of SFTTrainer, except that a beginning-of-sequence token which a
+    text writes itself is not doubled. Rows without a target are left out before they are packed.
+
+    Raises:
+        ValueError: a row that cannot be encoded, by its number from 0; data without a row or
+            without a target.
+    """
+
+    def __init__(self, model, args=None, *, train_dataset=None, processing_class=None, **kwargs):
+        if isinstance(train_dataset, Dataset) and len(train_dataset) == 0:
+            raise ValueError("the training data hold no example; they need at least one")
+        marks = getattr(args, "assistant_only_loss", False) and args.chat_template_path is None
+        if marks and getattr(processing_class, "chat_template", "") is None:
+            raise ValueError(
+                "assistant_only_loss needs a chat template that marks the answers, and the "
+                "tokenizer has none; set chat_template_path"
+            )
+        super().__init__(
+            model,
+            args=args,
+            train_dataset=train_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+
+    def _prepare_dataset(
+        self, dataset, processing_class, args, packing, formatting_func, dataset_name
+    ):
+        name = {"train": "training", "eval": "evaluation"}
+        kind = name.get(dataset_name, f"evaluation ({dataset_name})")
+        if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
+            # SFTTrainer refuses it, and says what to do.
+            super()._prepare_dataset(dataset, processing_class, args, packing, None, dataset_name)
+        first = next(iter(dataset), None)
+        if first is None:
+            raise ValueError(f"the {kind} data hold no example; they need at least one")
+        alone = copy.copy(args)  # for rows on their own, neither shuffled nor packed
+        alone.shuffle_dataset = False
+        if packing:  # "bfd" keeps the beginning of a long row, and the others split it
+            alone.truncation_mode = "keep_start"
+            alone.max_length = args.max_length if args.packing_strategy == "bfd" else None
+        if "input_ids" not in first and isinstance(processing_class, PreTrainedTokenizerBase):
+            row = _Row(
+                tokenizer=processing_class,
+                kind=kind,
+                limit=alone.max_length if alone.truncation_mode == "keep_start" else None,
+                text_field=args.dataset_text_field,
+                completion_only=self.completion_only_loss,
+                assistant_only=args.assistant_only_loss,
+                chat_template=self.chat_template,
+                formatting_func=formatting_func,
+                code=tuple(sha256(Path(getfile(part))) for part in (encode, _Row)),
+            )
+            with args.main_process_first(desc=f"encoding {kind} data"):
+                dataset = _encoded(dataset, [*first], row, args.dataset_num_proc)
+        num_given = _num_rows(dataset)
+        dataset = super()._prepare_dataset(
+            dataset, processing_class, alone, False, formatting_func, dataset_name
+        )
+        dataset = _with_targets(dataset, num_given, f"{kind} examples", alone.max_length)
+        if packing:
+            dataset = super()._prepare_dataset(
+                dataset, processing_class, args, True, None, dataset_name
+            )
+            # Of a row that is split, a pack may hold no target.
+            return _with_targets(dataset, _num_rows(dataset), f"packs of {kind} examples")
+        return dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Encodes one row of a data set, with what was noticed of it."""
+
+    tokenizer: object
+    kind: str
+    limit: int | None
+    text_field: str
+    completion_only: bool
+    assistant_only: bool
+    chat_template: str | None
+    formatting_func: Callable | None
+    # datasets finds rows in its cache by these fields, and would take those of older code for ours.
+    code: tuple[str, ...]
+
+    def __call__(self, row: Mapping, index: int) -> dict:
+        try:
+            return self._encoded(row)
+        except ValueError as error:
+            where = f"{self.kind} example {index} (counted from 0{_begins(row)})"
+            raise ValueError(f"{where}: {error}") from error
+
+    def _encoded(self, row):
+        example = self._example(row)
+        template = {} if self.chat_template is None else {"chat_template": self.chat_template}
+        mask = self._assistant_mask(example, template) if self.assistant_only else None
+        if mask and "messages" in example:
+            found = Encoding(mask["input_ids"][: self.limit], 0, [], False)
+        else:
+            found = encode(example, self.tokenizer, self.limit, **template)
+        labels = list(found.ids)
+        if self.completion_only:
+            labels[: found.first] = [IGNORED] * found.first
+        if mask:
+            marked = zip(labels, mask["assistant_masks"], strict=False)
+            labels = [label if is_said else IGNORED for label, is_said in marked]
+        lost = ""  # of no matter where every token is a target
+        if self.completion_only and found.lost:
+            lost = self.tokenizer.decode(found.lost) or str(found.lost)
+        return {
+            "input_ids": found.ids,
+            "labels": labels,
+            "lost": lost,
+            "wrote_bos": found.wrote_bos,
+        }
+
+    def _example(self, row):
+        if self.formatting_func is not None:
+            return {"text": self.formatting_func(row)}
+        row = {name: value for name, value in row.items() if value is not None}
+        if is_conversational_from_value(row):
+            row = maybe_convert_to_chatml(row)
+        for fields in (("prompt", "completion"), ("messages",)):
+            if {*fields} <= row.keys():
+                return {name: row[name] for name in fields} | template_fields(row)
+        if self.text_field in row:
+            return {"text": row[self.text_field]}
+        raise ValueError(
+            f"it has the fields {sorted(row)}; it needs prompt and completion, messages, or "
+            f"{self.text_field}"
+        )
+
+    def _assistant_mask(self, example, template):
+        """The tokens of messages, and which of them the chat template marks as the assistant's."""
+        messages = example.get("messages") or [*example["prompt"], *example["completion"]]
+        written = write_messages(
+            messages,
+            self.tokenizer,
+            example,
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            **template,
+        )
+        if 1 not in written["assistant_masks"]:
+            raise ValueError(
+                "assistant_only_loss is set, and the chat template marks no token as the "
+                "assistant's; its text needs {% generation %} around answers"
+            )
+        return written
+
+
+def _encoded(dataset, columns, row, num_proc):
+    """A data set as ``input_ids`` and ``labels``, after warnings of what was noticed."""
+    settings = {"with_indices": True, "remove_columns": columns}
+    if not isinstance(dataset, Dataset):
+        say = _SayOnce(row)
+        return dataset.map(row, **settings).map(say, with_indices=True, remove_columns=_NOTES)
+    settings |= {"num_proc": num_proc, "desc": f"Tokenizing {row.kind} data"}
+    dataset = dataset.map(row, **settings)
+    lost = [(index, text) for index, text in enumerate(dataset["lost"]) if text]
+    if lost:
+        _say_lost(row, f"{len(lost)} of {len(dataset)}", *lost[0])
+    if num := sum(dataset["wrote_bos"]):
+        _say_bos(row, f"{num} of {len(dataset)}")
+    return dataset.remove_columns(_NOTES)
+
+
+class _SayOnce:
+    """Says what is noticed of a stream at the first row of which it is."""
+
+    def __init__(self, row):
+        self.row, self.said = row, set()
+
+    def __call__(self, example, index):
+        new = {note for note in _NOTES if example[note]} - self.said
+        self.said |= new
+        if "lost" in new:
+            _say_lost(self.row, "some", index, example["lost"])
+        if "wrote_bos" in new:
+            _say_bos(self.row, "some")
+        return {}
+
+
+def _say_lost(row, how_many, index, text):
+    logger.warning(
+        "in %s %s examples, prompt and completion together do not begin with the tokens of the "
+        "prompt alone (first in example %d, counted from 0, whose prompt alone ends in %r): their "
+        "targets begin where the two differ, and an answer is generated after other tokens than in "
+        "training; end prompts at a token's end, or use a chat template that writes a prompt the "
+        "same with and without its answer",
+        how_many,
+        row.kind,
+        index,
+        text,
+    )
+
+
+def _say_bos(row, how_many):
+    logger.warning(
+        "%s %s examples begin with %r themselves; it is not added a second time",
+        how_many,
+        row.kind,
+        row.tokenizer.bos_token,
+    )
+
+
+def _num_rows(dataset):
+    """How many rows a data set has; None for a stream."""
+    return len(dataset) if isinstance(dataset, Dataset) else None
+
+
+def _with_targets(dataset, num_given, what, max_length=None):
+    """The rows or packs with a target; how many of those given have none is said.
+
+    Raises:
+        ValueError: none has one.
+    """
+    if num_given is None:
+        return dataset.filter(_has_target)
+    kept = dataset.filter(_has_target, desc=f"Counting {what}")
+    within = "" if max_length is None else f" within max_length {max_length}"
+    if len(kept) == 0:
+        raise ValueError(
+            f"none of the {num_given} {what} has a response token{within}; raise max_length, "
+            "shorten the prompts, or check their labels"
+        )
+    if len(kept) < num_given:
+        logger.warning(
+            "%d of %d %s have no response token%s; they are left out",
+            num_given - len(kept),
+            num_given,
+            what,
+            within,
+        )
+    return kept if len(kept) < len(dataset) else dataset
+
+
+def _has_target(row):
+    labels, ends = row["labels"], accumulate(row.get("seq_lengths") or [len(row["labels"])])
+    return any(has_target(labels[start:end]) for start, end in pairwise([0, *ends]))
+
+
+def _begins(row):
+    """What a row begins with, so that it can be found in its file."""
+    texts = [row.get(name) for name in ("prompt", "messages", "text")]
+    text = next((text for text in texts if text), None)
+    if isinstance(text, list):
+        asked = [m.get("content") for m in text if isinstance(m, Mapping) and m["role"] == "user"]
+        text = next(iter(asked), None)
+    return f", begins {text[:40]!r}" if isinstance(text, str) else ""

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from distilllens.errors import first_line
 from distilllens.fingerprints import Unshared, compare_tokenizers
-from distilllens.places import is_local, meant, missing_in, without_addresses
+from distilllens.places import is_local, meant, missing_in, why_no_id, without_addresses
 from distilllens.stored import DamagedFile, read_stored
 
 _ADAPTER = "adapter_config.json"
@@ -171,7 +171,8 @@ def _one_line(what, name, part, advice=""):
     advice = f"; {advice}" if advice else ""
     # A folder that is not there is not looked for on the hub, which would take half a minute.
     if is_local(name) and not Path(name).is_dir():
-        problem = "it is a file; name its folder" if Path(name).exists() else "no such folder"
+        problem = "no such folder" + why_no_id(name)
+        problem = "it is a file; name its folder" if Path(name).exists() else problem
         raise ValueError(f"cannot load {what}: {problem}{meant(name)}{advice}")
     try:
         yield

@@ -16,14 +16,21 @@ _TOKENIZER_PATTERNS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.
 
 def is_local(name: str) -> bool:
     """Whether a name means a folder of this machine, whether it exists or not."""
-    first, *others = name.split("/")
     return (
         name.startswith((".", "/", "~"))
         or "\\" in name
-        or len(others) > 1
+        or name.count("/") > 1
         or Path(name).exists()
-        or (len(others) == 1 and Path(first).is_dir())
+        or bool(why_no_id(name))
     )
+
+
+def why_no_id(name: str) -> str:
+    """Why a name that could be a hub id is none, or nothing."""
+    first, slash, last = name.partition("/")
+    if not slash or "/" in last or name.startswith((".", "/", "~")) or not Path(first).is_dir():
+        return ""
+    return f" (there is a folder {first} here, so this is no name on Hugging Face)"
 
 
 def meant(name: str) -> str:

@@ -55,7 +55,7 @@ class PeakMemory:
         else:
             _trim()
             _forget_peak()
-            self.before = _status("VmRSS") or _highest()
+            self.before = resident_bytes()
         return self
 
     def __exit__(self, *error):
@@ -77,6 +77,11 @@ def available_bytes() -> int:
     if path.exists():
         return int(re.search(r"MemAvailable:\s+(\d+)", path.read_text())[1]) * 1024
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in use now; where that is not known, the most it ever used."""
+    return _status("VmRSS") or _highest()
 
 
 def too_large(needs: int) -> str | None:

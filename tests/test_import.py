@@ -57,6 +57,7 @@ def test_every_public_name_is_there():
     """Each name of ``__all__`` can be had, the lazy ones too, and the list is sorted."""
     assert set(distilllens.__all__) >= PUBLIC
     assert distilllens.__all__ == sorted(distilllens.__all__)
+    assert set(distilllens.__all__) <= set(dir(distilllens))
     for name in distilllens.__all__:
         assert callable(getattr(distilllens, name)), name
 

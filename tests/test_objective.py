@@ -8,7 +8,7 @@ import torch
 import toys
 from torch.nn import functional as F
 
-from distilllens import LayerMap, LogitLens, Objective
+from distilllens import LayerMap, LogitLens, Objective, capture
 from distilllens.lens import LayerStates, read_states
 from distilllens.sampling import draw_pairs, draw_tokens
 from distilllens.targets import target_positions
@@ -387,3 +387,22 @@ def test_a_fraction_needs_its_draws(batch, draws):
     objective = Objective(THREE, lens_token_fraction=0.5)
     with pytest.raises(ValueError, match=r"fraction 0.5 needs lens_draws of shape \[3, 7\], got"):
         objective(*states, labels, lens_draws=draws)
+
+
+def test_states_that_cannot_be_compared_are_named(batch):
+    """States of capture have none for the head; a map may ask for more depths than were read."""
+    ids, labels = batch
+    student, teacher = toys.llama(layers=3), toys.llama(layers=4)
+    layer_map = LayerMap([(1, 2), (2, 4)])
+    objective = Objective(layer_map)
+    states, head, theirs, teacher_head = read_both(student, teacher, ids, layer_map)
+    captured = capture(student, [1, 2], input_ids=ids)
+    for who, sides in (
+        ("student", (captured, head, theirs, teacher_head)),
+        ("teacher", (states, head, captured, teacher_head)),
+    ):
+        with pytest.raises(ValueError, match=f"the {who}'s states have no final .*read_states"):
+            objective(*sides, labels)
+    deeper = replace(objective, layer_map=LayerMap([(1, 2), (3, 4)]))
+    with pytest.raises(ValueError, match=r"the student's state at depth 3.*\[1, 2\] were read"):
+        deeper(states, head, theirs, teacher_head, labels)

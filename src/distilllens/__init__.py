@@ -6,8 +6,9 @@ so that importing the package loads neither trl nor datasets nor plotting.
 
 from distilllens.divergence import divergence
 from distilllens.head import Head
+from distilllens.kernel_caches import bound_kernel_caches
 from distilllens.layer_map import LayerMap
-from distilllens.lens import LayerStates, LogitLens, capture
+from distilllens.lens import LayerStates, LogitLens, capture, read_states
 from distilllens.linear_divergence import linear_cross_entropy, linear_divergence
 from distilllens.objective import LossTerms, Objective
 
@@ -25,8 +26,11 @@ __all__ = [
     "divergence",
     "linear_cross_entropy",
     "linear_divergence",
+    "read_states",
     "show",
 ]
+
+bound_kernel_caches()
 
 
 def __getattr__(name):

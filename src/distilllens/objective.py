@@ -196,9 +196,11 @@ class Objective:
                 the fraction is below 1.
 
         Raises:
-            ValueError: a fraction below 1 without a draw for every position.
+            ValueError: states without ``final``, or without a depth of the map that is measured; a
+                fraction below 1 without a draw for every position.
         """
         targets = labels if isinstance(labels, Targets) else Targets.of(labels)
+        self._check(student, teacher, measure_all)
         final = _rows(student, student.final, targets)
         terms, fraction = {"cross_entropy": self._cross_entropy(final, targets.ids)}, 1.0
         if teacher is not None and (self.output_weight > 0 or measure_all):
@@ -210,6 +212,22 @@ class Objective:
         total, nats = self._evaluate(student_head, terms)
         # The empty sum keeps the graph connected when no term has a weight.
         return self._summed(final[:0].sum() + total, nats, len(targets), fraction)
+
+    def _check(self, student, teacher, measure_all):
+        needed = self.layer_map if teacher is not None and self.needs_lens(measure_all) else ()
+        for number, (name, states) in enumerate((("student", student), ("teacher", teacher))):
+            if states is None:
+                continue
+            if states.final is None:
+                raise ValueError(
+                    f"the {name}'s states have no final state for the head, as those of capture; "
+                    "read them with read_states"
+                )
+            if missing := [pair[number] for pair in needed if pair[number] not in states]:
+                raise ValueError(
+                    f"the layer map needs the {name}'s state at depth {missing[0]}, but depths "
+                    f"{sorted(states)} were read; pass the map's {name}_depths to read_states"
+                )
 
     def _summed(self, total, nats, num_tokens, fraction):
         """Sums over the batch of each term's nats per token."""

@@ -286,3 +286,9 @@ def test_a_model_that_returns_tuples_is_read(family):
         states = capture(lens, [4], input_ids=families.IDS)
         expected = model(input_ids=families.IDS)[0]
     assert families.error(lens.logits(states[4]), expected) <= 1e-6
+
+
+def test_the_training_read_wants_a_lens(family):
+    """A bare model is named, with what to make of it."""
+    with pytest.raises(ValueError, match=r"takes a LogitLens, got Llama.*LogitLens\(model\)"):
+        read_states(family("llama"), [1], input_ids=families.IDS)

@@ -242,6 +242,13 @@ def test_rows_and_gradients_pass_through(family):
         LogitLens(family("gemma3n")).logits(torch.randn(5, 32))
 
 
+def test_a_lens_shows_what_it_reads(family):
+    """In a notebook, a lens prints its model, depth and mode."""
+    assert (
+        repr(LogitLens(family("gpt2"))) == "LogitLens(GPT2LMHeadModel, num_layers=3, mode='closed')"
+    )
+
+
 def test_head_is_read_live():
     """Weights swapped after construction are the weights of ``lens.head``."""
     model = families.build("llama")

@@ -90,11 +90,15 @@ def read_states(lens: LogitLens, depths, *, normalize: bool = True, **inputs) ->
         normalize: False leaves ``states`` un-normed; ``final`` is always normed.
 
     Raises:
-        ValueError: a depth outside 0..L; a mode that is not "closed"; ``normalize=False`` where the
-            stream's width is not the head's; rows padded on the left as for ``capture``.
+        ValueError: no LogitLens; a depth outside 0..L; a mode that is not "closed";
+            ``normalize=False`` where the stream's width is not the head's; rows padded on the left
+            as for ``capture``.
 
     Source: arXiv 2602.13567.
     """
+    if not isinstance(lens, LogitLens):
+        kind = type(lens).__name__
+        raise ValueError(f"read_states takes a LogitLens, got {kind}; make one: LogitLens(model)")
     lens.require_closed("states for training")
     depths = check_depths(depths, lens.num_layers)
     states, final = stacked_read(lens, depths, normalize=normalize, inputs=inputs)

@@ -112,6 +112,9 @@ class LogitLens:
             return float("inf")
         return error
 
+    def __repr__(self):
+        return f"LogitLens({self._name}, num_layers={self.num_layers}, mode={self.mode!r})"
+
     @property
     def num_layers(self) -> int:
         """L, the number of blocks; depths are 0 (embeddings) to L."""

@@ -50,8 +50,9 @@ OWNERS = {
     "openai": ("evaluate/judge/server.py",),
     "vllm": ("generate/vllm_backend.py",),
     # workflows/report.py shows a recipe as the user would write it.
-    "yaml": ("cli", "workflows/report.py"),
+    "yaml": ("workflows/recipe_file.py", "workflows/report.py"),
     "argparse": ("cli",),
+    "xxhash": ("teacher/shards.py",),
     "triton": ("linear_divergence/triton_rows.py",),
 }
 # Nothing but torch and the standard library.

@@ -9,8 +9,9 @@ import toys
 import yaml
 
 from distilllens import LayerMap
-from distilllens.cli.recipe import check_recipe, read_recipe
+from distilllens.cli.recipe import check_recipe
 from distilllens.cli.train_arguments import make_parser, parse
+from distilllens.workflows.recipe_file import read_recipe
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 # Blocks of student and teacher, pairs, learning rate, epochs: the paper's (docs/paper.md).
@@ -28,11 +29,11 @@ PAPER = {
 def test_a_recipe_is_read(path, tmp_path):
     """All fields exist and parse; only paths are missing, which the command line gives."""
     parser = make_parser("train", "")  # a recipe sets a parser's defaults
-    recipe = read_recipe(path)
-    check_recipe(str(path), recipe, {action.dest: action for action in reversed(parser._actions)})
+    recipe = read_recipe(str(path))
+    check_recipe(recipe, {action.dest: action for action in reversed(parser._actions)})
     flags = ["--output_dir", str(tmp_path), "--train_file", "train.jsonl", "--use_cpu"]
-    job, model, training, given = parse(parser, recipe, flags)
-    assert given.keys() >= recipe.keys()
+    job, model, training, given = parse(parser, recipe.values, flags)
+    assert given.keys() >= recipe.values.keys()
     settings = PAPER.get(path.name)
     if settings is not None:
         student, teacher, pairs, rate, epochs = settings

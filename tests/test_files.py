@@ -20,6 +20,7 @@ def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         files.write_json(path, {"a": 2})
     assert "ä" in path.read_text(encoding="utf-8")
+    assert list(tmp_path.iterdir()) == [path]  # and nothing of the new one is left
 
 
 def test_sha256(tmp_path):

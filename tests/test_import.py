@@ -39,6 +39,26 @@ def test_import_is_light():
     assert loaded_by(f"import distilllens, {names}") == []
 
 
+def test_commands_begin_without_torch():
+    """Bad input is refused, and Ctrl-C has its one line, before the heavy imports."""
+    names = ", ".join(
+        f"distilllens.cli.{c}" for c in ["train", "cache", "report", "inspect", "demo"]
+    )
+    code = f"import sys, distilllens.__main__, {names}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
+
+
+@pytest.mark.parametrize("name", ["divergence", "linear_divergence"])
+@pytest.mark.parametrize("first", ["", "import distilllens.{0}", "from distilllens.{0} import {0}"])
+def test_a_function_keeps_its_name_beside_its_room(name, first):
+    """Whichever is imported first, ``distilllens.divergence`` is the function."""
+    code = f"{first.format(name)}\nimport distilllens\nfrom distilllens import {name} as f\n"
+    code += f"print(distilllens.{name} is f, callable(f))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True"]
+
+
 @pytest.mark.slow
 def test_the_meter_sees_a_heavy_import():
     """Asking for the trainer loads what the door leaves out."""

@@ -128,3 +128,37 @@ def test_evenly_wants_a_whole_number(n):
     """The number of pairs is "auto" or a whole number from 1."""
     with pytest.raises(ValueError, match="whole number >= 1"):
         LayerMap.evenly(n, 12, 48)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("9999999999", "evenly spread pairs do not fit 12 .* valid: 1 to 11 pairs"),
+        (9999999999, "evenly spread pairs do not fit 12 .* valid: 1 to 11 pairs"),
+        ("9" * 5000, "evenly spread pairs do not fit 12"),
+        ("1:9999999999", "has the depth '9999999999'; the deepest that can be written is 99999"),
+        ("1:" + "9" * 5000, r"'1:9{35}\.\.\.' has the depth '9{37}\.\.\.'"),
+        ("-3", "cannot read the layer map '-3'"),
+        ("1:-4", "cannot read the layer map"),
+        ("1-4", "cannot read the layer map '1-4'"),
+        ("1..4:5..8", "cannot read the layer map"),
+        ("²", "cannot read the layer map"),
+        ("1:2," * 999, "cannot read the layer map"),
+    ],
+)
+def test_numbers_beyond_reason_are_refused_at_once(spec, message):
+    """Before a list of that length is built, and in a short line."""
+    with pytest.raises(ValueError, match=message) as refused:
+        LayerMap.resolve(spec, 12, 48)
+    assert len(str(refused.value)) < 250
+
+
+@given(n=st.integers(1, 200), student=layers, teacher=layers)
+def test_the_bound_refuses_no_map_that_exists(n, student, teacher):
+    """Evenly spread depths that rise strictly are as many as the depths at most."""
+    sides = [[round(k * size / (n + 1)) for k in range(1, n + 1)] for size in (student, teacher)]
+    if all(len(set(depths)) == n for depths in sides):
+        assert list(LayerMap.evenly(n, student, teacher)) == list(zip(*sides, strict=True))
+    else:
+        with pytest.raises(ValueError, match="do not fit"):
+            LayerMap.evenly(n, student, teacher)

@@ -103,6 +103,78 @@ def test_an_adapter_names_its_base(tmp_path):
         base_model_name(tmp_path)
 
 
+@pytest.fixture
+def places(folder, tmp_path, monkeypatch):
+    """Folders that lack something, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/kd", "runs/unfinished/checkpoint-4", "runs/bare", "adapter"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("runs/unfinished/checkpoint-4", "runs/bare"):
+        (tmp_path / name / "config.json").write_text((folder / "config.json").read_text())
+
+
+LOCAL = {
+    "dot": (load_config, "./nowhere", "no such folder"),
+    "slash": (load_config, "/nowhere", "no such folder"),
+    "tilde": (load_config, "~/nowhere", "no such folder"),
+    "two slashes": (load_config, "a/b/c", "no such folder"),
+    "a backslash": (load_config, "C:\\models\\a", "no such folder"),
+    "in a folder that exists": (load_config, "runs/nowhere", "no such folder"),
+    "misspelt": (load_config, "runs/kdd", "no such folder; did you mean runs/kd?"),
+    "misspelt for its tokenizer": (load_tokenizer, "runs/kdd", "; did you mean runs/kd?"),
+    "misspelt for its weights": (load_model, "runs/kdd", "; did you mean runs/kd?"),
+    "empty": (load_config, "runs/kd", "the folder has no readable config.json: there is none"),
+    "a run that is not finished": (
+        load_config,
+        "runs/unfinished",
+        "did you mean its checkpoint runs/unfinished/checkpoint-4?",
+    ),
+    "no weights": (load_model, "runs/bare", "the folder holds no weights (model.safetensors)"),
+    "no tokenizer": (load_tokenizer, "runs/bare", "the folder holds no tokenizer"),
+    "a file": (load_model, "model/config.json", "it is a file; name its folder"),
+}
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_a_path_is_no_hub_id(places, name):
+    """What is missing is said at once, without an address of the hub."""
+    load, path, message = LOCAL[name]
+    with pytest.raises(ValueError) as refused:
+        load("student", path)
+    said = str(refused.value)
+    assert message in said and repr(path) in said
+    assert "huggingface" not in said and "\n" not in said and "hub" not in said
+
+
+def test_a_hub_id_is_asked_for(places, tmp_path):
+    """A name with at most one slash and no folder of that name; a near one is suggested."""
+    for name in ("gpt2", "org/model"):
+        with pytest.raises(ValueError, match="the hub did not have it"):
+            load_config("student", name)
+    with pytest.raises(ValueError, match=r"did you mean model\?"):
+        load_config("student", "modle")
+
+
+def test_an_adapter_without_its_base(places):
+    """The base is named, and where to say where it is now; broken settings are one line."""
+    from pathlib import Path
+
+    settings = Path("adapter/adapter_config.json")
+    for base in ("/old/base", "runs/base"):
+        settings.write_text(json.dumps({"base_model_name_or_path": base, "peft_type": "LORA"}))
+        for load in (lambda: base_model_name(Path("adapter")), lambda: load_model("m", "adapter")):
+            with pytest.raises(ValueError, match=f"is an adapter of '{base}', and there is no"):
+                load()
+    with pytest.raises(
+        ValueError, match=r"base model 'bsae' of the adapter adapter.*; set base_mo"
+    ):
+        load_config("model", "bsae", adapter="adapter")
+    for broken in ("[]", "{", "{}", '{"base_model_name_or_path": null}', "\x00", "[" * 10_000):
+        settings.write_text(broken)
+        with pytest.raises(ValueError, match=r"adapter_config\.json cannot be read: "):
+            load_model("model", "adapter")
+
+
 def test_the_shortest_context_counts():
     """Configurations without a limit have no say."""
     configs = [toys.llama(positions=64).config, toys.gpt2().config]

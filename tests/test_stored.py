@@ -14,6 +14,13 @@ class Entry(TypedDict):
     sha256: NotRequired[str]
 
 
+class Late(TypedDict):
+    """Its annotations are text, as those of a file that imports them from the future."""
+
+    bytes: "int"
+    sha256: "NotRequired[str]"
+
+
 @dataclass(frozen=True)
 class Score:
     value: float
@@ -31,6 +38,7 @@ GOOD = [
     ([1, 2], list[int]),
     ({"a": [0.5]}, dict[str, list[float]]),
     ({"bytes": 3}, Entry),
+    ({"bytes": 3}, Late),
     ({"bytes": 3, "sha256": "ab", "later": []}, Entry),
     ({"m": {"bytes": 3}, "n": 4}, dict[str, Entry | int]),
     ({"anything": [None]}, Any),

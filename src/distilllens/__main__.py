@@ -1,8 +1,33 @@
-"""``python -m distilllens``: the command line, also under torchrun."""
+"""``distilllens`` and ``python -m distilllens``, also under torchrun: a command as a process."""
 
+import os
+import signal
 import sys
 
-from distilllens.cli import main
+
+def run():
+    """Run the command in ``sys.argv`` and leave with its status; Ctrl-C ends it in one line."""
+    main_process = os.getpid()
+
+    def interrupt(number, frame):
+        if os.getpid() != main_process:
+            os._exit(130)  # a worker process, such as those of datasets, has nothing to add
+        raise KeyboardInterrupt
+
+    # A parent that ignores Ctrl-C, such as nohup or a shell script's "&", has its way.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        from distilllens.cli import main
+
+        status = main()
+    except KeyboardInterrupt:  # while the command line itself was being loaded
+        print("distilllens: interrupted", file=sys.stderr)
+        status = 130
+    # What is left is Python's own end, of which a second Ctrl-C would print a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(status)
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

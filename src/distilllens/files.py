@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -18,9 +19,14 @@ def write_atomically(path: Path, text: str):
     """Write a text file so that a reader, or a crash, finds the old or the new one, whole."""
     part = part_of(path)
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-    with open(os.open(part, flags | NO_LINK, 0o666), "w", encoding="utf-8") as stream:
-        stream.write(text)
-    settle(part, path)
+    try:
+        with open(os.open(part, flags | NO_LINK, 0o666), "w", encoding="utf-8") as stream:
+            stream.write(text)
+        settle(part, path)
+    except OSError as error:
+        if error.errno != errno.ELOOP:  # a link of somebody else's
+            part.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: object):

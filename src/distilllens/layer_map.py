@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 _PAIR = re.compile(r"\s*(\d+)\s*:\s*(\d+)\s*")
+# No model is deeper by far; a longer number is a slip, and nothing is built in proportion to it.
+_DEEPEST, _MOST_DIGITS = 99_999, 5
 _YAML_HINT = (
     'write it as "2:8" or "2:8,4:16", in quotes in YAML '
     "(unquoted, YAML reads 2:8 as the number 128)"
@@ -51,7 +53,13 @@ class LayerMap:
             raise ValueError(f"layer map {text!r} is not a text: {_YAML_HINT}")
         matches = [_PAIR.fullmatch(part) for part in text.split(",")]
         if not all(matches):
-            raise ValueError(f"cannot read the layer map {text!r}: {_YAML_HINT}")
+            raise ValueError(f"cannot read the layer map {_shown(text)}: {_YAML_HINT}")
+        depths = [depth for match in matches for depth in match.groups()]
+        if too_deep := [depth for depth in depths if len(depth) > _MOST_DIGITS]:
+            raise ValueError(
+                f"layer map {_shown(text)} has the depth {_shown(too_deep[0])}; the deepest that "
+                f"can be written is {_DEEPEST}"
+            )
         return cls((int(m[1]), int(m[2])) for m in matches)
 
     @classmethod
@@ -76,13 +84,17 @@ class LayerMap:
                 )
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise ValueError(f"the number of layer pairs must be a whole number >= 1, got {n!r}")
+        unfit = ValueError(
+            f"{n} evenly spread pairs do not fit {student_layers} student and {teacher_layers} "
+            f"teacher blocks; valid: 1 to {max(1, most)} pairs"
+        )
+        # L blocks have L + 1 depths; more pairs than that are not even built.
+        if n > most + 2:
+            raise unfit
         try:
             return cls(zip(_spread(n, student_layers), _spread(n, teacher_layers), strict=True))
         except ValueError as error:
-            raise ValueError(
-                f"{n} evenly spread pairs do not fit {student_layers} student and {teacher_layers} "
-                f"teacher blocks; valid: 1 to {max(1, most)} pairs"
-            ) from error
+            raise unfit from error
 
     @classmethod
     def resolve(cls, spec: str, student_layers: int, teacher_layers: int) -> LayerMap:
@@ -97,8 +109,9 @@ class LayerMap:
             raise ValueError(f"layer map {spec!r} is not a text: {_YAML_HINT}")
         if spec == "auto":
             return cls.evenly("auto", student_layers, teacher_layers)
-        if spec.strip().isdigit():
-            return cls.evenly(int(spec), student_layers, teacher_layers)
+        if (number := spec.strip()).isdecimal():
+            number = int(number[: 2 * _MOST_DIGITS])  # Python refuses thousands of digits
+            return cls.evenly(number, student_layers, teacher_layers)
         return cls.parse(spec).check(student_layers, teacher_layers)
 
     @classmethod
@@ -150,6 +163,10 @@ class LayerMap:
 
     def __str__(self):
         return ",".join(f"{s}:{t}" for s, t in self.pairs)
+
+
+def _shown(text):
+    return repr(text if len(text) <= 40 else f"{text[:37]}...")
 
 
 def _spread(n, layers):

@@ -3,48 +3,56 @@
 from __future__ import annotations
 
 import copy
-import json
+import difflib
 import os
+import re
 from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypedDict
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from distilllens.errors import first_line
 from distilllens.fingerprints import Unshared, compare_tokenizers
+from distilllens.stored import DamagedFile, read_stored
 
+_ADAPTER = "adapter_config.json"
+_WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
+_TOKENIZER_PATTERNS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 # Not left open: transformers would then ask on standard input, and take a "y" there for consent.
 _NO_REMOTE_CODE = {"trust_remote_code": False}
-_DATA_SUFFIXES = (".jsonl", ".json", ".gz", ".txt")
+_DATA_SUFFIXES = (".jsonl", ".json", ".gz", ".txt", ".csv", ".parquet", ".arrow")
 
 
-def load_config(role: str, name: str, *, trust_remote_code: bool = False, **settings):
+class _AdapterConfig(TypedDict):
+    base_model_name_or_path: str
+
+
+def load_config(
+    role: str, name: str, *, trust_remote_code: bool = False, adapter: str | None = None, **settings
+):
     """The configuration of the model ``name``, a folder or a hub id.
 
     Args:
         role: what messages call it: "student", "teacher" or "model".
+        adapter: the folder of the adapter whose base model this is; named in messages.
         settings: of ``from_pretrained``, such as ``revision``.
 
     Raises:
         ValueError: it cannot be loaded, or the folder holds an adapter.
     """
-    if (Path(name) / "adapter_config.json").is_file():
+    what = f"the {role} {str(name)!r}"
+    if adapter:
+        what = f"the base model {str(name)!r} of the adapter {adapter}"
+    if (Path(name) / _ADAPTER).is_file():
         raise ValueError(
-            f"cannot load the {role} {name!r}: the folder holds an adapter; merge it into its base "
+            f"cannot load {what}: the folder holds an adapter; merge it into its base "
             "model (merge_and_unload) and name the merged model"
         )
-    try:
+    with _one_line(what, name, "config.json", _base_advice(adapter)):
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **settings)
-    except Exception as error:  # a broken or missing file raises whatever it likes
-        where = (
-            "the folder has no readable config.json"
-            if Path(name).is_dir()
-            else "there is no such folder here, and the hub did not have it"
-        )
-        raise ValueError(
-            f"cannot load the {role} {name!r}: {where}: {first_line(error)}"
-        ) from error
 
 
 def load_tokenizer(role: str, name: str, *, advice: str = "", **settings):
@@ -58,11 +66,8 @@ def load_tokenizer(role: str, name: str, *, advice: str = "", **settings):
     Raises:
         ValueError: it cannot be loaded.
     """
-    try:
+    with _one_line(f"the tokenizer of the {role} {str(name)!r}", name, "tokenizer", advice):
         return AutoTokenizer.from_pretrained(name, **_NO_REMOTE_CODE | settings)
-    except Exception as error:  # a broken or missing file raises whatever it likes
-        text = f"cannot load the tokenizer of the {role} {str(name)!r}: {first_line(error)}"
-        raise ValueError(f"{text}; {advice}" if advice else text) from error
 
 
 def find_tokenizer(role: str, name: str, **settings):
@@ -115,12 +120,13 @@ def load_model(role: str, name: str, **settings):
     Raises:
         ValueError: it cannot be loaded, or a weight is missing from its files.
     """
-    try:
+    what, advice = f"the {role} {str(name)!r}", ""
+    if (base := base_model_name(Path(name))) is not None:
+        what, advice = f"{what}, an adapter of {base!r}", _base_advice(name)
+    with _one_line(what, name, "weights", advice):
         model, found = AutoModelForCausalLM.from_pretrained(
             name, output_loading_info=True, **_NO_REMOTE_CODE | settings
         )
-    except Exception as error:  # broken or missing weights raise whatever they like
-        raise ValueError(f"cannot load the {role} {str(name)!r}: {first_line(error)}") from error
     # transformers would initialise them at random, with no more than a warning.
     if missing := [*sorted(found["missing_keys"]), *sorted(map(str, found["mismatched_keys"]))]:
         raise ValueError(
@@ -134,15 +140,104 @@ def base_model_name(folder: Path) -> str | None:
     """The base model of the PEFT adapter in a folder; None for any other folder.
 
     Raises:
-        ValueError: an adapter_config.json that cannot be read.
+        ValueError: an adapter_config.json that cannot be read, or a base model that was in a folder
+            which is no longer there.
     """
-    try:
-        text = (folder / "adapter_config.json").read_text(encoding="utf-8")
-        return json.loads(text)["base_model_name_or_path"]
-    except (FileNotFoundError, NotADirectoryError):
+    file = folder / _ADAPTER
+    if not file.exists():
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"model {folder}: adapter_config.json cannot be read") from error
+    try:
+        base = read_stored(file, _AdapterConfig)["base_model_name_or_path"]
+    except DamagedFile as error:
+        raise ValueError(f"model {folder}: {_ADAPTER} cannot be read: {error}") from error
+    if _is_local(base) and not Path(base).exists():
+        raise ValueError(
+            f"model {folder} is an adapter of {base!r}, and there is no such folder; "
+            f"{_base_advice(folder)}"
+        )
+    return base
+
+
+def _base_advice(adapter):
+    return (
+        f"set base_model_name_or_path in {adapter}/{_ADAPTER} to the folder or hub id of its base "
+        "model"
+        if adapter
+        else ""
+    )
+
+
+@contextmanager
+def _one_line(what, name, part, advice=""):
+    """Any error of loading ``part`` ("config.json", "tokenizer" or "weights") as one line."""
+    name = str(name)
+    advice = f"; {advice}" if advice else ""
+    # A folder that is not there is not looked for on the hub, which would take half a minute.
+    if _is_local(name) and not Path(name).is_dir():
+        problem = "it is a file; name its folder" if Path(name).exists() else "no such folder"
+        raise ValueError(f"cannot load {what}: {problem}{_meant(name)}{advice}")
+    try:
+        yield
+    except Exception as error:  # a broken or missing file raises whatever it likes
+        if Path(name).is_dir():
+            reason = _missing_in(Path(name), part) or _without_addresses(first_line(error))
+        else:
+            reason = f"there is no such folder here, and the hub did not have it{_meant(name)}"
+            reason = f"{reason}: {first_line(error)}"
+        raise ValueError(f"cannot load {what}: {reason}{advice}") from error
+
+
+def _is_local(name):
+    """Whether a name means a folder of this machine, whether it exists or not."""
+    first, *others = name.split("/")
+    return (
+        name.startswith((".", "/", "~"))
+        or "\\" in name
+        or len(others) > 1
+        or Path(name).exists()
+        or (len(others) == 1 and Path(first).is_dir())
+    )
+
+
+def _meant(name):
+    """A question about the folder that was probably meant, or nothing."""
+    path = Path(name).expanduser()
+    if str(path) != name and path.is_dir():
+        return f"; did you mean {path}?"
+    try:
+        near = [folder.name for folder in path.parent.iterdir() if folder.is_dir()]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(path.name, near, n=1)
+    return f"; did you mean {path.with_name(close[0])}?" if close else ""
+
+
+def _missing_in(folder, part):
+    """What a folder lacks of a model; None if nothing that is known."""
+    if part == "tokenizer" and not any(any(folder.glob(name)) for name in _TOKENIZER_PATTERNS):
+        return "the folder holds no tokenizer"
+    if part == "weights" and not any(any(folder.glob(name)) for name in _WEIGHTS):
+        return f"the folder holds no weights (model.safetensors){_checkpoint_in(folder)}"
+    if part == "config.json" and not (folder / part).is_file():
+        return f"the folder has no readable config.json: there is none{_checkpoint_in(folder)}"
+    if part == "config.json":
+        try:
+            read_stored(folder / part, dict[str, Any])
+        except DamagedFile as error:
+            return f"the folder has no readable config.json: {error}"
+    return None
+
+
+def _checkpoint_in(folder):
+    found = [path.parent for path in folder.glob("checkpoint-*/config.json")]
+    newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+    return f"; did you mean its checkpoint {newest}?" if newest else ""
+
+
+def _without_addresses(text):
+    """A message without its sentences on the hub, where a folder's name is taken for an id."""
+    kept = [part for part in re.split(r"(?<=\.) ", text) if "huggingface.co" not in part]
+    return " ".join(kept) or "a file of it is missing"
 
 
 def positions_of(config) -> int | None:

@@ -7,8 +7,9 @@ import math
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, NotRequired, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 _NAMES = {
     str: "text",
@@ -19,6 +20,8 @@ _NAMES = {
     dict: "an object",
     list: "a list",
 }
+# Thousands of rows have one shape.
+get_type_hints = cache(get_type_hints)
 
 
 class DamagedFile(ValueError):
@@ -124,7 +127,9 @@ def _record(value, shape, where, entry):
         raise _wrong(value, "an object", where, entry)
     hints = get_type_hints(shape)
     if is_typeddict(shape):
-        required = shape.__required_keys__
+        # With annotations as text, __required_keys__ holds the NotRequired ones too.
+        extras = get_type_hints(shape, include_extras=True)
+        required = {n for n in shape.__required_keys__ if get_origin(extras[n]) is not NotRequired}
     else:
         defaults = ((f.name, f.default, f.default_factory) for f in fields(shape))
         required = {name for name, *default in defaults if default == [MISSING, MISSING]}

@@ -136,6 +136,27 @@ def test_bad_input_is_one_line_and_status_2(workshop, capsys, name):
     assert not (workshop / "cache").exists() and not (workshop / "out").exists()
 
 
+def test_the_same_command_writes_a_damaged_shard_again(workshop, capsys):
+    """A complete cache with one changed bit in a state; training from it says what to run."""
+    command = ["cache", "--config", "recipe.yaml", "--teacher_cache", "cache"]
+    assert main(command) == 0
+    before = {path.name: path.read_bytes() for path in (workshop / "cache").iterdir()}
+    shard = next((workshop / "cache").glob("shard-*"))
+    content = bytearray(before[shard.name])
+    content[len(content) // 2] ^= 0x40
+    shard.write_bytes(content)
+    recipe(workshop, teacher_model_name_or_path=None, teacher_cache="cache")
+    capsys.readouterr()
+    assert main(["train", "--config", "recipe.yaml"]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(lines) == 1 and f"cache/{shard.name}: the states of document" in lines[0]
+    assert "run distilllens cache with the same arguments" in lines[0]
+    recipe(workshop)
+    assert main(command) == 0
+    assert "damaged shards are written again, 1 in all" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (workshop / "cache").iterdir()} == before
+
+
 @pytest.mark.parametrize("damage", ["manifest", "unfinished", "no head", "a shard is cut"])
 def test_a_damaged_cache_is_one_line(workshop, capsys, damage):
     """Training without a teacher says what is wrong with the folder, and leaves no run."""
@@ -155,7 +176,7 @@ def test_a_damaged_cache_is_one_line(workshop, capsys, damage):
     assert main(["train", "--config", "recipe.yaml"]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
     assert len(lines) == 1
-    assert ("not readable" if damage == "manifest" else "is not complete") in lines[0]
+    assert ("manifest.json: broken JSON" if damage == "manifest" else "is not complete") in lines[0]
     assert not (workshop / "out").exists()
 
 

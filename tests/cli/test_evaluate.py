@@ -19,7 +19,7 @@ from distilllens import DistillLensTrainer
 from distilllens.cli import main
 from distilllens.data import format_prompt, to_dataset
 from distilllens.evaluate.results import Results
-from distilllens.generate.transformers_backend import TransformersBackend
+from distilllens.generate.transformers_backend import Generation, TransformersBackend
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["--seeds", "10,20", "--max_new_tokens", "6", "--batch_size", "3"]
@@ -185,6 +185,96 @@ def test_killed_at_any_batch_it_ends_at_the_same_files(bench, monkeypatch):
 
 
 @pytest.mark.slow
+def test_killed_at_any_file_it_ends_at_the_same_files(bench, monkeypatch):
+    """Before any file gets its name or is deleted: settings, references, answers, tables, seal."""
+    evaluate("--greedy", output="whole")
+    expected, points = contents("whole"), []
+    for at in range(99):
+        left = [at]
+
+        def dying(call, left=left):
+            def wrapped(path, *args, **settings):
+                if left[0] == 0:
+                    points.append(Path(path).name)
+                    raise Killed
+                left[0] -= 1
+                return call(path, *args, **settings)
+
+            return wrapped
+
+        with monkeypatch.context() as killing:
+            killing.setattr("os.replace", dying(os.replace))
+            killing.setattr("pathlib.Path.unlink", dying(Path.unlink))
+            try:
+                evaluate("--greedy", output=f"killed{at}")
+                break
+            except Killed:
+                pass
+        evaluate("--greedy", output=f"killed{at}")
+        found = contents(f"killed{at}")
+        found["evaluation.json"] = found["evaluation.json"].replace(b"killed%d" % at, b"whole")
+        assert found == expected
+    named = " ".join(points)
+    for name in ("evaluation", "calibration", "references", "greedy", "scores", "complete"):
+        assert name in named
+    assert "greedy.process-0.jsonl" in points
+
+
+def test_a_changed_answer_is_named_and_made_again(bench, capsys):
+    """One character of a finished file: refused by both commands until it is deleted."""
+    evaluate()
+    before = contents("results")
+    for name in ("seed-10.jsonl", "references.jsonl", "calibration.json"):
+        path = bench / "results" / "test" / "student" / name
+        path.write_bytes(path.read_bytes().replace(b"0", b"1", 1))
+        capsys.readouterr()
+        for command in (lambda: main(["compare", "results"]), evaluate):
+            assert command() == 2
+            error = capsys.readouterr().err.strip().splitlines()[-1]
+            assert f"student/{name} has changed since it was finished" in error
+            assert "delete the file and repeat this folder's distilllens evaluate" in error
+        path.unlink()
+        assert main(["compare", "results"]) == 2
+        assert "results is not finished" in capsys.readouterr().err
+        assert evaluate() == 0
+        assert contents("results") == before
+
+
+def test_answers_of_an_old_version_are_scored_again(bench, monkeypatch):
+    """No answer is made again; the scores are those of a new evaluation."""
+    rows = [{"instruction": "the cat", "output": "кот"}, {"instruction": "a dog", "output": "猫。"}]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (bench / "test.jsonl").write_text(text)
+    said = {"seed": 0}
+
+    def generate(self, prompt_ids, *, seed):
+        said["seed"] = seed
+        return [Generation("кот" if seed == 10 else "猫", 2, True, 0) for _ in prompt_ids]
+
+    monkeypatch.setattr(TransformersBackend, "generate", generate)
+    assert evaluate() == 0
+    expected = contents("results")
+    rows = rows_of("results/test/student/seed-10.jsonl")
+    assert [row["rouge_l"] for row in rows] == [100.0, 0.0]
+    assert [row["exact_match"] for row in rows_of("results/test/student/seed-20.jsonl")] == [0, 100]
+    (bench / "results" / "complete.json").unlink()
+    note = json.loads((bench / "results" / "evaluation.json").read_text())
+    del note["settings"]["text_metrics"], note["settings"]["judge_reads"]
+    (bench / "results" / "evaluation.json").write_text(json.dumps(note))
+    for seed in (10, 20):
+        path = bench / "results" / "test" / "student" / f"seed-{seed}.jsonl"
+        path.write_text(path.read_text().replace("100.0", "0.0"))
+    monkeypatch.setattr(Results, "append", None)  # any new answer would fail
+    assert evaluate() == 0
+    found = contents("results")
+    assert {n: found[n] for n in found if n != "evaluation.json"} == {
+        n: expected[n] for n in expected if n != "evaluation.json"
+    }
+    settings = json.loads(found["evaluation.json"])["settings"]
+    assert settings["text_metrics"] == "words of every script"
+
+
+@pytest.mark.slow
 def test_a_process_that_is_killed_goes_on(bench):
     """SIGKILL in the middle of the answers, by the operating system."""
     command = [sys.executable, "-m", "distilllens", "evaluate", "--model", "student"]
@@ -259,6 +349,42 @@ def test_a_judge_is_asked_in_both_orders(bench, capsys, monkeypatch):
     assert "sk-not-to-be-seen" not in everything
 
 
+def test_a_judge_reads_whole_conversations(bench, monkeypatch):
+    """Every turn; verdicts of an older version, on the last turn, are given again."""
+    pytest.importorskip("openai")
+    monkeypatch.setenv("JUDGE_KEY", "sk-1")
+    turns = [
+        {"role": "user", "content": "the cat"},
+        {"role": "assistant", "content": "the dog"},
+        {"role": "user", "content": "a red mat"},
+        {"role": "assistant", "content": "a hill"},
+    ]
+    rows = [{"messages": turns}, {"messages": turns[2:]}]
+    (bench / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tool_records.tokenizer().save_pretrained(bench / "student")
+    with served() as (stub, url):
+        judge = ["--greedy", "--judge", MODEL, "--judge_url", url, "--judge_key", "JUDGE_KEY"]
+        assert evaluate(*judge) == 0
+        asked = "".join(body["messages"][0]["content"] for body in stub.requests)
+        whole = "[user]\nthe cat\n\n[assistant]\nthe dog\n\n[user]\na red mat\n[end "
+        assert asked.count(whole) == 2 and asked.count("]\na red mat\n[end ") == 4
+        path, count = bench / "results" / "test" / "student" / "greedy.jsonl", stub.num_questions
+        verdicts = [row["judge"] for row in rows_of(path)]
+        old = [row | {"judge": 9.5} for row in rows_of(path)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in old))
+        note = json.loads((bench / "results" / "evaluation.json").read_text())
+        del note["settings"]["judge_reads"]
+        (bench / "results" / "evaluation.json").write_text(json.dumps(note))
+        (bench / "results" / "complete.json").unlink()
+        assert evaluate("--greedy") == 0
+        assert [row["judge"] for row in rows_of(path)] == [9.5, 9.5]
+        assert evaluate(*judge) == 0
+        assert [row["judge"] for row in rows_of(path)] == verdicts
+        assert stub.num_questions == count
+    settings = json.loads((bench / "results" / "evaluation.json").read_text())["settings"]
+    assert settings["judge_reads"] == "whole conversations"
+
+
 def test_a_judge_that_is_not_there_stops_before_any_answer(bench, capsys):
     """One line has its address, and no folder is created."""
     pytest.importorskip("openai")
@@ -280,6 +406,37 @@ def test_weights_that_lack_some_are_not_made_up(bench, capsys):
     assert not list((bench / "results").rglob("*.process-*"))
     (bench / "student" / "model.safetensors").write_bytes(whole)
     assert evaluate(output="again") == 0
+
+
+CODE = """
+import pathlib
+from transformers import LlamaConfig, LlamaForCausalLM
+pathlib.Path({ran!r}).touch()
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_code_of_a_model_runs_only_where_it_is_trusted(bench, capsys, monkeypatch):
+    """Without the flag one line and nothing run, for students and for the teacher."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(bench / "cache"))
+    monkeypatch.setattr("sys.path", [*sys.path])
+    ran = bench / "ran"
+    (bench / "student" / "own.py").write_text(CODE.format(ran=str(ran)))
+    path = bench / "student" / "config.json"
+    config = json.loads(path.read_text()) | {"model_type": "own"}
+    names = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    path.write_text(json.dumps(config | {"auto_map": names}))
+    for flags, model in (([], "student"), (["--teacher", "student"], "teacher")):
+        assert evaluate(*flags, model=model) == 2
+        assert "cannot load the model 'student'" in capsys.readouterr().err.splitlines()[-1]
+    assert not ran.exists() and not (bench / "results").exists()
+    assert evaluate("--trust_remote_code", "--greedy") == 0
+    assert ran.exists()
 
 
 def test_a_budget_needs_prices(bench, capsys):
@@ -316,8 +473,8 @@ def test_killed_while_a_metric_is_added(bench, monkeypatch, capsys):
     """A folder with the metric in some files reads as before; the same command completes it."""
 
     class Similarity:  # its own tests have a real one
-        def __init__(self, model, device):
-            pass
+        def __init__(self, model, device, *, trust_remote_code):
+            assert not trust_remote_code
 
         def __call__(self, answers, references):
             return [len(answer) / 100 for answer in answers]

@@ -217,3 +217,29 @@ def test_help_has_examples(capsys):
     said = capsys.readouterr().out
     assert "distilllens inspect --teacher demo/teacher --student demo/kd" in said
     assert "distilllens inspect --model" in said and "--lens_layers" in said
+
+
+def test_files_of_others_are_not_replaced(workshop, capsys):
+    """Neither by the page nor by a figure; then the page is not written either."""
+    data_before = (workshop / "train.jsonl").read_bytes()
+    assert inspect(*ALONE, *PROMPT, output="train.jsonl") == 2
+    assert "train.jsonl exists and is no page of distilllens" in capsys.readouterr().err
+    assert (workshop / "train.jsonl").read_bytes() == data_before
+    (workshop / "paper").mkdir()
+    (workshop / "paper" / "entropy.png").write_bytes(b"\x89PNG mine")
+    assert inspect(*ALONE, *PROMPT, "--figures", "paper") == 2
+    assert "--figures paper: entropy.png exists there" in capsys.readouterr().err
+    assert [path.name for path in (workshop / "paper").iterdir()] == ["entropy.png"]
+    assert not (workshop / "page.html").exists()
+    for _ in range(2):  # our own may be replaced
+        assert inspect(*ALONE, *PROMPT, "--figures", "figures") == 0
+
+
+def test_figures_of_models_with_any_name(workshop):
+    """A dollar sign makes no formula of it."""
+    for name in ("$\\frac$", "_x{y}"):
+        (workshop / "student").rename(workshop / name)
+        flags = ["--teacher", "teacher", "--student", name]
+        assert inspect(*flags, *PROMPT, "--figures", "figures") == 0
+        assert name in (workshop / "figures" / "divergence-JSD.svg").read_text()
+        (workshop / name).rename(workshop / "student")

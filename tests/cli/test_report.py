@@ -397,3 +397,38 @@ def test_half_a_note_is_no_run(copy, capsys, text):
     """A run.json that is truncated or invalid."""
     (copy / "out" / "run.json").write_text(text)
     refused(capsys, ["out"], "out holds no run of distilllens train")
+
+
+DAMAGED = {
+    "a command": ({"command": 3}, "out/run.json: the entry 'command' is 3; it must be text"),
+    "a version": (
+        {"versions": {"torch": 2.13}},
+        "out/run.json: the entry 'versions.torch' is 2.13; it must be text",
+    ),
+    "fields": ({"given": ["seed"]}, "the entry 'given' is [\"seed\"]; it must be an object"),
+    "a weight": (
+        {"given": {"lens_weight": "much"}},
+        "out/run.json: recipe.fields or given: the entry 'lens_weight' is \"much\"; it must be a",
+    ),
+    "data": ({"given": {"train_file": [5]}}, "the entry 'train_file[0]' is 5; it must be text"),
+    "a student": ({"given": {"student_config": "gpt2"}}, "the entry 'student_config' is"),
+    "a number that is none": ({"given": {"seed": float("nan")}}, "the entry 'seed' is NaN"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_entry_is_named(copy, capsys, name):
+    """With the file, what it holds and what it must be; no page is written."""
+    entries, message = DAMAGED[name]
+    change(copy, **entries)
+    refused(capsys, ["out"], message)
+    assert not (copy / PAGE).exists()
+
+
+def test_a_page_of_others_stays(copy, capsys):
+    """By name or in the place of the run's own; only our pages are replaced."""
+    (copy / "thesis.html").write_text("<html>mine</html>")
+    refused(capsys, ["out", "--output", "thesis.html"], "thesis.html exists and is no page of")
+    (copy / PAGE).write_text("<html>mine</html>")
+    refused(capsys, ["out"], "out/report.html exists and is no page of distilllens")
+    assert page(copy) == page(copy, "thesis.html") == "<html>mine</html>"

@@ -214,6 +214,13 @@ BAD = {
         "eval_generate needs evaluations: set eval_strategy",
     ),
     "answers to nothing": (ANSWERED | {"eval_file": None}, [], "eval_generate needs eval_file"),
+    "evaluations of nothing": (
+        {"eval_strategy": "steps", "eval_steps": 2},
+        [],
+        "eval_strategy steps needs eval_file or dataset_test_split",
+    ),
+    "a folder below a file": ({}, ["--output_dir", "train.jsonl/x"], "train.jsonl is a file"),
+    "a folder that cannot be": ({}, ["--output_dir", "/proc/x"], "/proc cannot be written"),
     "answers to no question": (
         ANSWERED | {"train_file": "story.txt", "eval_file": "story.txt"},
         [],
@@ -528,3 +535,46 @@ def test_an_unknown_model_type_is_one_short_line(workshop, capsys):
     assert main(["train", "--config", "recipe.yaml"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "no model_type 'llamma'; did you mean llama?" in error and len(error) < 200
+
+
+@pytest.mark.parametrize("name", ["checkpoint-2", "trainer_state.json"])
+def test_nothing_is_written_through_a_link(workshop, capsys, name):
+    """transformers would write into what it leads to."""
+    recipe(workshop, max_steps=2)
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+    out, mine = workshop / "out", workshop / "mine"
+    run = json.loads((out / "run.json").read_text()) | {"finished": False}
+    (out / "run.json").write_text(json.dumps(run))
+    (out / name).rename(mine)
+    before = sorted(mine.iterdir()) if mine.is_dir() else mine.read_bytes()
+    (out / name).symlink_to(mine)
+    assert main(["train", "--config", "recipe.yaml"]) == 2
+    assert f"output_dir out: {name} is a symbolic link" in capsys.readouterr().err
+    assert before == (sorted(mine.iterdir()) if mine.is_dir() else mine.read_bytes())
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_readme_of_others_stays(workshop, caplog, adapter):
+    """Beside a run, with and without PEFT, which writes one of its own."""
+    recipe(workshop, max_steps=2, use_peft=adapter or None)
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+    card = workshop / "out" / "README.md"
+    assert "with DistillLens" in card.read_text()
+    run = json.loads((workshop / "out" / "run.json").read_text()) | {"finished": False}
+    for text in (card.read_text().replace("Made", "made"), "my notes"):
+        (workshop / "out" / "run.json").write_text(json.dumps(run))
+        card.write_text(text)
+        assert main(["train", "--config", "recipe.yaml"]) == 0
+    assert card.read_text() == "my notes"
+    assert "README.md is no model card of distilllens and stays" in caplog.text
+
+
+def test_names_of_models_are_literal_in_the_card(workshop):
+    """Whatever Markdown would make of them."""
+    name = "stu|dent`_$x$_"
+    (workshop / "student").rename(workshop / name)
+    recipe(workshop, max_steps=1, model_name_or_path=name, output_dir="o_ut*")
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+    card = (workshop / "o_ut*" / "README.md").read_text()
+    assert "# o\\_ut\\*\n" in card
+    assert "| student started from | `` stu\\|dent`_$x$_ `` |" in card

@@ -11,6 +11,7 @@ from distilllens.data import (
     drop_long_prompts,
     format_instruction,
     format_prompt,
+    instruction_messages,
     load_records,
     to_dataset,
     to_training_examples,
@@ -45,6 +46,73 @@ def test_prompts_equal_alpacas_text():
     record = {"instruction": "Name {one} colour.", "output": "Blue"}
     assert format_prompt(record) == format_prompt({**record, "input": ""}) == PLAIN
     assert format_prompt({**record, "input": "The sky {input}."}) == WITH_INPUT
+
+
+SYSTEM = """Answer like a pirate.
+
+### Instruction:
+Who?
+
+### Response:
+Me.
+
+### Instruction:
+Name {one} colour.
+
+### Response:
+"""
+
+
+def test_system_and_history_are_in_the_prompt():
+    """The system text stands for Alpaca's first sentences; earlier turns have the same form."""
+    record = {"instruction": "Name {one} colour.", "output": "Blue"}
+    turns = {"system": "Answer like a pirate.", "history": [["Who?", "Me."]]}
+    assert format_instruction({**record, **turns}) == {"prompt": SYSTEM, "completion": "Blue"}
+    alone = PLAIN.split("###")[0] + SYSTEM.removeprefix("Answer like a pirate.\n\n")
+    assert format_prompt({**record, "history": turns["history"]}) == alone
+    assert format_prompt({**record, "system": "", "history": []}) == PLAIN
+    one = {**record, "system": "Go.", "input": "The sky {input}."}
+    assert format_prompt(one) == "Go.\n\n### Instruction:" + WITH_INPUT.split("### Instruction:")[1]
+
+
+def test_a_chat_template_gets_the_same_turns():
+    """System, history and instruction are messages of their own."""
+    record = {"instruction": "a", "input": "b", "output": "c"}
+    turns = {"system": "s", "history": [["q", "r"]]}
+    asked = {"role": "user", "content": "a\n\nb"}
+    assert instruction_messages(record) == [asked]
+    assert instruction_messages({**record, **turns}) == [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "r"},
+        asked,
+    ]
+
+
+def test_records_need_not_come_from_a_file():
+    """Spellings of other tools are read wherever records are given."""
+    spoken = {"conversations": [{"from": "human", "value": "a"}], "system": "s"}
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}]
+    assert to_training_examples([spoken]) == [{"messages": messages}]
+    assert list(to_dataset([spoken])) == [{"messages": messages}]
+
+
+def test_a_table_holds_any_json():
+    """Values that a parser of the table would change or refuse come back equal."""
+    values = [0.94, 1e-300, 10**30, -0.0, "1", "", "\u2028", [], {}, None, True]
+    record = {"messages": [{"role": "user", "content": "a", "more": values}]}
+    assert repr(list(to_dataset([record]))) == repr([record])
+    with pytest.raises(ValueError, match=r"at a time, .* completion, prompt and text$"):
+        to_dataset([{"text": "a"}, {"prompt": "a", "completion": "b"}])
+    talk = {"prompt": [{"role": "user", "content": "a"}], "completion": record["messages"]}
+    with pytest.raises(ValueError, match=r"either text or messages; .* completion, prompt$"):
+        to_dataset([talk, {"prompt": "a", "completion": "b"}])
+
+
+def test_a_record_without_a_reference_is_refused():
+    """A row of somebody's own data set has not been checked by load_records."""
+    with pytest.raises(ValueError, match="'output' is None; it must be a text or a list of texts"):
+        format_instruction({"instruction": "a", "output": None})
 
 
 def test_the_first_reference_is_the_completion():

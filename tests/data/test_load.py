@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distilllens.data import load_hub, load_records
+from distilllens.data import kind_of, load_records
 
 GOOD = {"instruction": "Say hi.", "input": "", "output": "hi"}
 TALK = b'{"messages": [{"role": "user", "content": "a"}]%s}'
+SAID = b'{"messages": [{"role": "user", "content": %s}]}'
+SPOKEN = b'{"conversations": [{%s}]}'
 SHARED = os.environ.get("DISTILLLENS_SHARED")
 # Rows as the README beside the files states them.
 ROWS = {
@@ -118,15 +120,13 @@ def test_stories_are_split_at_their_separator(tmp_path, suffix):
         (b'{"instruction": "a"}', "the record has no 'output', only .'instruction'."),
         (b'{"instruction": 1, "output": "a"}', "'instruction' is 1; it must be a text"),
         (b'{"instruction": " ", "output": "a"}', "'instruction' is empty"),
-        (b'{"instruction": "a", "input": null, "output": "a"}', "'input' is None; it must be"),
-        (b'{"instruction": "a", "output": "\\n"}', "'output' is empty"),
         (b'{"instruction": "a", "output": 3}', "is 3; it must be a text or a list of texts"),
-        (b'{"instruction": "a", "output": []}', "'output' is an empty list; it needs at least"),
         (b'{"instruction": "a", "output": ["a", ""]}', r"'output'\[1\] is empty"),
         (b'{"instruction": "a", "output": ["a", 2]}', r"'output'\[1\] is 2; it must be a text"),
         (b'{"instruction": "a", "output": "\\ud800"}', "half a surrogate pair at character 0"),
+        (TALK % b', "tools": [{"\\ud800": 1}]', "'tools' has half a surrogate pair at character 3"),
+        (SAID % b'"a", "calls": ["\\udfff"]', r"'messages'\[0\] has half a surrogate pair"),
         (b'{"prompt": "a"}', "the record has no 'completion'"),
-        (b'{"prompt": "a", "completion": ""}', "'completion' is empty"),
         (b'{"prompt": [], "completion": "a"}', "'prompt' is ..; it must be a list of messages"),
         (b'{"messages": "a"}', "'messages' is 'a'; it must be a list of messages"),
         (b'{"messages": ["a"]}', r"'messages'\[0\] is 'a'; a message has a role"),
@@ -136,6 +136,23 @@ def test_stories_are_split_at_their_separator(tmp_path, suffix):
             TALK % b', "chat_template_kwargs": [1]',
             r"'chat_template_kwargs' is \[1\]; it must be an",
         ),
+        (b'{"instruction": "a", "output": "b", "system": 1}', "'system' is 1; it must be a text"),
+        (b'{"instruction": "a", "output": "b", "history": "c"}', "'history' is 'c'; it must be a"),
+        (b'{"instruction": "a", "output": "b", "history": [["c"]]}', r"'history'\[0\] is .*answer"),
+        (b'{"instruction": "a", "output": "b", "history": [[1, 2]]}', r"\[0\] is 1; .* two texts"),
+        (SAID % b"5", r"'messages'\[0\]\['content'\] is 5; it must be a text"),
+        (SAID % b"null", r"'messages'\[0\] has no 'content'"),
+        (SAID % b"[]", r"'messages'\[0\]\['content'\] is an empty list"),
+        (SAID % b'["a"]', r"\['content'\]\[0\] is 'a'; only text parts .* can be trained on"),
+        (
+            SAID % b'[{"type": "text", "text": "a"}, {"type": "image_url", "image_url": "b"}]',
+            r"\['content'\]\[1\] is a part of type 'image_url'; only text parts",
+        ),
+        (b'{"conversations": "a"}', "'conversations' is 'a'; it must be a list of turns"),
+        (SPOKEN % b'"from": "alien", "value": "a"', r"\[0\]\['from'\] is 'alien'; known are human"),
+        (SPOKEN % b'"from": "human", "value": 5', r"'conversations'\[0\]\['value'\] is 5; it must"),
+        (SPOKEN % b'"from": "human"', r"'conversations'\[0\]\['value'\] is None; it must"),
+        (SPOKEN % b'"from": "function_call", "value": "f(1)"', r"\[0\] is a function_call, so its"),
         (b'{"text": ["a"]}', "'text' is ..a..; it must be a text"),
     ],
 )
@@ -158,10 +175,20 @@ def test_a_broken_line_is_named(tmp_path, line, message):
         ("a.txt", b"a\nb\xc3", ":2: byte 0xc3 is not UTF-8"),
         ("a.json", b'{"text": "a"}', ":1: .*one list of objects, .*one object a line is .jsonl"),
         ("a.json", b'[{"text": "a"},\n{"text" "b"}]', ":2: broken JSON"),
-        ("a.json", b'[{"text": "a"},\n\n{"text": ""}]', ":3: 'text' is empty"),
+        ("a.jsonl", b'\n{\n  "text": "a"\n}\n', ":2: broken JSON .*this looks like pretty-printed"),
+        ("a.jsonl", b'[\n{"text": "a"}]\n', ":1: .*looks like a JSON list: name the file .json"),
+        ("a.xlsx", b"a,b", ": unknown suffix '.xlsx'; known are .jsonl, "),
+        ("a.csv", b"a,b\n1,2\n", ":2: the record has the fields .'a', 'b'.; it needs"),
+        ("a.csv", b"text\n", ":1: the file holds no record"),
+        ("a.csv", b"", ":1: the file holds no record"),
+        ("a.csv", b"text,text\na,b\n", ":1: two columns of the header are called 'text'"),
+        ("a.csv", b'text,id\n"a\nb",1\n\nc\n', ":5: the row has 1 cells, but the header names 2"),
+        ("a.csv", b'text\na\n"b\n', ":3: broken CSV"),
+        ("a.csv", b"text\n\xff\n", ":2: byte 0xff is not UTF-8"),
+        ("a.parquet", b"PAR1 no", ": cannot be read as Parquet"),
+        ("a.arrow", b"no", ": cannot be read as Arrow"),
         ("a.jsonl.gz", b"not gzip", ":1: broken gzip"),
         ("a.txt.gz", gzip.compress(b"story " * 99, mtime=0)[:-9], ":1: broken gzip"),
-        ("a.csv", b"a,b", ": unknown suffix '.csv'; known are .jsonl, "),
     ],
 )
 def test_a_broken_file_is_named(tmp_path, name, content, message):
@@ -194,34 +221,210 @@ def test_real_files_have_the_rows_they_state(name, rows):
     assert len(load_records(Path(SHARED, "data", name))) == rows
 
 
-def test_hub_rows_are_checked_and_stripped_of_absent_columns(monkeypatch):
-    """A hub table's empty columns are no fields, and its rows are named NAME[SPLIT]:ROW."""
+SPEAKERS = ("system", "human", "gpt", "tool", "user", "assistant", "observation")
+ROLES = ("system", "user", "assistant", "tool", "user", "assistant", "tool")
+PARTS = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+
+
+def said(role, content, **more):
+    return {"role": role, "content": content, **more}
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (
+            {"conversations": [{"from": name, "value": "x"} for name in SPEAKERS], "id": 1},
+            {"messages": [said(role, "x") for role in ROLES], "id": 1},
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "x"}], "system": "Be kind."},
+            {"messages": [said("system", "Be kind."), said("user", "x")]},
+        ),
+        (
+            {"conversations": [said("system", "y"), said("user", "x")], "system": "Be kind."},
+            {"messages": [said("system", "y"), said("user", "x")], "system": "Be kind."},
+        ),
+        (
+            {"conversations": [{"from": "function_call", "value": '{"name": "f"}'}]},
+            {
+                "messages": [
+                    said(
+                        "assistant",
+                        "",
+                        tool_calls=[{"type": "function", "function": {"name": "f"}}],
+                    )
+                ]
+            },
+        ),
+        (
+            {"prompt": "x", "prompt_id": "y", "messages": [said("user", "x")]},
+            {"prompt": "x", "prompt_id": "y", "messages": [said("user", "x")]},
+        ),
+        ({"messages": [said("user", PARTS)]}, {"messages": [said("user", "ab")]}),
+        (
+            {"prompt": [said("user", PARTS)], "completion": [said("assistant", "c")]},
+            {"prompt": [said("user", "ab")], "completion": [said("assistant", "c")]},
+        ),
+        ({"messages": json.dumps([said("user", "x")])}, {"messages": [said("user", "x")]}),
+        (
+            {**GOOD, "input": None, "system": None, "history": None, "output": "b"},
+            {"instruction": "Say hi.", "output": "b"},
+        ),
+        ({**GOOD, "history": '[["a", "b"]]'}, {**GOOD, "history": [["a", "b"]]}),
+    ],
+)
+def test_spellings_of_other_tools_are_read(tmp_path, written, read):
+    """ShareGPT's turns, UltraChat's rows, text parts and null become messages and fields."""
+    assert load_records(write(tmp_path / "a.jsonl", written)) == [read]
+
+
+def test_null_inside_a_conversation_is_no_absent_key(tmp_path):
+    """Only a field of the record itself vanishes when it is null."""
+    record = {"messages": [said("user", "x", a=None)], "chat_template_kwargs": {"b": None}}
+    file = write(tmp_path / "a.jsonl", {**record, "tools": None})
+    assert load_records(file) == [record]
+
+
+def test_texts_and_messages_are_two_kinds(tmp_path):
+    """SFTTrainer decides by the first row whether to append the end-of-sequence token."""
+    talk = {"prompt": [said("user", "a")], "completion": [said("assistant", "b")]}
+    file = write(tmp_path / "a.jsonl", {"prompt": "a", "completion": "b"}, talk)
+    refused(file, "a.jsonl:2: a 'prompt' record of messages, but .*:1 is a 'prompt' record;")
+
+
+def test_unused_fields_are_named_once(tmp_path, caplog):
+    """One warning names every field that nothing reads, and how many records hold it."""
+    rows = [{**GOOD, "id": n, "source": "x" if n else "", "system": "y"} for n in range(3)]
+    load_records([write(tmp_path / "a.jsonl", *rows), write(tmp_path / "b.jsonl", *rows)])
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "nothing reads these fields of the 6 records: 'id' (in 6), 'source' (in 4)"
+    )
+    caplog.clear()
+    load_records(tmp_path / "a.jsonl", warn=False)
+    load_records(
+        write(tmp_path / "c.jsonl", {"messages": [said("user", "a")], "tools": [{"b": 1}]})
+    )
+    assert not caplog.records
+    load_records(write(tmp_path / "c.jsonl", {"prompt": "a", "completion": "b", "tools": [{}]}))
+    assert "'tools' (in 1)" in caplog.text
+
+
+TARGETS = (
+    {"instruction": "a", "output": "b"},
+    {"prompt": "a", "completion": "b"},
+    {"messages": [said("user", "a")]},
+    {"text": "a"},
+)
+# Rows without a target, and what is said where they are refused.
+EMPTY = [
+    ({**GOOD, "output": ""}, "'output' is empty"),
+    ({**GOOD, "output": " \n"}, "'output' is empty"),
+    ({**GOOD, "output": None}, "the record has no 'output'"),
+    ({**GOOD, "output": None, "text": "the prompt"}, "the record has no 'output'"),
+    ({**GOOD, "output": []}, "'output' is an empty list"),
+    ({"prompt": "a", "completion": ""}, "'completion' is empty"),
+    ({"prompt": [said("user", "a")], "completion": []}, "'completion' is ..; it must be a list"),
+    ({"messages": []}, "'messages' is ..; it must be a list of messages"),
+    ({"conversations": None}, "the record has no 'messages'"),
+    ({"text": ""}, "'text' is empty"),
+]
+
+
+@pytest.mark.parametrize(("empty", "message"), EMPTY)
+def test_rows_without_a_target_are_left_out_and_counted(tmp_path, caplog, empty, message):
+    """One warning counts them; evaluation refuses them; a file of nothing else is refused."""
+    good = next(row for row in TARGETS if kind_of(row) == kind_of({"messages": None, **empty}))
+    if isinstance(empty.get("prompt"), list):
+        good = {"prompt": empty["prompt"], "completion": [said("assistant", "b")]}
+    file = write(tmp_path / "a.jsonl", good, empty, good, empty)
+    assert load_records(file) == [good, good]
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"leaving out 2 of 4 records that have no target; the first is {file}:2"
+    )
+    with pytest.raises(ValueError, match=f"a.jsonl:2: {message}"):
+        load_records(file, skip_empty=False)
+    refused(
+        write(tmp_path / "b.jsonl", empty, empty), "b.jsonl:1: the file holds 2 records, but all"
+    )
+
+
+CSV = """,instruction,input,output,note,history
+0,"Say ""hi"".",,None,,
+1,"Two
+lines",more,"a, b",3,"[[""q"", ""a""]]"
+"""
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
+def test_csv_cells_become_fields(tmp_path, suffix):
+    """Quotes and line ends inside cells stay; an empty cell is no field; lists may be JSON."""
+    file = tmp_path / f"a{suffix}"
+    content = ("\ufeff" + CSV.replace("\n", "\r\n").replace("Two\r\n", "Two\n")).encode()
+    file.write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
+    assert load_records(file) == [
+        {"": "0", "instruction": 'Say "hi".', "output": "None"},
+        {
+            "": "1",
+            "instruction": "Two\nlines",
+            "input": "more",
+            "output": "a, b",
+            "note": "3",
+            "history": [["q", "a"]],
+        },
+    ]
+
+
+def test_csv_holds_conversations_and_json_texts(tmp_path):
+    """Messages are the JSON text of a list; a completion that is JSON but no messages is a text."""
+    talk, file = [said("user", "a")], tmp_path / "a.csv"
+    cell = json.dumps(talk).replace('"', '""')
+    file.write_text(f'messages\n"{cell}"\n')
+    assert load_records(file) == [{"messages": talk}]
+    file.write_text(f'prompt,completion\n"{cell}","{cell}"\n')
+    assert load_records(file) == [{"prompt": talk, "completion": talk}]
+    file.write_text('prompt,completion\n,"[1, 2]"\n"[]","{}"\n')
+    assert load_records(file) == [
+        {"prompt": "", "completion": "[1, 2]"},
+        {"prompt": "[]", "completion": "{}"},
+    ]
+    file.write_text(f'messages\n"{talk!s}"\n')
+    refused(file, r"a.csv:2: 'messages' is \"\[\{'role'.*; it must be a list of messages")
+
+
+def test_csv_cells_may_be_long(tmp_path):
+    """A cell may be longer than the limit of Python's csv, which stays as it was."""
+    import csv
+
+    limit = csv.field_size_limit()
+    (tmp_path / "a.csv").write_text(f"text\n{'x' * (limit + 1)}\n")
+    assert len(load_records(tmp_path / "a.csv")[0]["text"]) == limit + 1
+    assert csv.field_size_limit() == limit
+
+
+def test_tables_are_read_as_files_and_folders(tmp_path):
+    """Parquet, and what datasets saves; errors name the row; a folder of splits is refused."""
     datasets = pytest.importorskip("datasets")
-    rows = [{**GOOD, "note": None}, {**GOOD, "note": "x"}]
-    tables = {"good": rows, "empty": rows[:0], "bad": [*rows, {**GOOD, "output": ""}]}
-    tables["mixed"] = [{"text": "a"}, {"text": None, "prompt": "b", "completion": "c"}]
-
-    def load_dataset(name, config, split):
-        assert (config, split) == (None, "train")
-        return tables[name]
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert load_hub("good") == [GOOD, {**GOOD, "note": "x"}]
-    with pytest.raises(ValueError, match=r"^bad\[train\]:2: 'output' is empty"):
-        load_hub("bad")
-    with pytest.raises(ValueError, match=r"^empty\[train\] holds no record"):
-        load_hub("empty")
-    with pytest.raises(ValueError, match=r"^mixed\[train\] mixes records of .*'prompt', 'text'"):
-        load_hub("mixed")
+    table = datasets.Dataset.from_list([{**GOOD, "n": n} for n in range(5)])
+    records = list(table)
+    table.to_parquet(tmp_path / "a.parquet")
+    assert load_records(tmp_path / "a.parquet") == records
+    table.select([4, 2]).save_to_disk(tmp_path / "saved", num_shards=2)
+    assert load_records(tmp_path / "saved") == [records[4], records[2]]
+    datasets.DatasetDict({"train": table, "test": table}).save_to_disk(tmp_path / "splits")
+    refused(tmp_path / "splits", "a data set of the splits test, train; name one of these folders")
+    assert load_records(tmp_path / "splits" / "train") == records
+    datasets.Dataset.from_list([GOOD, {**GOOD, "instruction": None}]).to_parquet(
+        tmp_path / "b.parquet"
+    )
+    refused(tmp_path / "b.parquet", "b.parquet:1: the record has no 'instruction'")
 
 
-def test_an_unreachable_hub_is_one_line(monkeypatch):
-    """Any error of the hub's client becomes one line with data set and split."""
-    datasets = pytest.importorskip("datasets")
-
-    def load_dataset(*_, **__):
-        raise ConnectionError("cannot reach it\nand more lines")
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(ValueError, match=r"data set 'no/such', split 'test': cannot reach it$"):
-        load_hub("no/such", "test")
+def test_tables_beside_other_data_in_a_folder_are_not_read(tmp_path, caplog):
+    """The same data may lie there in two forms; a warning says which one is read."""
+    write(tmp_path / "a.jsonl", {"text": "a"})
+    (tmp_path / "a.csv").write_text("text\na\n")
+    assert load_records(tmp_path) == [{"text": "a"}]
+    assert "a.jsonl is read, and tables are not: a.csv" in caplog.text

@@ -9,7 +9,7 @@ from data import tool_records
 from distilllens.cli import main
 from distilllens.evaluate import tasks
 from distilllens.evaluate.answer_scorer import AnswerScorer
-from distilllens.generate.transformers_backend import TransformersBackend
+from distilllens.generate.transformers_backend import Generation, TransformersBackend
 
 RECORDS = [
     {"instruction": e["prompt"], "output": [e["completion"].strip(), "the cat"]}
@@ -111,3 +111,17 @@ def test_wrong_settings_are_named(settings, message):
     """The message has the remedy."""
     with pytest.raises(ValueError, match=message):
         AnswerScorer(**settings)
+
+
+def test_chinese_answers_are_told_apart(monkeypatch):
+    """A right answer scores 100, a wrong one 0: the checkpoint that gives it is the better one."""
+    records = [{"prompt": "the cat", "completion": "今天天气很好。"}]
+    tokenizer = toys.tokenizer()
+    for answer, expected in (("今天天气很好。", 100.0), ("再见", 0.0)):
+
+        def said(self, prompt_ids, *, seed, answer=answer):
+            return [Generation(answer, 3, True, 0) for _ in prompt_ids]
+
+        monkeypatch.setattr(TransformersBackend, "generate", said)
+        found = scorer()(records, toys.llama(), tokenizer)
+        assert found == {"rouge_l": (expected, 1), "exact_match": (expected, 1)}

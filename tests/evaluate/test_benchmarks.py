@@ -44,6 +44,28 @@ def test_a_chat_is_asked_by_its_messages(tmp_path):
     assert example.references == ("  Good day", "Hello")
 
 
+def test_system_and_history_are_asked_too(tmp_path):
+    """In Alpaca's template they are part of the text, with --chat they are messages."""
+    record = {**RECORD, "system": "Be kind.", "history": [["Hi", "Hello"]]}
+    path = write(tmp_path / "i.jsonl", record)
+    (example,) = load_benchmarks([path])[0].examples
+    assert example.prompt.startswith("Be kind.\n\n### Instruction:\nHi\n\n### Response:\nHello\n\n")
+    (example,) = load_benchmarks([path], chat=True)[0].examples
+    assert [m["content"] for m in example.prompt] == [
+        "Be kind.",
+        "Hi",
+        "Hello",
+        "Say hello.\n\npolitely",
+    ]
+
+
+def test_a_record_without_a_reference_is_refused_by_line(tmp_path):
+    """Training leaves such a record out; the mean of an evaluation would be over fewer answers."""
+    path = write(tmp_path / "i.jsonl", {**RECORD, "output": ""})
+    with pytest.raises(ValueError, match=r"i\.jsonl:1: 'output' is empty"):
+        load_benchmarks([path])
+
+
 def test_prompts_and_completions_are_taken_as_they_are(tmp_path):
     """No template, nothing stripped."""
     path = write(tmp_path / "p.jsonl", {"prompt": "2 + 2 =", "completion": " 4"})

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import unicodedata
 
 import pytest
 
@@ -15,9 +16,13 @@ PUNCTUATION = "".join(chr(c) for c in range(33, 127) if not chr(c).isalnum())
 def independent(answer, references):
     """Normal forms by regular expressions; a list of pieces instead of a text."""
 
+    def gone(character):
+        return character in PUNCTUATION or unicodedata.category(character)[0] == "P"
+
     def pieces(text):
-        text = re.sub("[" + re.escape(PUNCTUATION) + "]", "", text.lower())
-        return [piece for piece in re.split(r"\s", text) if piece]
+        text = unicodedata.normalize("NFC", text.lower())
+        kept = re.split(r"\s", "".join(c for c in text if not gone(c)))
+        return [piece for piece in kept if piece] or text.split()
 
     return 100.0 * (pieces(answer) in [pieces(reference) for reference in references])
 
@@ -44,10 +49,21 @@ def spoilt(text, rng):
         ("the cat", ["cat"], 0.0),  # articles are no punctuation
         ("a-b", ["ab"], 100.0),  # a hyphen goes and leaves no space
         ("a b", ["ab"], 0.0),
-        ("“Paris”", ["Paris"], 0.0),  # only ASCII punctuation goes
+        ("“Paris”", ["Paris"], 100.0),  # typographic marks go like those of ASCII
         ("ÄRGER, Öl", ["ärger öl"], 100.0),
-        ("東京", ["東京。"], 0.0),
-        ("", ["..."], 100.0),
+        ("東京", ["東京。"], 100.0),
+        ("「東京」、", ["東京"], 100.0),
+        ("東京", ["京東"], 0.0),
+        ("هل هذا صحيح؟", ["هل هذا صحيح"], 100.0),
+        ("नमस्ते।", ["नमस्ते"], 100.0),
+        ("cafe\u0301", ["caf\u00e9"], 100.0),  # one letter, written in two ways
+        ("cafe", ["café"], 0.0),
+        ("100 €", ["100"], 0.0),  # of symbols only ASCII's go
+        ("", ["..."], 0.0),  # a text of nothing but punctuation keeps it
+        ("!!!", ["..."], 0.0),
+        ("。", [""], 0.0),
+        ("!!!", [" !!!\n"], 100.0),
+        ("", [""], 100.0),
         ("", ["yes"], 0.0),
     ],
 )
@@ -68,3 +84,9 @@ def test_agrees_with_the_definition_written_anew(shared):
         outcomes.append(exact_match(answer, references))
         assert outcomes[-1] == independent(answer, references), (answer, references)
     assert outcomes.count(100.0) >= 300 and outcomes.count(0.0) >= 300
+
+
+def test_invisible_characters_are_no_difference():
+    """Marks of direction, joiners and a byte order mark."""
+    assert exact_match("\ufeffשלום\u200f", ["שלום"]) == 100.0
+    assert exact_match("می\u200cخواهم", ["میخواهم"]) == 100.0

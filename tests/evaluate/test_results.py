@@ -11,6 +11,7 @@ from distilllens.evaluate.results import SETTINGS, Results, Unit
 from distilllens.evaluate.scores import score
 from distilllens.evaluate.table import read_table
 from distilllens.jsonl import write_rows
+from distilllens.stored import DamagedFile
 
 UNIT = Unit("test", "kd", 10)
 
@@ -24,7 +25,11 @@ def settings(**changes):
         "benchmarks": {"test": {"sha256": "cd", "examples": 2}},
         "seeds": [10],
         "decoding": {"temperature": 1.0},
+        "limit": None,
+        "max_prompt_length": None,
         "chat": False,
+        "dtype": "auto",
+        "backend": "transformers",
         "teacher": None,
         "sbert": None,
         "judge": None,
@@ -34,7 +39,8 @@ def settings(**changes):
 
 def row(example, **more):
     """A finished answer."""
-    return {"example": example, "answer": "ja 東京", "num_tokens": 2, "finished": True} | more
+    found = {"example": example, "answer": "ja 東京", "num_tokens": 2, "finished": True}
+    return found | {"near_ties": 1} | more
 
 
 def test_rows_survive_a_torn_line(tmp_path):
@@ -161,10 +167,7 @@ def finished(folder, **changes):
     results = Results(folder)
     results.begin(settings(seeds=[10, 20], **changes), "command")
     for seed, values in ((10, (10.0, 30.0)), (20, (20.0, 40.0))):
-        rows = [
-            row(n, rouge_l=v, exact_match=0.0, near_ties=1) | JUDGED[n]
-            for n, v in enumerate(values)
-        ]
+        rows = [row(n, rouge_l=v, exact_match=0.0) | JUDGED[n] for n, v in enumerate(values)]
         results.finish(Unit("test", "kd", seed), rows)
     references = [
         {"example": 0, "nll": 4.0, "num_tokens": 2, "kl": None},
@@ -185,6 +188,114 @@ def test_a_folder_reads_as_numbers(tmp_path):
     assert score("judge_ratio", found["judge_ratio"]).mean == 62.5  # 5 of 8
     assert np.array_equal(found["perplexity"].counts, [[2], [3]])
     assert table.answers["test"]["kd"] == {"mean_tokens": 2, "finished": 1, "near_ties": 4}
+
+
+def changed(**changes):
+    """evaluation.json with other settings; None takes one away."""
+    found = settings(seeds=[10, 20]) | changes
+    return json.dumps({"settings": {k: v for k, v in found.items() if v != "-"}, "command": ""})
+
+
+BINS = {"count": [0] * 15, "confidence": [0] * 15, "correct": [0] * 15}
+DAMAGED = {
+    # file: (content, what is said)
+    "no JSON": ("evaluation.json", "{", "broken JSON"),
+    "no object": ("evaluation.json", "[]", "the content is []; it must be an object"),
+    "no settings": ("evaluation.json", '{"command": ""}', "the entry 'settings' is missing"),
+    "seeds": ("evaluation.json", changed(seeds="10"), "'settings.seeds' is \"10\"; it must be a l"),
+    "a seed": ("evaluation.json", changed(seeds=["x"]), "'settings.seeds[0]' is \"x\"; it must be"),
+    "no seed": ("evaluation.json", changed(seeds=[]), "'settings.seeds' is empty"),
+    "no model": ("evaluation.json", changed(models={}), "'settings.models' is empty"),
+    "no dtype": ("evaluation.json", changed(dtype="-"), "'settings.dtype' is missing"),
+    "a benchmark": (
+        "evaluation.json",
+        changed(benchmarks={"test": {"sha256": "cd"}}),
+        "'settings.benchmarks.test.examples' is missing",
+    ),
+    "bytes": ("evaluation.json", b"\xff", "is not UTF-8"),
+    "an answer": ("test/kd/seed-20.jsonl", "[]\n", "seed-20.jsonl:1: the content is []"),
+    "a torn row": ("test/kd/seed-10.jsonl", '{"exa', "seed-10.jsonl:1: broken JSON"),
+    "no row": ("test/kd/seed-10.jsonl", "", "seed-10.jsonl: example 0 is missing (2 of 2 are)"),
+    "a reference": ("test/kd/references.jsonl", "5\n", "references.jsonl:1: the content is 5"),
+    "no reference": ("test/kd/references.jsonl", "", "references.jsonl: example 0 is missing"),
+    "bins": ("test/kd/calibration.json", "{}", "the entry 'count' is missing"),
+    "few bins": (
+        "test/kd/calibration.json",
+        json.dumps(BINS | {"count": []}),
+        "a calibration has 15 numbers each",
+    ),
+    "a bin": (
+        "test/kd/calibration.json",
+        json.dumps(BINS | {"correct": [1, *[0] * 14]}),
+        "bin 0 has 0 predictions, confidence 0 and 1 correct ones",
+    ),
+    "a seal": ("complete.json", "{}", "the entry 'files' is missing"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_file_is_named(tmp_path, case):
+    """One line with the file, what is wrong with it and what to do; no other kind of error."""
+    name, content, message = DAMAGED[case]
+    path = finished(tmp_path) / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DamagedFile) as refused:
+        read_table(tmp_path)
+    said = str(refused.value)
+    assert said.startswith(str(path)) and message in said and "\n" not in said
+    what = "restore the file, or" if name == "evaluation.json" else "; delete the file and repeat"
+    assert what in said
+
+
+def test_a_changed_row_of_a_closed_folder_is_named(tmp_path):
+    """Every finished file is known by its hash, and the table is the same after a reading."""
+    folder = finished(tmp_path)
+    before = read_table(folder).samples["test"]["kd"]["rouge_l"].totals
+    results = Results(folder)
+    results.note_definitions(judged=False)
+    results.close()
+    assert results.is_sealed()
+    assert results.settings()["text_metrics"] == "words of every script"
+    assert np.array_equal(read_table(folder).samples["test"]["kd"]["rouge_l"].totals, before)
+    for path in sorted((folder / "test" / "kd").iterdir()):
+        whole = path.read_bytes()
+        path.write_bytes(whole.replace(b"0", b"3", 1))
+        with pytest.raises(DamagedFile, match=f"{path} has changed since it was finished"):
+            read_table(folder)
+        path.write_bytes(whole)
+
+
+def test_reordered_rows_pair_as_before(tmp_path):
+    """The rows of each file in another order: the same samples."""
+    folder = finished(tmp_path)
+    before = read_table(folder).samples["test"]["kd"]
+    for path in (folder / "test" / "kd").glob("*.jsonl"):
+        path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
+    for metric, samples in read_table(folder).samples["test"]["kd"].items():
+        assert np.array_equal(samples.totals, before[metric].totals)
+        assert np.array_equal(samples.examples, before[metric].examples)
+
+
+def test_examples_that_were_left_out_keep_their_numbers(tmp_path):
+    """Two of three take part; a number beyond all three is refused."""
+    found = {"test": {"sha256": "cd", "examples": 2, "left_out": 1}}
+    folder = finished(tmp_path, benchmarks=found)
+    for path in (folder / "test" / "kd").glob("*.jsonl"):
+        path.write_text(path.read_text().replace('"example": 1', '"example": 2'))
+    assert read_table(folder).samples["test"]["kd"]["rouge_l"].examples.tolist() == [0, 2]
+    for path in (folder / "test" / "kd").glob("*.jsonl"):
+        path.write_text(path.read_text().replace('"example": 2', '"example": 3'))
+    with pytest.raises(DamagedFile, match=r"references\.jsonl has 2 examples up to number 3"):
+        read_table(folder)
+
+
+def test_files_of_others_are_neither_taken_nor_deleted(tmp_path):
+    """Somebody's .part file makes a folder one of other things."""
+    (tmp_path / "film.part").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty and holds no evaluation"):
+        Results(tmp_path).check(settings())
+    Results(tmp_path).begin(settings(), "first")
+    assert (tmp_path / "film.part").read_text() == "mine"
 
 
 def test_a_folder_that_cannot_be_read_says_why(tmp_path):

@@ -165,3 +165,14 @@ def test_says_what_is_missing(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=r"pip install 'distilllens\[sbert\]'$"):
         SentenceSimilarity("anything")
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_code_of_the_model_needs_trust(monkeypatch, trusted):
+    """sentence-transformers is told to run it only where the caller says so."""
+    told = []
+    monkeypatch.setattr(
+        "sentence_transformers.SentenceTransformer", lambda *_, **settings: told.append(settings)
+    )
+    SentenceSimilarity("anything", **({"trust_remote_code": True} if trusted else {}))
+    assert [settings["trust_remote_code"] for settings in told] == [trusted]

@@ -1,10 +1,15 @@
 """Scores side by side."""
 
+import dataclasses
+import html
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from distilllens.evaluate.board import board
 from distilllens.evaluate.calibration import Calibration
@@ -112,6 +117,117 @@ def test_comparisons_are_on_the_examples_that_both_have():
     assert pair.verdict == "too few examples to tell"
     assert found.scores["rouge_l"]["test"]["kd"].num_examples == 12
     assert found.notes == ("lens - kd on test: on the 2 examples that both have.",)
+
+
+STRANGE = {
+    "a|b": r"a\|b",
+    "*bold*": r"\*bold\*",
+    "_slant_": r"\_slant\_",
+    "plain_kd": "plain_kd",  # an underscore inside a word is no mark
+    "`code`": r"\`code\`",
+    "two\nlines": r"two\nlines",
+    "\x1b[31mred": r"\x1b[31mred",
+    "<b>x</b>": r"\<b>x\</b>",
+    "a < b": "a < b",
+    "R&amp;D": r"R\&amp;D",
+    "R&D": "R&D",
+    "[a](b)": r"[a\](b)",
+    "[10]": "[10]",
+    "~~gone~~": r"\~\~gone\~\~",
+    "$x$": r"\$x\$",
+    "C:\\_x": r"C:\\\_x",
+    "C:\\x": r"C:\x",
+    "\udc80": r"\udc80",
+    "東京": "東京",
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_names_are_shown_as_themselves(name):
+    """Of models, benchmarks and folders, in all tables and in the notes."""
+    one = table(name, {name: BAD, "lens": GOOD}, more=(name,))
+    two = table("two", {"kd": GOOD}, more=(name, "left"), decoding={"temperature": 0.5})
+    text = as_markdown(board([one, two]))
+    text.encode()
+    shown = STRANGE[name]
+    for line in text.splitlines():
+        if line.startswith("|"):
+            assert len(line.replace("\\\\", "").replace("\\|", "").split("|")) in (6, 10), line
+    cells = [[c.strip() for c in re.split(r"(?<!\\)\|", x)][1:-1] for x in text.splitlines()]
+    assert [shown] == [row[0] for row in cells if row and row[0].startswith(shown)][:1]
+    assert any(row and row[0] == f"lens - {shown}" for row in cells)
+    assert any(row and row[2:3] == [shown] for row in cells)
+    assert f"({shown}: " in text
+
+
+@given(st.text("ab1_*`|~$<>&;#[]()!\\\\/:@. -", min_size=1).map(str.strip).filter(bool))
+def test_a_reader_of_markdown_shows_the_name(name):
+    """Whatever it is made of, as markdown-it renders the cell."""
+    markdown_it = pytest.importorskip("markdown_it")
+    renderer = markdown_it.MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    text = as_markdown(board([table("r", {name: BAD})]), ["rouge_l"])
+    (first, *_) = re.findall(r"<td>(.*?)</td>", renderer.render(text))
+    assert html.unescape(first) == name
+
+
+def test_the_heading_matches_the_numbers():
+    """The row says which model is subtracted; the second model of the folder is named first."""
+    text = as_markdown(board([table("r", {"kd": BAD, "lens": GOOD})]))
+    heading = (
+        "In each row, the model named first minus the one named second, with the 95 % interval"
+    )
+    assert heading in text and "First - second" not in text
+    (row,) = (line for line in text.splitlines() if line.startswith("| lens - kd"))
+    assert "+20.25" in row and np.mean(GOOD) - np.mean(BAD) == 20.25
+
+
+def older(*args, is_ascii=True, **settings):
+    """A table of version 0.1.0, which did not name its definitions."""
+    return dataclasses.replace(table(*args, **settings), is_ascii=is_ascii)
+
+
+NOW = {"text_metrics": "words of every script"}
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "compared", "note"),
+    [
+        (older("one", {"kd": BAD}), older("two", {"lens": GOOD}), True, None),
+        (table("one", {"kd": BAD}, **NOW), table("two", {"lens": GOOD}, **NOW), True, None),
+        (older("one", {"kd": BAD}), table("two", {"lens": GOOD}, **NOW), True, "where references"),
+        (
+            older("one", {"kd": BAD}, is_ascii=False),
+            table("two", {"lens": GOOD}, **NOW),
+            False,
+            "one was scored by version 0.1.0, which read ASCII words only",
+        ),
+    ],
+)
+def test_old_scores_are_told_from_new_ones(one, two, compared, note):
+    """Not compared where the old words were wrong, and the reader is told what to do."""
+    found = board([one, two])
+    assert bool(found.comparisons["rouge_l"]) == compared
+    assert len(found.notes) == (note is not None)
+    if note:
+        assert note in found.notes[0]
+        assert "The same distilllens evaluate scores the answers of that folder again" in str(
+            found.notes
+        )
+
+
+def test_old_scores_of_other_scripts_are_told_alone():
+    """Without a second folder too."""
+    (note,) = board([older("one", {"kd": BAD}, is_ascii=False)]).notes
+    assert note.startswith("one was scored by version 0.1.0, which read ASCII words only")
+
+
+def test_what_a_judge_read_is_told():
+    """An old judge saw the last turn only."""
+    now = NOW | {"judge": "stub", "judge_reads": "whole conversations"}
+    one = table("one", {"kd": BAD}, **NOW, judge="stub")
+    (note,) = board([one, table("two", {"lens": GOOD}, **now)]).notes
+    assert note.startswith("The judge of one read only the last turn of a conversation. The same")
+    assert board([one]).notes == ()
 
 
 def test_one_metric_can_be_asked_for():

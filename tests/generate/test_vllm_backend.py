@@ -44,7 +44,16 @@ class TokensPrompt(dict):
 class LLM:
     """Answers with the last token of a prompt plus 1, 2, ... until a stop token or the length."""
 
-    def __init__(self, model, *, tokenizer=None, skip_tokenizer_init=False, dtype="auto", seed=0):
+    def __init__(
+        self,
+        model,
+        *,
+        tokenizer=None,
+        skip_tokenizer_init=False,
+        trust_remote_code=False,
+        dtype="auto",
+        seed=0,
+    ):
         assert isinstance(model, str) and skip_tokenizer_init
         computed = {"auto": torch.bfloat16, "float32": torch.float32}[dtype]
         self.model_config = types.SimpleNamespace(

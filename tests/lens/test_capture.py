@@ -28,12 +28,17 @@ class LargestVocabularyTensor(TorchDispatchMode):
         return out
 
 
+# A cache lays their keys out anew, and products of other strides round otherwise.
+ROUNDED_BY_A_CACHE = ("gpt_neo", "gptj", "codegen")
+
+
 @pytest.mark.parametrize("name", [*families.CLOSED, *families.HEAD, *families.STUB])
 @torch.no_grad()
 def test_equals_hooks_on_the_blocks(name, family):
     """States are what the blocks return, bitwise; no tensor ``[B, T, V]`` is made."""
     model = family(name)
-    expected, _ = families.streams(name, model)
+    without = {"use_cache": False} if name in ROUNDED_BY_A_CACHE else {}
+    expected, _ = families.streams(name, model, **without)
     depths = range(len(expected) + 1)
     capture(model, [0], input_ids=families.IDS)  # locates the blocks, once
     with LargestVocabularyTensor() as seen:

@@ -111,3 +111,47 @@ def test_ticks_are_words():
     text = canvas.to_svg(figure, "a", "ticks")
     assert ">0.0005<" in text and ">−0.125<" in text
     assert not re.search(r'[" ]-?\d+\.\d{3,}', text)
+
+
+NAMES = [
+    "$\\frac$",
+    "a$b$c",
+    "$x",
+    "_hidden",
+    "_child",
+    "a\\b",
+    "{x}",
+    "kd-0.0005",
+    "#0072b2",
+    "x^2_3",
+]
+
+
+def test_names_are_literal_in_files(tmp_path):
+    """No formula, no colour, no number is made of a model's name, and none is left out."""
+    drawn = canvas.new_figure()
+    axes = drawn.subplots()
+    canvas.frame(axes, "a $\\frac$ in a label", "y")
+    for number, name in enumerate(NAMES):
+        axes.plot([0, 1], [0, number], label=name, **canvas.style_of(number))
+        axes.fill_between([0, 1], [0, number], [1, number])
+    axes.set_title("a $title$ of {x}_1")
+    canvas.save(drawn, tmp_path / "names", {})
+    shown = [text.get_text() for text in drawn.legends[0].get_texts()]
+    assert shown == NAMES
+    svg = (tmp_path / "names.svg").read_text()  # each text is a path, beside a comment
+    comments = re.findall("<!-- (.*?) -->", svg)
+    assert set(NAMES) | {"a $\\frac$ in a label", "a $title$ of {x}_1"} <= set(comments)
+
+
+def test_names_are_literal_in_pages():
+    """Colours and coordinates change in tags alone, never in a text."""
+    drawn = canvas.new_figure()
+    axes = drawn.subplots()
+    canvas.frame(axes, "depth", "y")
+    for place, name in enumerate(NAMES):
+        axes.text(0, place / 10, name)
+    text = canvas.to_svg(drawn, "names", "")
+    found = [element.text for element in ElementTree.fromstring(text).iter() if element.text]
+    assert set(NAMES) <= {words.strip() for words in found}
+    assert not re.search(r'[" ]-?\d+\.\d{3,}', re.sub(">[^<]*<", "><", text))

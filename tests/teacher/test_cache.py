@@ -6,10 +6,12 @@ import math
 import pytest
 import torch
 import toys
+from safetensors.torch import load_file, save_file
 
 from distilllens import LogitLens, files
+from distilllens.stored import DamagedFile
 from distilllens.targets import Targets
-from distilllens.teacher import CachedTeacher, LiveTeacher, cache, store
+from distilllens.teacher import LiveTeacher, cache, manifest, shards, store
 
 TOLERANCE = 1e-6  # padding changes the shapes of products; float32 rounding is 1e-7 here
 
@@ -151,7 +153,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("torn", [False, True])
 def test_a_killed_writer_goes_on(tmp_path, monkeypatch, torn):
-    """Killed before any of its files has its name, it goes on to the same bits.
+    """Killed before any of its files has its name, it goes on to the same bytes.
 
     Until then it never looks complete.
     """
@@ -173,20 +175,14 @@ def test_a_killed_writer_goes_on(tmp_path, monkeypatch, torn):
             settle(part, path)
 
         with monkeypatch.context() as killing, pytest.raises(Killed):
-            killing.setattr(store, "settle", dying)  # of tensors
+            killing.setattr(shards, "settle", dying)  # of tensors
             killing.setattr(files, "settle", dying)  # of JSON
             filled(tmp_path / "out", teacher_cache=str(folder))
         assert not (folder / store.MARK).exists()
         with pytest.raises(ValueError, match=r"does not exist|holds no teacher|is not complete"):
             filled(tmp_path / "out", teacher=None, teacher_cache=str(folder))
         filled(tmp_path / "out", teacher_cache=str(folder))
-        assert not list(folder.glob("*.part"))
-        whole = CachedTeacher(reference)
-        again = CachedTeacher(folder)
-        assert again.num_documents == whole.num_documents
-        for key in cache.stored_keys(folder):
-            ours, theirs = (c._shards.rows(c._shards.find(key)) for c in (again, whole))
-            assert torch.equal(ours, theirs)
+        assert contents(folder) == contents(tmp_path / "whole")
 
 
 def test_int8_is_near_and_says_how_near(tmp_path):
@@ -305,7 +301,7 @@ def test_a_token_never_reaches_the_manifest(tmp_path):
     folder, name = tmp_path / "cache", saved(tmp_path / "t", toys.llama(4, 24, seed=1))
     hidden = {"token": "hf_secret", "local_files_only": True}
     named(tmp_path, name, str(folder), teacher_model_init_kwargs=hidden)
-    assert "hf_secret" not in (folder / store.MANIFEST).read_text()
+    assert "hf_secret" not in (folder / manifest.MANIFEST).read_text()
     named(tmp_path, name, str(folder))
 
 
@@ -328,16 +324,151 @@ def test_two_writers_do_not_meet(tmp_path):
     filled(tmp_path / "out", teacher_cache=str(folder))
 
 
-def test_an_unreadable_shard_is_written_again(tmp_path):
-    """The command that the refusal names mends the cache."""
+def flipped(path, at=-1):
+    """Change one bit of a file's byte."""
+    content = bytearray(path.read_bytes())
+    content[at] ^= 0x40
+    path.write_bytes(content)
+
+
+def cut(path):
+    """Take eight bytes off a file."""
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def contents(folder):
+    """Name -> bytes of every file."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# What happens to which file of a complete cache.
+DAMAGE = {
+    "a shard is cut": ("shard-*", cut),
+    "a shard's keys change": ("shard-*", lambda path: flipped(path, -1)),
+    "a shard's header changes": ("shard-*", lambda path: flipped(path, 3)),
+    "the head changes": (store.HEAD, flipped),
+    "the head is gone": (store.HEAD, lambda path: path.unlink()),
+    "the mark is empty": (store.MARK, lambda path: path.write_text("{}")),
+    "the mark names no shard": (store.MARK, lambda path: path.write_text('{"shards": {}}')),
+    "the mark is torn": (store.MARK, cut),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_refused_without_a_teacher_and_mended_with_one(tmp_path, name):
+    """Every byte of the mended cache is that of the undamaged one."""
+    pattern, damage = DAMAGE[name]
     folder = tmp_path / "cache"
-    written = filled(tmp_path / "out", teacher_cache=str(folder)).teacher
-    shard = next(folder.glob("shard-*"))
-    shard.write_bytes(shard.read_bytes()[:-8])
-    with pytest.raises(ValueError, match="is not complete"):
+    filled(tmp_path / "out", teacher_cache=str(folder))
+    before = contents(folder)
+    damage(next(folder.glob(pattern)))
+    with pytest.raises(ValueError, match=r"is not complete: .*; run distilllens cache"):
         filled(tmp_path / "out", teacher=None, teacher_cache=str(folder))
-    again = filled(tmp_path / "out", teacher_cache=str(folder)).teacher
-    assert (again.num_documents, again.num_rows) == (written.num_documents, written.num_rows)
+    filled(tmp_path / "out", teacher_cache=str(folder))
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("kind", ["auto", "int8"])
+def test_a_changed_state_stops_the_run_and_is_written_again(tmp_path, monkeypatch, caplog, kind):
+    """Training names shard and document; a writer that adds documents writes both shards again."""
+    monkeypatch.setattr(cache, "SHARD_BYTES", 500)
+    folder = tmp_path / "cache"
+    settings = {"teacher_cache": str(folder), "teacher_cache_dtype": kind}
+    undamaged, _ = trained(tmp_path, **settings)
+    before = contents(folder)
+    damaged = shards.shard_files(folder)[:2]
+    for path in damaged:
+        states = load_file(path)["states"][:1].view(torch.uint8).numpy().tobytes()
+        flipped(path, before[path.name].index(states) + 7)
+    with pytest.raises(
+        DamagedFile, match=r"shard-\w+.safetensors: the states of document \d+ have"
+    ):
+        trained(tmp_path, teacher=None, **settings)
+    more = settings | {"data": toys.dataset(12)}
+    assert filled(tmp_path / "out", **more).teacher.num_documents == 12
+    assert "damaged shards are written again, 2 in all" in caplog.text
+    kept = before.keys() - {store.MARK, *(path.name for path in damaged)}
+    assert len(kept) > 4 and all(contents(folder)[name] == before[name] for name in kept)
+    again, _ = trained(tmp_path, teacher=None, **settings)
+    assert toys.drift(undamaged, again) < TOLERANCE
+
+
+@pytest.mark.parametrize("damage", [cut, flipped, lambda path: path.write_text("{}")])
+def test_a_damaged_manifest_is_refused_with_and_without_a_teacher(tmp_path, damage):
+    """Nothing else says which teacher the states are of: nothing is read, written or deleted."""
+    folder = tmp_path / "cache"
+    filled(tmp_path / "out", teacher_cache=str(folder))
+    file = folder / manifest.MANIFEST
+    damage(file)
+    before = contents(folder)
+    for teacher in (None, "default"):
+        with pytest.raises(ValueError, match="name another folder and write the cache again"):
+            filled(tmp_path / "out", teacher=teacher, teacher_cache=str(folder))
+    assert contents(folder) == before
+
+
+def test_a_changed_scale_is_refused(tmp_path):
+    """A manifest that is readable and says something else of the head."""
+    folder = tmp_path / "cache"
+    filled(tmp_path / "out", teacher_cache=str(folder))
+    file = folder / manifest.MANIFEST
+    file.write_text(file.read_text().replace('"scale": 1.0', '"scale": 1.5'))
+    for teacher in (None, "default"):
+        with pytest.raises(ValueError, match="does not have the hash in complete"):
+            filled(tmp_path / "out", teacher=teacher, teacher_cache=str(folder))
+
+
+@pytest.mark.parametrize("kind", ["auto", "int8"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_states_that_are_not_finite_are_not_written(tmp_path, monkeypatch, kind, number):
+    """Depth, number and document are named; the mended teacher goes on from what was written."""
+    monkeypatch.setattr(cache, "SHARD_BYTES", 500)
+    read, calls = LiveTeacher.read, []
+
+    def broken(self, *args, **kwargs):
+        states, head = read(self, *args, **kwargs)
+        calls.append(1)
+        if len(calls) == 3:  # the first gives width and dtype
+            states[3][1, 5] = number
+        return states, head
+
+    folder = tmp_path / "cache"
+    settings = {"teacher_cache": str(folder), "teacher_cache_dtype": kind}
+    with monkeypatch.context() as breaking:
+        breaking.setattr(LiveTeacher, "read", broken)
+        message = rf"states at depth 3 hold the number {number} in a document of \d+ tokens"
+        with pytest.raises(ValueError, match=message):
+            filled(tmp_path / "out", **settings)
+    assert shards.shard_files(folder) and not (folder / store.MARK).exists()
+    filled(tmp_path / "out", **settings)
+    reference = tmp_path / "whole"
+    filled(tmp_path / "out", **settings | {"teacher_cache": str(reference)})
+    assert contents(folder) == contents(reference)
+
+
+def test_a_cache_of_format_1_is_added_to(tmp_path, monkeypatch):
+    """Its shards have no checksums, the new ones have; all are read, and the mark has hashes."""
+    folder = tmp_path / "cache"
+    filled(tmp_path / "out", teacher_cache=str(folder))
+    (old,) = shards.shard_files(folder)
+    tensors = load_file(old)
+    del tensors["checksums"]
+    save_file(tensors, old)
+    file = folder / manifest.MANIFEST
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 1}))
+    (folder / store.MARK).write_text(json.dumps({"shards": {old.name: old.stat().st_size}}))
+    unchanged = contents(folder)
+    filled(tmp_path / "out", teacher=None, teacher_cache=str(folder))
+    assert contents(folder) == unchanged
+    more = {"data": toys.dataset(12), "teacher_cache": str(folder)}
+    assert filled(tmp_path / "out", **more).teacher.num_documents == 12
+    assert contents(folder)[old.name] == unchanged[old.name]
+    filled(tmp_path / "out", teacher=None, **more)
+    save_file(
+        tensors | {"starts": tensors["starts"].clone().index_fill_(0, torch.tensor(1), 0)}, old
+    )
+    with pytest.raises(DamagedFile, match=f"{old.name}: its index is not the one"):
+        filled(tmp_path / "out", teacher=None, **more)
 
 
 def test_live_and_cached_draw_the_same_dropout(tmp_path):

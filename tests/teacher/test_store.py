@@ -1,91 +1,14 @@
-"""The files of a teacher cache."""
+"""The folder of a teacher cache: it is complete and as it was written, or it is not read."""
 
 import json
-from hashlib import blake2b
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from safetensors.torch import save_file
+from teacher.small_caches import MANIFEST, documents, small, written
 
-from distilllens import Head
-from distilllens.teacher import cache, store
-
-MANIFEST = store.Manifest(
-    teacher="t",
-    tokenizer="k",
-    num_layers=4,
-    depths=[1, 3],
-    normed=True,
-    dtype="float32",
-    stored="auto",
-    width=5,
-    precision="no",
-    head={"scale": 2.0, "softcap": 30.0},
-    teacher_name="somebody",
-    teacher_files=None,
-    data={"max_length": 64},
-    library="0.1.0",
-)
-
-
-def key(number):
-    return blake2b(str(number).encode(), digest_size=16).digest()
-
-
-def written(folder, documents, manifest=MANIFEST, shard_bytes=200):
-    store.write_manifest(folder, manifest)
-    store.write_head(folder, Head(torch.ones(7, 5), torch.ones(7)))
-    writer = store.ShardWriter(folder, manifest, shard_bytes)
-    for name, rows in documents.items():
-        writer.add(name, rows)
-    writer.flush()
-    store.write_mark(folder)
-    return store.Shards(folder, manifest, list(store.read_mark(folder)["shards"]))
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_rows_come_back_bit_for_bit(tmp_path, dtype):
-    """Over several shards, in any order, in the teacher's own dtype."""
-    torch.manual_seed(0)
-    documents = {
-        key(n): torch.randn(n % 4, 3, 5, dtype=getattr(torch, dtype)) for n in range(1, 40)
-    }
-    manifest = store.Manifest(**{**vars(MANIFEST), "dtype": dtype})
-    shards = written(tmp_path, documents, manifest)
-    assert len(list(tmp_path.glob("shard-*"))) > 5
-    assert len(shards) == len(documents)
-    assert shards.num_rows == sum(map(len, documents.values()))
-    for name in reversed(documents):
-        rows = shards.rows(shards.find(name))
-        assert rows.dtype == getattr(torch, dtype)
-        assert torch.equal(rows, documents[name])
-    assert shards.find(key("elsewhere")) is None
-
-
-def test_keys_that_begin_alike_are_told_apart(tmp_path):
-    """The index sorts by eight bytes and compares all sixteen."""
-    documents = {b"x" * 8 + bytes([n] * 8): torch.full((1, 3, 5), float(n)) for n in range(5)}
-    shards = written(tmp_path, documents)
-    for name, rows in documents.items():
-        assert torch.equal(shards.rows(shards.find(name)), rows)
-    assert shards.find(b"x" * 16) is None
-
-
-def test_shards_that_begin_alike_do_not_meet(tmp_path):
-    """Two processes whose first document is the same one each keep what follows."""
-    rows = torch.randn(2, 3, 5)
-    for other in (1, 2):
-        written(tmp_path, {key(0): rows, key(other): rows})
-    names = list(store.read_mark(tmp_path)["shards"])
-    shards = store.Shards(tmp_path, MANIFEST, names)
-    assert all(shards.find(key(n)) is not None for n in range(3))
-
-
-def test_an_empty_cache_finds_nothing(tmp_path):
-    """A run without a document is no crash."""
-    shards = written(tmp_path, {})
-    assert (len(shards), shards.num_rows, shards.find(key(1))) == (0, 0, None)
+from distilllens.stored import DamagedFile
+from distilllens.teacher import CachedTeacher, cache, manifest, store
 
 
 def test_the_head_comes_back(tmp_path):
@@ -97,79 +20,112 @@ def test_the_head_comes_back(tmp_path):
     assert (head.scale, head.softcap) == (2.0, 30.0)
 
 
-@given(
-    st.lists(st.floats(-1e4, 1e4, width=32), min_size=5, max_size=5),
-    st.floats(2**-10, 2**10, width=32),
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"weight": torch.ones(7, 4)}, r"no head for states of 5 numbers: {'weight': \[7, 4\]}"),
+        ({"wte": torch.ones(7, 5)}, r"no head for states of 5 numbers: {'wte': \[7, 5\]}"),
+        ({"weight": torch.ones(5)}, r"no head for states of 5 numbers: {'weight': \[5\]}"),
+        ({"weight": torch.ones(7, 5), "bias": torch.ones(5)}, r"'bias': \[5\]"),
+        ({"weight": torch.full((7, 5), float("nan"))}, "weight holds the number nan"),
+        ({"weight": torch.ones(7, 5), "bias": torch.full((7,), -float("inf"))}, "bias holds"),
+    ],
 )
-def test_int8_is_within_half_a_step(row, stretch):
-    """Every number is off by at most half of the row's largest over 127; a row of 0 stays 0."""
-    rows = torch.tensor([row, [0.0] * 5]) * stretch
-    states, scales = store.quantize(rows)
-    assert states.dtype == torch.int8
-    back = store.dequantize(states, scales, torch.float32)
-    bound = rows.abs().amax(-1, keepdim=True) / 254
-    assert ((back - rows).abs() <= bound * (1 + 1e-4) + 1e-30).all()
-
-
-def test_int8_takes_a_quarter(tmp_path):
-    """Stored as bytes with one scale a state; read in the teacher's dtype."""
-    manifest = store.Manifest(**{**vars(MANIFEST), "stored": "int8"})
-    rows = torch.randn(6, 3, 5)
-    shards = written(tmp_path, {key(1): rows}, manifest)
-    back = shards.rows(shards.find(key(1)))
-    assert back.dtype == torch.float32
-    assert 0 < (back - rows).abs().max() < rows.abs().max() / 250
-    assert (manifest.row_bytes, MANIFEST.row_bytes) == (3 * (5 + 4), 3 * 5 * 4)
-
-
-def test_the_first_difference_is_named():
-    """Names, data settings and the library's version are no difference."""
-    other = {**vars(MANIFEST), "teacher_name": "x", "data": {}, "library": "9"}
-    assert MANIFEST.difference(store.Manifest(**other)) is None
-    other["depths"] = [1, 2]
-    assert MANIFEST.difference(store.Manifest(**other)) == "depths was [1, 3] and is now [1, 2]"
-
-
-def test_a_manifest_of_another_format_or_broken_is_refused(tmp_path):
-    """One line that says what to do."""
-    assert store.read_manifest(tmp_path) is None
-    store.write_manifest(tmp_path, MANIFEST)
-    assert store.read_manifest(tmp_path) == MANIFEST
-    file = tmp_path / store.MANIFEST
-    file.write_text(json.dumps({**json.loads(file.read_text()), "format": 2}))
-    with pytest.raises(ValueError, match="format 2, this version reads 1"):
-        store.read_manifest(tmp_path)
-    for text in ("{", "[]", "{}", '{"format": 1}', '{"format": 1, "colour": 2}'):
-        file.write_text(text)
-        with pytest.raises(ValueError, match="not readable"):
-            store.read_manifest(tmp_path)
+def test_a_head_that_is_none_is_named(tmp_path, tensors, message):
+    """Of another model, or not finite; in a cache of version 0.1.0 no hash would tell."""
+    save_file(tensors, tmp_path / store.HEAD)
+    with pytest.raises(DamagedFile, match=message):
+        store.read_head(tmp_path, MANIFEST, "cpu")
 
 
 def test_a_mark_counts_only_while_its_files_are_there(tmp_path):
-    """A shard or head that is gone, short or long makes the cache incomplete."""
-    written(tmp_path, {key(n): torch.randn(2, 3, 5) for n in range(9)})
-    assert store.read_mark(tmp_path) is not None
-    shard = next(tmp_path.glob("shard-*"))
-    whole = shard.read_bytes()
-    for damaged in (whole[:-1], whole + b"x"):
-        shard.write_bytes(damaged)
-        assert store.read_mark(tmp_path) is None
-    shard.write_bytes(whole)
-    assert store.read_mark(tmp_path) is not None
-    (tmp_path / store.HEAD).unlink()
-    assert store.read_mark(tmp_path) is None
+    """A shard or head that is gone, short or long makes the cache incomplete, and is named."""
+    written(tmp_path, documents())
+    store.read_mark(tmp_path, MANIFEST)
+    for path in (next(tmp_path.glob("shard-*")), tmp_path / store.HEAD):
+        whole = path.read_bytes()
+        for damaged in (whole[:-1], whole + b"x"):
+            path.write_bytes(damaged)
+            with pytest.raises(DamagedFile, match=rf"{path.name} has {len(damaged)} bytes instead"):
+                store.read_mark(tmp_path, MANIFEST)
+        path.unlink()
+        with pytest.raises(DamagedFile, match=path.name):
+            store.read_mark(tmp_path, MANIFEST)
+        path.write_bytes(whole)
+    store.read_mark(tmp_path, MANIFEST)
 
 
-def test_a_damaged_shard_is_named(tmp_path):
-    """Of the right size and unreadable: the file is in the message."""
-    written(tmp_path, {key(1): torch.randn(2, 3, 5)})
-    shard = next(tmp_path.glob("shard-*"))
-    shard.write_bytes(b"\xff" * shard.stat().st_size)
-    with pytest.raises(ValueError, match=f"{shard.name} is not readable"):
-        store.Shards(tmp_path, MANIFEST, [shard.name])
+def test_a_changed_head_is_named(tmp_path):
+    """One bit."""
+    written(tmp_path, documents())
+    path = tmp_path / store.HEAD
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(DamagedFile, match=f"the contents of .*{store.HEAD} have changed"):
+        store.read_mark(tmp_path, MANIFEST)
 
 
-@pytest.mark.parametrize("name", ["movie.mkv.part", "notes.part"])
+SHARD = f"shard-{'0' * 32}.safetensors"
+SHA = "0" * 64
+HEAD = {"bytes": 1, "sha256": SHA}
+# A mark that no writer leaves -> what the message says.
+MARKS = {
+    "empty": ({}, "the entry 'shards' is missing"),
+    "a list": ([], "the content is"),
+    "no shard": ({"shards": {}, "head": HEAD, "manifest": SHA}, "names no shard"),
+    "a list of shards": ({"shards": [SHARD]}, "'shards' is .*must be an object"),
+    "a size of text": ({"shards": {SHARD: "9"}}, f"shards.{SHARD}"),
+    "no hash": ({"shards": {SHARD: {"bytes": 9}}}, "index_sha256"),
+    "sizes alone": ({"shards": {SHARD: 9}}, "the entry 'head' is missing"),
+    "a number for a hash": (
+        {"shards": {SHARD: {"bytes": 9, "index_sha256": 3}}},
+        "index_sha256.*must be text",
+    ),
+    "a missing shard": (
+        {"shards": {SHARD: 9}, "head": None, "manifest": SHA},
+        "'head' is null",
+    ),
+    "a path": (
+        {"shards": {"../shard": 9}, "head": "real", "manifest": SHA},
+        r"has no shard '\.\./shard'",
+    ),
+    "negative": (
+        {"shards": {"real": -9}, "head": "real", "manifest": SHA},
+        r"bytes instead of -9",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MARKS)
+def test_a_mark_that_no_writer_leaves_is_no_mark(tmp_path, name):
+    """The cache counts as incomplete; the entry is named."""
+    mark, message = MARKS[name]
+    written(tmp_path, documents())
+    file = tmp_path / store.MARK
+    real = json.loads(file.read_text())
+    if isinstance(mark, dict) and mark.get("head") == "real":
+        mark = mark | {"head": real["head"], "manifest": real["manifest"]}
+        mark["shards"] = {
+            next(iter(real["shards"])) if n == "real" else n: s for n, s in mark["shards"].items()
+        }
+    file.write_text(json.dumps(mark))
+    with pytest.raises(DamagedFile, match=message) as caught:
+        store.read_mark(tmp_path, MANIFEST)
+    assert store.MARK in str(caught.value) or "negative" in name
+
+
+def test_a_manifest_that_is_not_the_marked_one_is_refused(tmp_path):
+    """The scale of the head is a number like any other; notes may differ."""
+    written(tmp_path, documents())
+    manifest.write_manifest(tmp_path, small(library="9", data={}))
+    assert cache.manifest_of(tmp_path).library == "9"
+    manifest.write_manifest(tmp_path, small(head={"scale": 2.5, "softcap": 30.0}))
+    for read in (cache.manifest_of, cache.depths_of, CachedTeacher):
+        with pytest.raises(DamagedFile, match=r"manifest.json does not have the hash in complete"):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["movie.mkv.part", "notes.part", "shard-1.safetensors.txt"])
 def test_files_of_others_are_neither_taken_nor_deleted(tmp_path, name):
     """A folder with somebody's download is no empty cache."""
     (tmp_path / name).write_text("mine")
@@ -177,6 +133,51 @@ def test_files_of_others_are_neither_taken_nor_deleted(tmp_path, name):
         cache.check_writable(tmp_path)
     store.drop_remains(tmp_path)
     assert (tmp_path / name).read_text() == "mine"
+
+
+def test_shards_of_others_are_left_alone(tmp_path):
+    """A cache beside which somebody keeps tensors: they are no shards of ours."""
+    written(tmp_path, documents())
+    others = [tmp_path / name for name in ("shard-00001.safetensors", "model.safetensors")]
+    for other in others:
+        save_file({"weight": torch.ones(3)}, other)
+    before = len(CachedTeacher(tmp_path)._shards)
+    store.drop_remains(tmp_path)
+    store.write_mark(tmp_path, MANIFEST)
+    assert len(CachedTeacher(tmp_path)._shards) == before
+    assert all(other.exists() for other in others)
+    assert not any("00001" in name for name in cache.shard_names(tmp_path))
+
+
+@pytest.mark.parametrize("name", [manifest.MANIFEST, store.MARK, store.HEAD, "shard"])
+def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path, name):
+    """Before anything is written; what is in it stays."""
+    written(tmp_path, documents())
+    path = next(tmp_path.glob("shard-*")) if name == "shard" else tmp_path / name
+    path.unlink()
+    path.mkdir()
+    (path / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match=rf"{path.name} is a folder and must be a file; remove it"):
+        cache.check_writable(tmp_path)
+    with pytest.raises(ValueError, match=path.name):
+        CachedTeacher(tmp_path)
+    assert (path / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", [manifest.MANIFEST, store.MARK, store.HEAD, "shard"])
+def test_a_link_is_read_and_replaced_but_never_written_through(tmp_path, name):
+    """A cache whose files lie elsewhere is read; a writer replaces the link, not its target."""
+    folder = tmp_path / "cache"
+    written(folder, documents())
+    path = next(folder.glob("shard-*")) if name == "shard" else folder / name
+    there = tmp_path / "elsewhere"
+    path.rename(there)
+    path.symlink_to(there)
+    before = there.read_bytes()
+    assert CachedTeacher(folder).num_documents == 9
+    written(folder, documents())
+    assert not path.is_symlink() and path.is_file()
+    assert there.read_bytes() == before
 
 
 def test_a_lock_that_is_a_link_is_not_followed(tmp_path):

@@ -49,6 +49,31 @@ def test_the_best_checkpoint_by_answers_is_the_final_model(tmp_path):
     assert toys.drift(judge.seen[2], toys.weights(trainer.model)) > 0
 
 
+def warnings_in(caplog):
+    """What this package warned of."""
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.levelname == "WARNING" and record.name.startswith("distilllens")
+    ]
+
+
+def test_of_equal_checkpoints_the_last_is_kept(tmp_path, caplog):
+    """transformers would keep the first; a metric that is the same throughout is named once."""
+    judge = Judge(best=2)
+    trainer = trained(tmp_path / "some", judge, max_steps=4, metric_for_best_model="exact_match")
+    assert trainer.state.best_global_step == 4
+    assert toys.drift(judge.seen[3], toys.weights(trainer.model)) == 0
+    (said,) = warnings_in(caplog)
+    assert said.startswith("eval_exact_match is 0.25 at all 4 evaluations, so it does not tell")
+    caplog.clear()
+    peak = Judge(best=2.5)  # steps 2 and 3 are equally good
+    trainer = trained(tmp_path / "peak", peak, max_steps=4)
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-3")
+    assert toys.drift(peak.seen[2], toys.weights(trainer.model)) == 0
+    assert warnings_in(caplog) == []
+
+
 def test_a_resumed_run_keeps_the_best(tmp_path):
     """The best of before the stop stays the best, though it lies two checkpoints back."""
     judge = Judge(best=1)

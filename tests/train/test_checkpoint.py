@@ -3,8 +3,17 @@
 import json
 
 import pytest
+import torch
 
-from distilllens.train.checkpoint import MARK, damage_of, is_whole, last_whole, mark_whole, rotate
+from distilllens.train.checkpoint import (
+    MARK,
+    damage_of,
+    is_whole,
+    last_whole,
+    mark_whole,
+    rotate,
+    versions_of,
+)
 
 
 @pytest.fixture
@@ -17,6 +26,12 @@ def run(tmp_path):
         (folder / "optimizer.pt").write_bytes(b"moments")
         mark_whole(folder)
     return tmp_path
+
+
+def saved(file):
+    """Save a tensor as the host does; returns the size of the file."""
+    torch.save({"moments": torch.arange(100)}, file)
+    return file.stat().st_size
 
 
 def flip(file):
@@ -68,12 +83,51 @@ def test_steps_are_numbers(run):
 
 def test_a_mark_of_an_earlier_version_has_sizes(run):
     """It is read; what it does not know is not compared."""
-    sizes = {"model.safetensors": 100, "optimizer.pt": 7}
+    size = saved(run / "checkpoint-10" / "optimizer.pt")
+    sizes = {"model.safetensors": 100, "optimizer.pt": size}
     (run / "checkpoint-10" / MARK).write_text(json.dumps({"files": sizes}))
     flip(run / "checkpoint-10" / "model.safetensors")
     assert damage_of(run / "checkpoint-10") is None
     (run / "checkpoint-10" / "optimizer.pt").write_bytes(b"")
     assert not is_whole(run / "checkpoint-10")
+
+
+@pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+@pytest.mark.parametrize("where", [0, 100, 600, -1], ids=str)
+def test_a_damaged_archive_needs_no_hash(run, caplog, file, where):
+    """With sizes alone too, the older checkpoint is used, and the warning names the file."""
+    newest = run / "checkpoint-10"
+    size = saved(newest / file)
+    (newest / MARK).write_text(json.dumps({"files": {file: size}}))
+    assert damage_of(newest) is None
+    content = bytearray((newest / file).read_bytes())
+    where = range(size)[where] // 64 * 64
+    content[where : where + 64] = bytes(len(content[where : where + 64]))  # a lost block
+    (newest / file).write_bytes(content)
+    assert last_whole(run) == run / "checkpoint-4"
+    assert f"checkpoint-10 is damaged and not used: {file} cannot be read: " in caplog.text
+
+
+def test_a_damaged_state_needs_no_hash(run, caplog):
+    """A trainer_state.json that is no JSON is not resumed from."""
+    text = '{"log_history": [{"st'
+    (run / "checkpoint-10" / "trainer_state.json").write_text(text)
+    (run / "checkpoint-10" / MARK).write_text(
+        json.dumps({"files": {"trainer_state.json": len(text)}})
+    )
+    assert last_whole(run) == run / "checkpoint-4"
+    assert "trainer_state.json cannot be read: " in caplog.text
+
+
+def test_versions_are_in_the_mark(run):
+    """A mark without them, or one that cannot be read, says nothing."""
+    mark_whole(run / "checkpoint-10", versions={"torch": "2.6"})
+    assert versions_of(run / "checkpoint-10") == {"torch": "2.6"}
+    assert damage_of(run / "checkpoint-10") is None
+    assert versions_of(run / "checkpoint-4") == versions_of(run / "checkpoint-5") == {}
+    (run / "checkpoint-10" / MARK).write_text('{"files": {"a": 1}, "versions": 3}')
+    assert versions_of(run / "checkpoint-10") == {}
+    assert "the entry 'versions' is 3" in damage_of(run / "checkpoint-10")
 
 
 def test_rotation_deletes_incomplete_checkpoints_first(run):

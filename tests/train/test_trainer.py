@@ -8,9 +8,10 @@ import math
 import pytest
 import torch
 import toys
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from distilllens import DistillLensConfig, DistillLensTrainer, LayerMap
+from distilllens.data import to_dataset
 
 
 def test_it_learns_from_the_teacher_alone(tmp_path):
@@ -396,6 +397,21 @@ def test_instruction_records_are_formatted(tmp_path):
     labels = [label for label in row["labels"] if label != -100]
     assert toys.tokenizer().decode(labels) == "a dog ran <eos>"
     assert len(row["labels"]) > len(labels)
+
+
+def test_instruction_records_are_formatted_as_they_come(tmp_path):
+    """A data set made by a generator does not know its columns; they may differ between rows."""
+
+    def rows():
+        for number in range(8):
+            more = [{}, {"input": "then"}, {"system": "old", "id": 1}][number % 3]
+            yield {"instruction": "the cat", "output": "a dog ran", **more}
+
+    trainer = toys.trainer(tmp_path, data=IterableDataset.from_generator(rows), max_steps=1)
+    written = [toys.tokenizer().decode(row["input_ids"]) for row in trainer.train_dataset]
+    expected = toys.trainer(tmp_path, data=to_dataset(rows()), max_steps=1).train_dataset
+    assert written == [toys.tokenizer().decode(row["input_ids"]) for row in expected]
+    assert trainer.train().training_loss > 0
 
 
 def test_rows_without_a_response_are_counted(tmp_path, caplog):

@@ -74,16 +74,17 @@ def add_flags(parser, flags: Iterable[tuple]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 2 for bad input, 130 when interrupted."""
+    """Run a command; returns the exit status: 0, 2 for bad input, 128 + a signal's number."""
     argv = list(sys.argv[1:] if argv is None else argv)
     verbose = "--verbose" in argv
     argv = [word for word in argv if word != "--verbose"]
     try:
         with command_output(verbose=verbose):
             return _dispatch(argv)
-    except KeyboardInterrupt:
-        print("distilllens: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:  # of a training run that was saved, with text and status
+        if os.environ.get("RANK", "0") == "0":
+            print(f"distilllens: {str(stop) or 'interrupted'}", file=sys.stderr)
+        return getattr(stop, "status", 130)
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("DISTILLLENS_DEBUG"):
             raise

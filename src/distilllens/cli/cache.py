@@ -11,7 +11,8 @@ _DESCRIPTION = """\
 Run the teacher once over the data of a recipe and store its hidden states, so that training does
 not need the teacher. The cache holds the teacher's output head, and at each position that predicts
 a target the states at the depths of lens_layers and at the last depth. The command reports the disk
-space it needs before it starts. The same command resumes after an interruption.
+space it needs before it starts. The same command resumes after an interruption; it checks the whole
+cache, and writes damaged files again.
 
 examples:
   distilllens cache --config recipe.yaml --teacher_cache caches/teacher

@@ -60,6 +60,7 @@ def main(argv: list[str]) -> int:
         judge_key=args.judge_key,
         judge_budget=args.judge_budget,
         backend=args.backend,
+        trust_remote_code=args.trust_remote_code,
     )
     evaluate(plan, command=" ".join(["distilllens", *sys.argv[1:]]))
     if os.environ.get("RANK", "0") == "0":
@@ -92,6 +93,7 @@ _GROUPS = {
         ("output", {"required": True}, "DIR", "folder for the results"),
         ("limit", int, "N", "only the first N examples of each benchmark"),
         ("max_prompt_length", int, "N", "leave out prompts with more than N tokens"),
+        ("trust_remote_code", bool, None, "run code that comes with a model"),
         ("chat", bool, None, "use the model's chat template instead of the Alpaca prompt"),
     ),
     "decoding (the defaults are the paper's)": (

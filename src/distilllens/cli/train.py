@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
-from distilllens.cli.recipe import check_recipe, read_recipe
+from distilllens.cli.recipe import check_recipe, located
 from distilllens.cli.terminal import quiet_libraries, stage
+from distilllens.workflows.recipe_file import Recipe, read_recipe
 
 _DESCRIPTION = """\
 Train a student. The loss weights select the method: DistillLens (lens_weight above 0, the default),
@@ -56,7 +57,7 @@ def read_arguments(argv: list[str], command: str, description: str, output_dir: 
 
         print_help(command, description, everything=everything)
         return None
-    recipe = read_recipe(path) if path is not None else {}
+    recipe = Recipe("", {}, {}, {}) if path is None else read_recipe(path)
     if not argv:
         raise ValueError(
             f"distilllens {command} needs --config recipe.yaml or flags "
@@ -68,10 +69,13 @@ def read_arguments(argv: list[str], command: str, description: str, output_dir: 
     parser = make_parser(command, description)
     # The first action of a field is its own flag; fields that default to true also have a
     # "--no_..." flag of the same name.
-    check_recipe(path, recipe, {action.dest: action for action in reversed(parser._actions)})
+    check_recipe(recipe, {action.dest: action for action in reversed(parser._actions)})
     if output_dir is not None:
         flags = [*flags, "--output_dir", output_dir]
-    return parse(parser, recipe, flags)
+    try:
+        return parse(parser, recipe.values, flags)
+    except ValueError as error:
+        raise located(error, recipe, flags) from error
 
 
 def say(summary: str):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import fields
 from typing import NamedTuple
 
 from trl import ModelConfig, TrlParser
 
 from distilllens.cli import OneLineParser
+from distilllens.errors import first_line
 from distilllens.train.config import DistillLensConfig
 from distilllens.workflows.train_inputs import JobArguments
 
@@ -52,15 +54,31 @@ def parse(parser: _Parser, recipe: dict, flags: list[str]) -> Arguments:
     if "output_dir" not in names or recipe.get("output_dir", "unset") is None:
         raise ValueError("output_dir is missing: the folder for checkpoints and the final model")
     parser.set_defaults_with_config(**recipe)
-    if unknown := parser.parse_known_args(flags)[1]:
+    values, unknown = parser.parse_known_args(flags)
+    if unknown:
         close = difflib.get_close_matches(unknown[0].split("=")[0], options, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise ValueError(f"unknown argument {unknown[0]}{hint} (see {parser.prog} --help)")
-    job, model, training, *_ = parser.parse_args_into_dataclasses(flags)
+    try:
+        job, model, training, *_ = parser.parse_args_into_dataclasses(flags)
+    except (TypeError, ArithmeticError, AttributeError, LookupError) as error:
+        for name in sorted(names):
+            _check_number(name, getattr(values, name, None))
+        raise ValueError(f"the fields do not fit: {first_line(error)}") from error
     given = {
         field.name: getattr(part, field.name)
         for part in (job, model, training)
         for field in fields(part)
         if field.name in names
     }
+    for name, value in given.items():
+        _check_number(name, value)
     return Arguments(job, model, training, given)
+
+
+def _check_number(name, value):
+    """Refuse numbers that no field can use, wherever a field has no bounds of its own."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ValueError(f"{name} must be below 2^63, got {value}")

@@ -10,6 +10,7 @@ from distilllens.data.format import (
     drop_long_prompts,
     format_instruction,
     format_prompt,
+    instruction_messages,
     to_dataset,
     to_training_examples,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "encode_messages",
     "format_instruction",
     "format_prompt",
+    "instruction_messages",
     "kind_of",
     "load_hub",
     "load_records",

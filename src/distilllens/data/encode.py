@@ -9,7 +9,7 @@ from typing import NamedTuple
 from distilllens.errors import first_line
 
 # Fields of a conversation that its chat template reads.
-_TEMPLATE_FIELDS = ("tools", "chat_template_kwargs")
+TEMPLATE_FIELDS = ("tools", "chat_template_kwargs")
 # Of longer texts only the beginning is tokenised, where no more is wanted; in characters.
 _LONG = 2**18
 
@@ -169,7 +169,7 @@ def write_messages(messages: list[dict], tokenizer, record: Mapping, **settings)
 
 def template_fields(record: Mapping) -> dict:
     """The fields of a record that its chat template reads, as they are in the record."""
-    return {field: record[field] for field in _TEMPLATE_FIELDS if field in record}
+    return {field: record[field] for field in TEMPLATE_FIELDS if field in record}
 
 
 def template_settings(record: Mapping) -> dict:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 
-from distilllens.data.encode import encode_messages, template_fields, tools_of, with_one_bos
-from distilllens.data.records import kind_of, references
+from distilllens.data.encode import (
+    TEMPLATE_FIELDS,
+    encode_messages,
+    template_fields,
+    tools_of,
+    with_one_bos,
+)
+from distilllens.data.records import canonical, kind_of, references
 
 _ALONE = "Below is an instruction that describes a task. "
 _PAIRED = (
@@ -18,12 +25,37 @@ _REQUEST = "Write a response that appropriately completes the request.\n\n"
 def format_prompt(record: dict) -> str:
     """The Alpaca prompt of an instruction record, without the input section if there is no input.
 
+    ``system``, if it is not empty, stands in place of the template's first sentences, and the pairs
+    of ``history`` precede the instruction as turns of the same form (as in LLaMA-Factory's Alpaca
+    template; the end-of-sequence token is left to the tokenizer's user, at the end of the answer).
+
     Source: Alpaca's template, as used by MiniLLM and DistillLens (docs/paper.md).
     """
-    instruction = f"### Instruction:\n{record['instruction']}\n\n"
-    if text := record.get("input"):
-        return f"{_PAIRED}{_REQUEST}{instruction}### Input:\n{text}\n\n### Response:\n"
-    return f"{_ALONE}{_REQUEST}{instruction}### Response:\n"
+    text = record.get("input")
+    system = record.get("system")
+    opening = f"{system}\n\n" if system else (_PAIRED if text else _ALONE) + _REQUEST
+    turns = [
+        f"### Instruction:\n{question}\n\n### Response:\n{answer}\n\n"
+        for question, answer in record.get("history") or ()
+    ]
+    middle = f"### Input:\n{text}\n\n" if text else ""
+    instruction = f"### Instruction:\n{record['instruction']}\n\n{middle}### Response:\n"
+    return "".join([opening, *turns, instruction])
+
+
+def instruction_messages(record: dict) -> list[dict]:
+    """The prompt of an instruction record for a chat template: system, history, instruction.
+
+    The input, if there is one, follows the instruction after an empty line.
+    """
+    messages = [{"role": "system", "content": record["system"]}] if record.get("system") else []
+    for question, answer in record.get("history") or ():
+        messages += [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer},
+        ]
+    parts = (record["instruction"], record.get("input"))
+    return [*messages, {"role": "user", "content": "\n\n".join(filter(None, parts))}]
 
 
 def format_instruction(record: dict) -> dict[str, str]:
@@ -39,14 +71,15 @@ def format_instruction(record: dict) -> dict[str, str]:
 
 
 def to_training_examples(records: Iterable[dict]) -> list[dict]:
-    """Every record as SFTTrainer reads it: instruction records formatted, other kinds unchanged.
+    """Every record as SFTTrainer reads it: instruction records formatted, other kinds as they are.
 
     Fields that SFTTrainer does not read are left out.
 
     Raises:
-        ValueError: a record is of no known kind (``load_records`` has already checked its records).
+        ValueError: a record is of no known kind, or a conversation that cannot be read
+            (``load_records`` has already checked its records).
     """
-    return [_example(record) for record in records]
+    return [_example(canonical(record)) for record in records]
 
 
 def _example(record):
@@ -66,20 +99,43 @@ def to_dataset(records: Iterable[dict]):
 
     Only ``tools`` given as JSON text become a list, and a missing ``chat_template_kwargs`` becomes
     ``{}`` where another record has the field: SFTTrainer refuses None there.
+
+    Raises:
+        ValueError: as ``to_training_examples``; the records are of several kinds, or some are text
+            and others messages; a message holds something that is not JSON.
     """
-    from datasets import Dataset
+    from datasets import Dataset, Features
+
+    from distilllens.data.exact_json import ExactJson
 
     examples = to_training_examples(records)
-    columns = {field for example in examples for field in template_fields(example)}
+    kinds = {(frozenset(e).difference(TEMPLATE_FIELDS), type(e.get("prompt"))) for e in examples}
+    if len(kinds) > 1:
+        fields = " and ".join(sorted({", ".join(sorted(fields)) for fields, _ in kinds}))
+        raise ValueError(
+            "train on one kind of record at a time, either text or messages; these have the fields "
+            f"{fields}"
+        )
+    names = list(dict.fromkeys(field for example in examples for field in example))
+    columns = {name: [example.get(name) for example in examples] for name in names}
     if "tools" in columns:
-        examples = [e | {"tools": tools_of(e)} for e in examples]
+        columns["tools"] = list(map(tools_of, examples))
     if "chat_template_kwargs" in columns:
-        examples = [
-            e | {"chat_template_kwargs": e.get("chat_template_kwargs") or {}} for e in examples
-        ]
-    # Without "use_json", Arrow would give every tool the keys of all the others, as None, and the
-    # chat template would print them.
-    return Dataset.from_list(examples, on_mixed_types="use_json")
+        columns["chat_template_kwargs"] = [s or {} for s in columns["chat_template_kwargs"]]
+    if all(isinstance(value, str) for values in columns.values() for value in values):
+        return Dataset.from_dict(columns)
+    for name, values in columns.items():
+        columns[name] = [None if v is None else json.dumps(v, default=_as_json) for v in values]
+    return Dataset.from_dict(columns, features=Features(dict.fromkeys(columns, ExactJson())))
+
+
+def _as_json(value):
+    """Dates, which tables hold, as text; arrays as lists."""
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise ValueError(f"a conversation holds {value!r}, which JSON cannot")
 
 
 def drop_long_prompts(

@@ -2,81 +2,135 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
+import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
 
-from distilllens.data.records import check_record, kind_of
-from distilllens.errors import first_line
+from distilllens.data.hub import hub_rows
+from distilllens.data.records import read_record
+from distilllens.data.tables import arrow_rows, csv_rows, parquet_rows
+from distilllens.data.text_files import json_lines, json_list, read_text, stories
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".txt", ".txt.gz")
-STORY_SEPARATOR = "<|endoftext|>"
+TEXT_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".txt", ".txt.gz")
+TABLE_SUFFIXES = (".csv", ".csv.gz", ".parquet", ".arrow")
+SUFFIXES = TEXT_SUFFIXES + TABLE_SUFFIXES
+
+logger = logging.getLogger(__name__)
 
 
-def load_records(source: str | PathLike | Iterable[str | PathLike]) -> list[dict]:
+def load_records(
+    source: str | PathLike | Iterable[str | PathLike],
+    *,
+    skip_empty: bool = True,
+    warn: bool = True,
+) -> list[dict]:
     """The records of one file, of several, or of all data files directly in a folder, in order.
 
     ``.jsonl`` holds one JSON object per line and ``.json`` a list of them. ``.txt`` holds stories
-    separated by lines ``<|endoftext|>``, each a record ``{"text": ...}``. All may end in ``.gz``.
-    A record is ``instruction`` / ``input`` / ``output``, ``prompt`` / ``completion``, ``messages``
-    or ``text`` (see :mod:`distilllens.data.records`); other fields are kept. The files of a folder
-    are read in order of their names. All records must be of one kind.
+    separated by lines ``<|endoftext|>``, each a record ``{"text": ...}``. ``.csv`` names its
+    columns in the first line; an empty cell is no field. These may end in ``.gz``. ``.parquet`` and
+    ``.arrow`` are tables, and a folder that ``datasets`` saved is its ``.arrow`` files. The files
+    of a folder are read in order of their names; tables only if it has no other data.
+
+    A record is ``instruction`` / ``input`` / ``output`` (and ``system`` / ``history``), ``prompt``
+    / ``completion``, ``messages`` or ``text``; ``conversations`` become messages, content in text
+    parts becomes text, and a field that is null is left out. Other fields are kept. All records
+    must be of one kind.
+
+    Args:
+        skip_empty: leave out records whose target is empty; otherwise they are refused.
+        warn: log what was left out, and the fields that nothing reads.
 
     Raises:
         ValueError: a file is missing, empty, of an unknown suffix or broken (UTF-8, JSON, gzip), a
-            record is invalid, or records are of two kinds; the message starts with ``FILE:LINE``.
+            record is invalid, records are of two kinds, or none of a file has a target; the message
+            starts with ``FILE:LINE``, or ``FILE:ROW`` for tables, rows counted from 0.
     """
-    records, first = [], None
-    for file in data_files(source):
-        count = len(records)
-        for line, value in _read(file):
-            where = f"{file}:{line}"
-            kind = check_record(value, where)
-            first = first or (kind, where)
-            if kind != first[0]:
-                raise ValueError(
-                    f"{where}: a {kind!r} record, but {first[1]} is a {first[0]!r} record; "
-                    "train on one kind at a time"
-                )
-            records.append(value)
-        if len(records) == count:
-            raise ValueError(f"{file}:1: the file holds no record; it needs at least one")
-    return records
+    intake = _Intake(skip_empty)
+    for file in data_files(source, warn=warn):
+        intake.add(_rows(file), f"{file}:1: the file")
+    return intake.finish(warn)
 
 
-def load_hub(dataset_name: str, split: str = "train", config: str | None = None) -> list[dict]:
+def load_hub(
+    dataset_name: str, split: str = "train", config: str | None = None, *, warn: bool = True
+) -> list[dict]:
     """The records of one split of a data set on the Hugging Face hub (or in its local cache).
 
+    Records are read as by ``load_records``; those of JSON files are as they are in the files.
+
     Raises:
-        ValueError: the data set or split cannot be loaded, or a record is invalid; the message
-            then starts with ``NAME[SPLIT]:ROW``, rows counted from 0 as on the hub.
+        ValueError: the data set or split cannot be loaded, or as ``load_records``; the message
+            starts with ``FILE:LINE`` for JSON files and else with ``NAME[SPLIT]:ROW``, rows counted
+            from 0 as on the hub.
     """
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(dataset_name, config, split=split)
-    except Exception as error:  # datasets, huggingface_hub and requests have their own classes
-        raise ValueError(
-            f"cannot load the data set {dataset_name!r}, split {split!r}: {first_line(error)}"
-        ) from error
-    # Every row of a table has every column; a field that a record does not have is None there.
-    records = [{k: v for k, v in row.items() if v is not None} for row in rows]
-    if not records:
-        raise ValueError(f"{dataset_name}[{split}] holds no record; it needs at least one")
-    kinds = {kind_of(record) for record in records}
-    if len(kinds) > 1:
-        raise ValueError(
-            f"{dataset_name}[{split}] mixes records of the kinds {sorted(map(str, kinds))}"
-        )
-    for row, record in enumerate(records):
-        check_record(record, f"{dataset_name}[{split}]:{row}")
-    return records
+    intake = _Intake(skip_empty=True)
+    rows = hub_rows(dataset_name, split, config, warn=warn)
+    intake.add(rows, f"{dataset_name}[{split}]")
+    return intake.finish(warn)
 
 
-def data_files(source: str | PathLike | Iterable[str | PathLike]) -> Iterator[Path]:
+class _Intake:
+    """Records of one kind, and what is to be said about them when all are there."""
+
+    def __init__(self, skip_empty):
+        self.skip_empty, self.records, self.unused = skip_empty, [], Counter()
+        self.first, self.num_rows, self.first_empty = None, 0, None
+
+    def add(self, rows, source):
+        """Take the rows of a source, ``(where, row)``; at least one must have a target."""
+        num_rows, num_records = self.num_rows, len(self.records)
+        for where, row in rows:
+            self.num_rows += 1
+            kind, record, conversation, unused = read_record(row, where, skip_empty=self.skip_empty)
+            if record is None:
+                self.first_empty = self.first_empty or where
+                continue
+            name = f"{kind!r} record" + (
+                " of messages" if conversation and kind == "prompt" else ""
+            )
+            self.first = self.first or (name, where)
+            if name != self.first[0]:
+                raise ValueError(
+                    f"{where}: a {name}, but {self.first[1]} is a {self.first[0]}; "
+                    "train on one kind at a time"
+                )
+            self.records.append(record)
+            self.unused.update(unused)
+        if self.num_rows == num_rows:
+            raise ValueError(f"{source} holds no record; it needs at least one")
+        if len(self.records) == num_records:
+            raise ValueError(
+                f"{source} holds {self.num_rows - num_rows} records, but all of their targets are "
+                "empty; a target is output, completion, messages or text"
+            )
+
+    def finish(self, warn):
+        """The records, once the warnings are logged."""
+        if warn and self.first_empty:
+            logger.warning(
+                "leaving out %d of %d records that have no target; the first is %s",
+                self.num_rows - len(self.records),
+                self.num_rows,
+                self.first_empty,
+            )
+        if warn and self.unused:
+            fields = ", ".join(f"{name!r} (in {n})" for name, n in sorted(self.unused.items()))
+            logger.warning(
+                "nothing reads these fields of the %d records: %s", len(self.records), fields
+            )
+        return self.records
+
+
+def _named(kind, conversation):
+    return f"{kind!r} record" + (" of messages" if conversation and kind == "prompt" else "")
+
+
+def data_files(
+    source: str | PathLike | Iterable[str | PathLike], *, warn: bool = True
+) -> Iterator[Path]:
     """The data files of a source, in reading order.
 
     Raises:
@@ -88,10 +142,7 @@ def data_files(source: str | PathLike | Iterable[str | PathLike]) -> Iterator[Pa
         raise ValueError("no data file was named; name at least one file or folder")
     for path in map(Path, sources):
         if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES))
-            if not inside:
-                raise ValueError(f"{path}: no data file in this folder; known are {_known()}")
-            yield from inside
+            yield from _inside(path, warn)
         elif not path.exists():
             raise ValueError(f"{path}: no such file or folder")
         elif not path.name.endswith(SUFFIXES):
@@ -100,94 +151,39 @@ def data_files(source: str | PathLike | Iterable[str | PathLike]) -> Iterator[Pa
             yield path
 
 
+def _inside(folder, warn):
+    """The data files of a folder."""
+    splits = sorted(part.parent.name for part in folder.glob("*/state.json"))
+    if (folder / "dataset_dict.json").exists() and splits:
+        raise ValueError(
+            f"{folder}: a data set of the splits {', '.join(splits)}; name one of these folders, "
+            f"such as {folder / splits[0]}"
+        )
+    files = sorted(file for file in folder.iterdir() if file.name.endswith(SUFFIXES))
+    texts = [file for file in files if file.name.endswith(TEXT_SUFFIXES)]
+    tables = [file for file in files if file not in texts]
+    if (folder / "dataset_info.json").exists() and (folder / "state.json").exists():
+        texts = []  # a saved data set: its .json files describe the .arrow files
+    if texts and tables and warn:
+        logger.warning(
+            "%s: %s is read, and tables are not: %s",
+            folder,
+            ", ".join(file.name for file in texts),
+            ", ".join(file.name for file in tables),
+        )
+    if not files:
+        raise ValueError(f"{folder}: no data file in this folder; known are {_known()}")
+    return texts or tables
+
+
 def _known():
     return ", ".join(SUFFIXES)
 
 
-def _read(file: Path) -> Iterator[tuple[int, object]]:
-    """``(line, value)`` for every record of a file; lines count from 1."""
-    try:
-        content = file.read_bytes()
-        if file.suffix == ".gz":
-            content = gzip.decompress(content)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{file}:1: broken gzip ({error}); compress the file again") from error
-    except OSError as error:
-        raise ValueError(f"{file}: cannot be read ({error.strerror})") from error
-    text = _decode(file, content)
-    stem = file.name.removesuffix(".gz")
-    if stem.endswith(".txt"):
-        return _stories(text)
-    return _list_items(file, text) if stem.endswith(".json") else _lines(file, text)
-
-
-def _decode(file, content):
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        byte = content[error.start]
-        raise ValueError(
-            f"{file}:{line}: byte 0x{byte:02x} is not UTF-8 ({error.reason}); save it as UTF-8"
-        ) from error
-
-
-def _lines(file, text):
-    # Not splitlines(): JSON strings may contain U+2028 and other separators.
-    for line, content in enumerate(text.split("\n"), 1):
-        if content.strip():
-            try:
-                yield line, json.loads(content)
-            except (ValueError, RecursionError) as error:
-                raise _broken_json(file, line, error) from error
-
-
-def _list_items(file, text):
-    """The objects of a JSON list, each with the line on which it starts."""
-    decoder, line, counted = json.JSONDecoder(), 1, 0
-    position = _skip_space(text, 0)
-    if not text[position:]:
-        return
-    if text[position] != "[":
-        raise ValueError(
-            f"{file}:1: a .json file holds one list of objects, this one starts with "
-            f"{text[position : position + 20]!r}; one object a line is .jsonl"
-        )
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _broken_json(file, getattr(error, "lineno", 1), error) from error
-    # The text is a valid list; what follows only finds where its items start.
-    position = _skip_space(text, position + 1)
-    while text[position] != "]":
-        line, counted = line + text.count("\n", counted, position), position
-        value, position = decoder.raw_decode(text, position)
-        yield line, value
-        position = _skip_space(text, position)
-        if text[position] == ",":
-            position = _skip_space(text, position + 1)
-
-
-def _skip_space(text, position):
-    while position < len(text) and text[position] in " \t\r\n":
-        position += 1
-    return position
-
-
-def _broken_json(file, line, error):
-    if isinstance(error, RecursionError):
-        return ValueError(f"{file}:{line}: broken JSON (nested too deeply)")
-    where = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-    reason = getattr(error, "msg", str(error))
-    return ValueError(f"{file}:{line}: broken JSON ({reason}{where})")
-
-
-def _stories(text):
-    story, start = [], 1
-    for line, content in enumerate([*text.split("\n"), STORY_SEPARATOR], 1):
-        if content.strip() == STORY_SEPARATOR:
-            if joined := "\n".join(story).strip():
-                yield start, {"text": joined}
-            story, start = [], line + 1
-        else:
-            story.append(content.removesuffix("\r"))
+def _rows(file: Path) -> Iterator[tuple[str, object]]:
+    """``(where, value)`` for every row of a file."""
+    stem, name = file.name.removesuffix(".gz"), str(file)
+    if stem.endswith((".parquet", ".arrow")):
+        return parquet_rows(file) if stem.endswith(".parquet") else arrow_rows(file)
+    rows = {".jsonl": json_lines, ".json": json_list, ".txt": stories, ".csv": csv_rows}
+    return rows[Path(stem).suffix](name, read_text(file, name))

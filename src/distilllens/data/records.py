@@ -2,54 +2,142 @@
 
 from __future__ import annotations
 
-from distilllens.data.encode import tools_of
+import json
+from typing import NamedTuple
 
-# A record is of the first kind of which it has a field. The order matters: published Alpaca files
-# also have the finished prompt as "text", beside instruction and output.
+from distilllens.data.conversations import is_text_part, spelled_out, with_system_message
+from distilllens.data.encode import TEMPLATE_FIELDS, tools_of
+
+# The order matters: published Alpaca files also have the finished prompt as "text".
 KINDS = {
     "instruction": ("instruction", "output"),
     "prompt": ("prompt", "completion"),
     "messages": ("messages",),
     "text": ("text",),
 }
+_FIELDS = {kind: frozenset(fields) for kind, fields in KINDS.items()}
+# Every field that is read: (kind, whether it is a conversation) -> fields.
+_READ = {(kind, talk): fields for kind, fields in _FIELDS.items() for talk in (True, False)}
+_READ["instruction", False] |= {"input", "system", "history"}
+_READ["prompt", True] |= {*TEMPLATE_FIELDS}
+_READ["messages", True] |= {*TEMPLATE_FIELDS}
+
+
+class ReadRecord(NamedTuple):
+    """A row as a record.
+
+    Attributes:
+        kind: of ``KINDS``.
+        record: in the one spelling that the rest of the package reads; None without a target.
+        is_conversation: whether it is written by a chat template.
+        unused: the fields that hold something and that nothing reads.
+    """
+
+    kind: str
+    record: dict | None
+    is_conversation: bool
+    unused: tuple[str, ...]
 
 
 def kind_of(record: dict) -> str | None:
-    """``"instruction"``, ``"prompt"``, ``"messages"``, ``"text"``, or None for anything else."""
-    return next((kind for kind, fields in KINDS.items() if any(f in record for f in fields)), None)
+    """``"instruction"``, ``"prompt"``, ``"messages"``, ``"text"``, or None for anything else.
+
+    The first kind of which the record has all fields (UltraChat's rows have the text of a prompt
+    beside their messages), else the first of which it has any; ``text`` only if it is of no other.
+    """
+    given = record.keys()
+    if None in record.values():
+        given = {field for field, value in record.items() if value is not None}
+    for kind, fields in _FIELDS.items():
+        if given >= fields and kind != "text":
+            return kind
+    for names in (given, record.keys()):
+        for kind, fields in _FIELDS.items():
+            if not fields.isdisjoint(names):
+                return kind
+    return None
 
 
 def references(record: dict) -> list[str]:
-    """The reference answers of an instruction record; training uses the first."""
-    output = record["output"]
-    return [output] if isinstance(output, str) else list(output)
-
-
-def check_record(record: object, where: str) -> str:
-    """The kind of a valid record.
+    """The reference answers of an instruction record; training uses the first.
 
     Raises:
-        ValueError: the record is not an object or of no known kind, or one of its fields is
+        ValueError: ``output`` is neither a text nor a list.
+    """
+    output = record["output"]
+    if not isinstance(output, str | list):
+        raise ValueError(f"'output' is {_shown(output)}; it must be a text or a list of texts")
+    return [output] if isinstance(output, str) else output
+
+
+def canonical(record: dict) -> dict:
+    """The record with its conversation, if it is one, as messages of role and content.
+
+    Raises:
+        ValueError: as ``spelled_out``.
+    """
+    record = spelled_out(record)
+    if "system" not in record:
+        return record
+    kind = kind_of(record)
+    return with_system_message(record, kind) if kind in ("prompt", "messages") else record
+
+
+def read_record(row: object, where: str, *, skip_empty: bool) -> ReadRecord:
+    """A row as a record.
+
+    Args:
+        where: the place of the row, for messages.
+        skip_empty: accept a row without a target: its record is None.
+
+    Raises:
+        ValueError: the row is not an object or of no known kind, or one of its fields is
             missing, empty or of the wrong type; the message starts with ``where``.
     """
-    if not isinstance(record, dict):
-        raise ValueError(f"{where}: {_shown(record)} is not a JSON object ({{...}})")
-    kind = kind_of(record)
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: {_shown(row)} is not a JSON object ({{...}})")
+    try:
+        record = canonical(row)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    kind = kind_of(record) or kind_of(row)
+    if kind is None and "conversations" in row:
+        if row["conversations"] is not None:
+            raise ValueError(
+                f"{where}: 'conversations' is {_shown(row['conversations'])}; it must be a list of "
+                "turns"
+            )
+        kind = "messages"
     if kind is None:
         raise ValueError(
-            f"{where}: the record has the fields {sorted(record)}; it needs instruction and "
-            "output, prompt and completion, messages, or text"
+            f"{where}: the record has the fields {sorted(row)}; it needs instruction and "
+            "output, prompt and completion, messages or conversations, or text"
         )
+    conversation = kind == "messages" or (kind == "prompt" and isinstance(record.get(kind), list))
+    if skip_empty and _has_no_target(kind, row, record):
+        return ReadRecord(kind, None, conversation, ())
     for field in KINDS[kind]:
         if field not in record:
             raise ValueError(f"{where}: the record has no {field!r}, only {sorted(record)}")
     _CHECKS[kind](record, where)
-    return kind
+    unused = record.keys() - _READ[kind, conversation]
+    unused = tuple(field for field in unused if record[field] not in ("", [], {}))
+    return ReadRecord(kind, record, conversation, unused)
+
+
+def _has_no_target(kind, row, record):
+    """Whether the field of the target is there and holds nothing."""
+    target = KINDS[kind][-1]
+    if target not in record:
+        return target in row or (target == "messages" and "conversations" in row)
+    texts = record[target] if isinstance(record[target], list) else [record[target]]
+    return all(isinstance(text, str) and not text.strip() for text in texts)
 
 
 def _check_instruction(record, where):
     _check_text(record["instruction"], "'instruction'", where)
     _check_text(record.get("input", ""), "'input'", where, may_be_empty=True)
+    _check_turns(record, where)
     output = record["output"]
     if not isinstance(output, list):
         _check_text(output, "'output'", where, wanted="a text or a list of texts")
@@ -58,6 +146,19 @@ def _check_instruction(record, where):
         raise ValueError(f"{where}: 'output' is an empty list; it needs at least one reference")
     for number, reference in enumerate(output):
         _check_text(reference, f"'output'[{number}]", where)
+
+
+def _check_turns(record, where):
+    _check_text(record.get("system", ""), "'system'", where, may_be_empty=True)
+    history = record.get("history", [])
+    if not isinstance(history, list):
+        raise ValueError(f"{where}: 'history' is {_shown(history)}; it must be a list of pairs")
+    for number, turn in enumerate(history):
+        place = f"'history'[{number}]"
+        if not isinstance(turn, list | tuple) or len(turn) != 2:
+            raise ValueError(f"{where}: {place} is {_shown(turn)}; it must be [question, answer]")
+        for text in turn:
+            _check_text(text, place, where, may_be_empty=True, wanted="two texts")
 
 
 def _check_prompt(record, where):
@@ -87,6 +188,8 @@ def _check_template_fields(record, where):
         tools_of(record)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+    for field in TEMPLATE_FIELDS:
+        _check_encodable(record.get(field), f"{field!r}", where)
 
 
 def _check_messages_field(messages, name, where):
@@ -99,11 +202,31 @@ def _check_messages_field(messages, name, where):
                 f"{where}: {place} is {_shown(message)}; a message has a role and a content"
             )
         _check_text(message["role"], f"{place}['role']", where)
-        # Content may also be a list of parts, or missing beside tool calls: the template decides.
-        if isinstance(message.get("content"), str):
-            _check_text(message["content"], f"{place}['content']", where, may_be_empty=True)
-        elif "content" not in message and "tool_calls" not in message:
+        _check_content(message, place, where)
+        if len(message) > 2:
+            _check_encodable(message, place, where)
+
+
+def _check_content(message, place, where):
+    content = message.get("content")
+    if content is None:
+        # Calls, or a model's own kind of content: the template decides.
+        if not message.keys() - {"role", "content", "name"}:
             raise ValueError(f"{where}: {place} has no 'content', only {sorted(message)}")
+    elif isinstance(content, list):
+        # Text parts alone are a text by now.
+        for number, part in enumerate(content):
+            if not is_text_part(part):
+                kind = part.get("type") if isinstance(part, dict) else None
+                raise ValueError(
+                    f"{where}: {place}['content'][{number}] is "
+                    f"{f'a part of type {kind!r}' if kind else _shown(part)}; only text parts "
+                    '({"type": "text", "text": ...}) can be trained on'
+                )
+        if not content:
+            raise ValueError(f"{where}: {place}['content'] is an empty list; it must be a text")
+    else:
+        _check_text(content, f"{place}['content']", where, may_be_empty=True)
 
 
 def _check_text_record(record, where):
@@ -116,13 +239,19 @@ def _check_text(value, name, where, *, may_be_empty=False, wanted="a text"):
     if not may_be_empty and not value.strip():
         raise ValueError(f"{where}: {name} is empty ({_shown(value)}); it must be {wanted}")
     if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:  # JSON's "\ud800" parses, but no tokenizer accepts it
-            raise ValueError(
-                f"{where}: {name} has half a surrogate pair at character {error.start}, "
-                "which cannot be encoded as UTF-8"
-            ) from error
+        _check_encodable(value, name, where)
+
+
+def _check_encodable(value, name, where):
+    """Refuse text, at any depth, that JSON can spell ("\\ud800") but no tokenizer accepts."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where}: {name} has half a surrogate pair at character {error.start}, "
+            "which cannot be encoded as UTF-8"
+        ) from error
 
 
 def _shown(value):

@@ -12,9 +12,7 @@ from tqdm.auto import tqdm
 
 from distilllens.evaluate.reference_likelihood import reference_likelihoods
 from distilllens.evaluate.results import Unit
-from distilllens.files import write_json
 from distilllens.generate.transformers_backend import TransformersBackend, plan_batches
-from distilllens.jsonl import write_rows
 
 
 class Answering:
@@ -41,7 +39,7 @@ class Answering:
             task
             for number, task in enumerate(self.tasks)
             if number % self.process.size == self.process.rank
-            and self._lacks_references(task.benchmark.name, candidate.label)
+            and self._lacks_references(task, candidate.label)
         ]
         model = None
         if todo and self.plan.backend == "vllm":
@@ -58,7 +56,7 @@ class Answering:
 
     def _batches(self, task, unit):
         """This process's batches of example numbers that are not answered yet."""
-        if self.results.answers(unit) is not None:
+        if self.results.answers(unit, task.examples) is not None:
             return []
         prompt_ids = task.prompt_ids[unit.model]
         numbers, lengths = list(prompt_ids), [*map(len, prompt_ids.values())]
@@ -76,7 +74,11 @@ class Answering:
         from distilllens.generate.vllm_backend import VllmBackend
 
         return VllmBackend(
-            candidate.name, candidate.tokenizer, self.plan.decoding, dtype=self.plan.dtype
+            candidate.name,
+            candidate.tokenizer,
+            self.plan.decoding,
+            dtype=self.plan.dtype,
+            trust_remote_code=candidate.trust_remote_code,
         )
 
     def _generate_all(self, backend, todo):
@@ -125,13 +127,11 @@ class Answering:
                 names=[example.place for example in examples],
                 progress=lambda done, _: bar.update(done - bar.n),
             )
-        folder = self.results.of(task.benchmark.name, candidate.label)
-        write_json(folder / "calibration.json", calibration.to_dict())
         rows = [{"example": n, **asdict(row)} for n, row in zip(task.examples, rows, strict=True)]
-        write_rows(folder / "references.jsonl", rows)
+        self.results.finish_references(task.benchmark.name, candidate.label, rows, calibration)
 
-    def _lacks_references(self, benchmark, label):
-        rows = self.results.references(benchmark, label)
+    def _lacks_references(self, task, label):
+        rows = self.results.references(task.benchmark.name, label, task.examples)
         if rows is None or self.teacher is None:
             return rows is None
         return all(row["kl"] is None for row in rows)  # a few may be beyond the teacher's context

@@ -6,9 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from distilllens.data import data_files, format_instruction, load_records, template_fields
+from distilllens.data import (
+    data_files,
+    format_instruction,
+    instruction_messages,
+    load_records,
+    template_fields,
+)
+from distilllens.data.encode import tools_of
 from distilllens.data.records import kind_of, references
 from distilllens.errors import first_line
+from distilllens.evaluate.conversation import question_of
 from distilllens.files import sha256
 from distilllens.loading import unique_names
 
@@ -32,7 +40,7 @@ class Example:
     Args:
         place: its name in messages, such as ``eval_dolly example 3`` (from 0).
         prompt: what the model reads: a text, or messages for its chat template.
-        question: what a judge reads: the instruction with its input, or the last turn.
+        question: what a judge reads: the instruction with its input, or the whole conversation.
         references: the accepted answers.
         completion: the first reference as training writes it: a text, or messages.
         template_fields: the record's ``tools`` and ``chat_template_kwargs``, for the chat template.
@@ -132,7 +140,7 @@ def _from_hub(name):
 
 
 def _load(name, file, limit, chat):
-    examples = examples_of(load_records(file)[:limit], name, chat)
+    examples = examples_of(load_records(file, skip_empty=False)[:limit], name, chat)
     return Benchmark(name, str(file), sha256(file), examples)
 
 
@@ -145,7 +153,7 @@ def _example(record, place, chat):
         accepted = tuple(references(record))
         if chat:
             answer = {"role": "assistant", "content": accepted[0]}
-            messages = [{"role": "user", "content": question}, answer]
+            messages = [*instruction_messages(record), answer]
             return _conversation(messages, record, place, accepted)
         made = format_instruction(record)
         return Example(place, made["prompt"], question, accepted, made["completion"])
@@ -170,6 +178,6 @@ def _conversation(messages, record, place, accepted=None):
             f"{place}: its messages do not end in an answer of the assistant, so there is no "
             "reference"
         )
-    question = str(prompt[-1].get("content"))  # a judge reads the last turn only
+    question = question_of(prompt, tools_of(record))
     accepted = accepted or (answer,)
     return Example(place, prompt, question, accepted, [last], template_fields(record))

@@ -75,7 +75,7 @@ def board(tables: Sequence[ResultTable]) -> Board:
     models = tuple(name for names in labels for name in names.values())
     metrics = [m for m in METRICS if any(m in f for row in samples.values() for f in row.values())]
     measured_by = {
-        names[model]: {metric: table.settings[key] for metric, key in _MEASURED_BY.items()}
+        names[model]: _measured_by(table)
         for table, names in zip(tables, labels, strict=True)
         for model in table.settings["models"]
     }
@@ -87,6 +87,14 @@ def board(tables: Sequence[ResultTable]) -> Board:
         answers,
         (*notes, *_differences(tables), *_partial(comparisons.get("rouge_l", {}), samples)),
     )
+
+
+def _measured_by(table):
+    """metric -> what must be the same for two values of it to be comparable."""
+    measured_by = {metric: table.settings[key] for metric, key in _MEASURED_BY.items()}
+    if "text_metrics" not in table.settings and not table.is_ascii:
+        measured_by |= {"rouge_l": table.folder, "exact_match": table.folder}
+    return measured_by
 
 
 def _comparisons(metric, models, samples, measured_by):
@@ -149,7 +157,7 @@ def _shared_benchmarks(tables):
     if not shared:
         raise ValueError(
             f"the folders {', '.join(t.folder for t in tables)} share no benchmark: the first has "
-            f"{', '.join(first)}"
+            f"{', '.join(first)}; evaluate the models of all folders on the same file"
         )
     return shared, notes
 
@@ -178,6 +186,34 @@ def _differences(tables):
         values = [value for table in tables if (value := table.settings[key])]
         if any(value != values[0] for value in values):
             notes.append(f"The folders differ in the {key}: its metrics are not compared.")
+    return [*notes, *_old_definitions(tables)]
+
+
+def _old_definitions(tables):
+    """Notes on results of version 0.1.0, whose metrics saw less of the texts."""
+    notes = []
+    again = "The same distilllens evaluate scores the answers of that folder again"
+    old = [table for table in tables if "text_metrics" not in table.settings]
+    for table in old:
+        if not table.is_ascii:
+            notes.append(
+                f"{table.folder} was scored by version 0.1.0, which read ASCII words only: Rouge-L "
+                "and exact match of other scripts are wrong there, and are not compared with those "
+                f"of another folder. {again}."
+            )
+        elif len(old) < len(tables):
+            notes.append(
+                f"{table.folder} was scored by version 0.1.0: its Rouge-L differs where references "
+                f"have words with other than ASCII letters. {again}."
+            )
+    judged = [table for table in tables if table.settings["judge"]]
+    unread = [table.folder for table in judged if not table.settings.get("judge_reads")]
+    if len(unread) < len(judged):
+        notes += [
+            f"The judge of {folder} read only the last turn of a conversation. {again}, "
+            "with its --judge."
+            for folder in unread
+        ]
     return notes
 
 

@@ -87,7 +87,8 @@ class Calibration:
         """The inverse of ``to_dict``.
 
         Raises:
-            ValueError: a name is missing or unknown, or does not have 15 numbers.
+            ValueError: a name is missing or unknown, does not have 15 numbers, or a bin has more
+                correct predictions or confidence than predictions.
         """
         names = {name: len(numbers) for name, numbers in values.items()}
         if names != dict.fromkeys(cls.__dataclass_fields__, NUM_CONFIDENCE_BINS):
@@ -95,4 +96,12 @@ class Calibration:
                 f"a calibration has {NUM_CONFIDENCE_BINS} numbers each by "
                 f"{', '.join(cls.__dataclass_fields__)}, got {names}"
             )
+        columns = (values[name] for name in cls.__dataclass_fields__)
+        for at, (count, *sums) in enumerate(zip(*columns, strict=True)):
+            # Sums of probabilities may round to a little more than their number.
+            if count < 0 or not all(0 <= part <= count * (1 + 1e-6) for part in sums):
+                raise ValueError(
+                    f"bin {at} has {count} predictions, confidence {sums[0]} and {sums[1]} correct "
+                    "ones; both must be from 0 to the number of predictions"
+                )
         return cls(**{name: tuple(numbers) for name, numbers in values.items()})

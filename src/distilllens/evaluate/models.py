@@ -25,6 +25,7 @@ class Candidate:
     tokenizer: object = field(repr=False)
     config: object = field(repr=False)
     hashes: dict[str, str] = field(repr=False)
+    trust_remote_code: bool = False
 
     def load(self, device, dtype: str = "auto"):
         """The model, on ``device`` and in eval mode.
@@ -32,25 +33,32 @@ class Candidate:
         Raises:
             ValueError: the weights cannot be read.
         """
-        return load_model("model", self.name, dtype=dtype).to(device).eval()
+        trusted = self.trust_remote_code
+        model = load_model("model", self.name, dtype=dtype, trust_remote_code=trusted)
+        return model.to(device).eval()
 
 
-def find_models(names: Sequence[str]) -> list[Candidate]:
+def find_models(names: Sequence[str], *, trust_remote_code: bool = False) -> list[Candidate]:
     """Candidates for folders and hub ids; a folder may hold a PEFT adapter.
+
+    Args:
+        trust_remote_code: whether code that comes with a model may run.
 
     Raises:
         ValueError: a name has no model, tokenizer or weights, its tokenizer has no end-of-sequence
             token, or a model is named twice.
     """
-    return [_candidate(label, name) for label, name in zip(unique_names(names), names, strict=True)]
+    labels = zip(unique_names(names), names, strict=True)
+    return [_candidate(label, name, trust_remote_code) for label, name in labels]
 
 
-def _candidate(label, name):
+def _candidate(label, name, trusted):
     folder = Path(name)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"model {name} is a file; name the folder that holds it")
     base = base_model_name(folder)
-    config = load_config("model", base or name)
+    adapter = name if base else None
+    config = load_config("model", base or name, adapter=adapter, trust_remote_code=trusted)
     hashes = file_hashes(name, config)
     if folder.is_dir() and not any(file.endswith((".safetensors", ".bin")) for file in hashes):
         raise ValueError(f"model {name} holds no weights (model.safetensors)")
@@ -58,10 +66,10 @@ def _candidate(label, name):
         hashes |= {f"base/{file}": value for file, value in file_hashes(base, config).items()}
     has_tokenizer = not base or any(folder.glob("tokenizer*"))
     source = name if has_tokenizer else base
-    tokenizer = load_tokenizer("model", source)
+    tokenizer = load_tokenizer("model", source, trust_remote_code=trusted)
     if tokenizer.eos_token is None:
         raise ValueError(
             f"the tokenizer of {name} has no end-of-sequence token, so no answer would end; set "
             "eos_token in its tokenizer_config.json"
         )
-    return Candidate(label, name, tokenizer, config, hashes)
+    return Candidate(label, name, tokenizer, config, hashes, trusted)

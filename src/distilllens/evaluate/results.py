@@ -6,6 +6,7 @@
     BENCHMARK/MODEL/references.jsonl   the likelihood of the references, one example per line
     BENCHMARK/MODEL/calibration.json   the model's confidence in the references' tokens
     scores.json, scores.md             the tables
+    complete.json                      the SHA-256 of the files of each benchmark, written last
     judge.jsonl                        a judge's replies
     timings.jsonl                      seconds; the only file that differs from run to run
 
@@ -15,19 +16,71 @@ During an evaluation, the answers are in ``seed-10.process-0.jsonl`` and so on.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import Any, NotRequired, TypedDict
 
 from distilllens.evaluate.calibration import Calibration
-from distilllens.files import write_json
-from distilllens.jsonl import append_rows, read_rows, sort_rows, whole_rows, write_rows
+from distilllens.evaluate.rows import (
+    AnswerRow,
+    ReferenceRow,
+    read_answers,
+    read_parts,
+    read_references,
+)
+from distilllens.evaluate.seal import SEAL, is_sealed, seal, unseal
+from distilllens.files import is_part_of, write_json
+from distilllens.jsonl import append_rows, encode_rows, sort_rows, write_rows
+from distilllens.stored import DamagedFile, read_stored
 
 SETTINGS, JUDGE_CACHE = "evaluation.json", "judge.jsonl"
+REFERENCES, CALIBRATION = "references.jsonl", "calibration.json"
 # Settings of metrics that can be added to an evaluation later.
 ADDABLE = ("teacher", "sbert", "judge")
+# How answers are scored. Where a folder has none or another, its answers are scored again.
+DEFINITIONS = {"text_metrics": "words of every script", "judge_reads": "whole conversations"}
 # Settings that are recorded but not compared. Hashes identify models and files, not their names.
-_NOTES = ("names", "batch_size", "device", "versions")
+_NOTES = ("names", "batch_size", "device", "versions", *DEFINITIONS)
+_AGAIN = "delete the file and repeat this folder's distilllens evaluate, which makes it again"
+
+
+class _Benchmark(TypedDict):
+    sha256: str
+    examples: int
+    left_out: NotRequired[int]
+
+
+class Settings(TypedDict):
+    """What identifies an evaluation; version 0.1.0 did not record its ``DEFINITIONS``."""
+
+    models: dict[str, dict[str, str]]  # label -> file -> SHA-256
+    benchmarks: dict[str, _Benchmark]
+    seeds: list[int | None]
+    decoding: dict[str, Any]
+    limit: int | None
+    max_prompt_length: int | None
+    chat: bool
+    dtype: str
+    backend: str
+    teacher: dict[str, str] | None
+    sbert: str | None
+    judge: str | None
+    text_metrics: NotRequired[str]
+    judge_reads: NotRequired[str | None]
+
+
+class _Evaluation(TypedDict):
+    settings: Settings
+    command: str
+
+
+class _Bins(TypedDict):
+    count: list[int]
+    confidence: list[float]
+    correct: list[int]
 
 
 @dataclass(frozen=True)
@@ -45,10 +98,18 @@ class Unit:
 
 
 class Results:
-    """The files of an evaluation."""
+    """The files of an evaluation.
+
+    Every reading method raises ``DamagedFile`` for a file that does not hold what was written: one
+    line with file, line or entry, and what to do.
+
+    Attributes:
+        is_complete: whether ``check`` found the evaluation finished and scored as it is now.
+    """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
+        self.is_complete = False
 
     def check(self, settings: dict):
         """Refuse a folder that holds anything but this evaluation, unfinished or finished.
@@ -59,10 +120,11 @@ class Results:
         Raises:
             ValueError: the folder is a file, holds something else, or an evaluation with other
                 settings (the message names the first that differs).
+            DamagedFile: a finished file has changed.
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"--output {self.folder} is a file; name a folder")
-        if not self.folder.exists() or all(p.suffix == ".part" for p in self.folder.iterdir()):
+        if not self.folder.exists() or all(is_part_of(p, SETTINGS) for p in self.folder.iterdir()):
             return
         before = self.settings()
         if before is None:
@@ -70,8 +132,10 @@ class Results:
                 f"--output {self.folder} is not empty and holds no evaluation; name another folder"
             )
         now = json.loads(json.dumps(settings))
+        scored_alike = all(before.get(k) == now[k] for k in DEFINITIONS if now.get(k))
+        self.is_complete = self.is_sealed() and scored_alike
         for name in ADDABLE:
-            if None in (before.get(name), now.get(name)) or not self._has_measured(name):
+            if None in (before.get(name), now.get(name)) or not self._has_measured(name, before):
                 before[name] = now[name] = None
         before, now = dict(_flat(before)), dict(_flat(now))
         for key in sorted(before.keys() | now.keys()):
@@ -85,29 +149,45 @@ class Results:
         """Record the settings, and the command if it is the first or adds a metric."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for part in self.folder.rglob("*.part"):  # left by a process that was killed
-            part.unlink()
+            if is_part_of(part, SETTINGS, SEAL, CALIBRATION, "scores.*", "*.jsonl"):
+                part.unlink()
         before = self.settings() or settings
         kept = {name: settings[name] or before.get(name) for name in ADDABLE}
         if not (self.folder / SETTINGS).exists() or {**before, **kept} != before:
-            note = {"settings": {**before, **kept}, "command": command}
-            write_json(self.folder / SETTINGS, note)
+            self._note({**before, **kept}, command)
 
-    def settings(self) -> dict | None:
+    def note_definitions(self, judged: bool):
+        """Record how answers are scored now, when all of them are."""
+        settings = self.settings()
+        new = {k: v for k, v in DEFINITIONS.items() if judged or k != "judge_reads"}
+        if settings | new != settings:
+            self._note(settings | new, read_stored(self.folder / SETTINGS, _Evaluation)["command"])
+
+    def close(self):
+        """Record the SHA-256 of every finished file, when all else is written."""
+        settings, files = self.settings(), []
+        for benchmark, model in product(settings["benchmarks"], settings["models"]):
+            names = [f"{Unit(benchmark, model, seed).name}.jsonl" for seed in settings["seeds"]]
+            folder = self.folder / benchmark / model
+            files += [folder / name for name in (*names, REFERENCES, CALIBRATION)]
+        seal(self.folder, files)
+
+    def settings(self) -> Settings | None:
         """The settings in the folder, or None."""
-        try:
-            text = (self.folder / SETTINGS).read_text(encoding="utf-8")
-            return dict(json.loads(text)["settings"])
-        except (OSError, ValueError, KeyError, TypeError):
+        path = self.folder / SETTINGS
+        if not path.is_file():
             return None
+        with _advised("restore the file, or evaluate into another folder"):
+            settings = read_stored(path, _Evaluation)["settings"]
+            for name in ("models", "benchmarks", "seeds"):
+                if not settings[name]:
+                    raise DamagedFile(f"{path}: the entry 'settings.{name}' is empty")
+        return settings
 
-    def _has_measured(self, name):
-        """Whether any row has the metric of a teacher, an sbert model or a judge."""
-        key = {"teacher": "kl"}.get(name, name)
-        for path in self.folder.glob("*/*/*.jsonl"):
-            rows = read_rows(path) if ".process-" not in path.name else None
-            if rows and any(row.get(key) is not None for row in rows):
-                return True
-        return False
+    def is_sealed(self) -> bool:
+        """Whether the evaluation is finished, and its files are as they were then."""
+        with _advised(_AGAIN):
+            return is_sealed(self.folder)
 
     def of(self, benchmark: str, model: str) -> Path:
         """The folder of one model on one benchmark; created if it is missing."""
@@ -115,38 +195,76 @@ class Results:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def append(self, unit: Unit, rank: int, rows: Sequence[dict]):
+    def append(self, unit: Unit, rank: int, rows: Sequence[Mapping]):
         """Append answers to the part file of a process; they are on disk on return."""
         folder = self.of(unit.benchmark, unit.model)
         append_rows(folder / f"{unit.name}.process-{rank}.jsonl", rows)
 
-    def parts(self, unit: Unit) -> dict[int, dict]:
+    def parts(self, unit: Unit) -> dict[int, AnswerRow]:
         """example -> row, from all part files of a unit; torn lines are left out."""
         rows = {}
         folder = self.of(unit.benchmark, unit.model)
-        for path in sorted(folder.glob(f"{unit.name}.process-*.jsonl")):
-            rows |= {row["example"]: row for row in whole_rows(path) if "example" in row}
+        with _advised(_AGAIN):
+            for path in sorted(folder.glob(f"{unit.name}.process-*.jsonl")):
+                rows |= read_parts(path, unit.seed)
         return rows
 
-    def answers(self, unit: Unit) -> list[dict] | None:
-        """The finished rows of a unit, or None."""
-        return read_rows(self.folder / unit.benchmark / unit.model / f"{unit.name}.jsonl")
+    def answers(
+        self, unit: Unit, examples: Collection[int] | None = None
+    ) -> list[AnswerRow] | None:
+        """The finished rows of a unit by example, or None.
 
-    def finish(self, unit: Unit, rows: Sequence[dict]):
+        Args:
+            examples: the numbers of those that must be there; None for any.
+        """
+        path = self.folder / unit.benchmark / unit.model / f"{unit.name}.jsonl"
+        if not path.exists():
+            return None
+        with _advised(_AGAIN):
+            return read_answers(path, unit.seed, examples)
+
+    def finish(self, unit: Unit, rows: Sequence[Mapping]):
         """Write the finished rows of a unit and delete its part files."""
         folder = self.of(unit.benchmark, unit.model)
-        write_rows(folder / f"{unit.name}.jsonl", rows)
-        for path in folder.glob(f"{unit.name}.process-*.jsonl"):
-            path.unlink()
+        path = folder / f"{unit.name}.jsonl"
+        if not path.exists() or path.read_bytes() != encode_rows(rows):
+            unseal(self.folder)
+            write_rows(path, rows)
+        for part in folder.glob(f"{unit.name}.process-*.jsonl"):
+            part.unlink()
 
-    def references(self, benchmark: str, model: str) -> list[dict] | None:
-        """The rows of the likelihood of the references, or None."""
-        return read_rows(self.folder / benchmark / model / "references.jsonl")
+    def references(
+        self, benchmark: str, model: str, examples: Collection[int] | None = None
+    ) -> list[ReferenceRow] | None:
+        """The rows of the likelihood of the references by example, or None.
+
+        Args:
+            examples: the numbers of those that must be there; None for any.
+        """
+        folder = self.folder / benchmark / model
+        if not (folder / REFERENCES).exists() or not (folder / CALIBRATION).exists():
+            return None
+        with _advised(_AGAIN):
+            return read_references(folder / REFERENCES, examples)
 
     def calibration(self, benchmark: str, model: str) -> Calibration:
         """The model's confidence in the references' tokens."""
-        path = self.folder / benchmark / model / "calibration.json"
-        return Calibration.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        path = self.folder / benchmark / model / CALIBRATION
+        with _advised(_AGAIN):
+            bins = read_stored(path, _Bins)
+            try:
+                return Calibration.from_dict(bins)
+            except ValueError as error:
+                raise DamagedFile(f"{path}: {error}") from error
+
+    def finish_references(
+        self, benchmark: str, model: str, rows: Sequence[Mapping], calibration: Calibration
+    ):
+        """Write the likelihood of the references, and the confidence in their tokens before it."""
+        unseal(self.folder)
+        folder = self.of(benchmark, model)
+        write_json(folder / CALIBRATION, calibration.to_dict())
+        write_rows(folder / REFERENCES, rows)
 
     def sort_replies(self):
         """Sort the lines of a judge's replies, which were written in order of arrival."""
@@ -156,8 +274,31 @@ class Results:
 
     def note_time(self, **entry):
         """Append a line to the timings."""
-        with open(self.folder / "timings.jsonl", "a", encoding="utf-8") as stream:
-            stream.write(json.dumps(entry) + "\n")
+        append_rows(self.folder / "timings.jsonl", [entry])
+
+    def _note(self, settings, command):
+        write_json(self.folder / SETTINGS, {"settings": settings, "command": command})
+
+    def _has_measured(self, name, settings):
+        """Whether any row has the metric of a teacher, an sbert model or a judge."""
+        for benchmark, model in product(settings["benchmarks"], settings["models"]):
+            if name == "teacher":
+                rows, key = self.references(benchmark, model), "kl"
+            else:
+                units = (Unit(benchmark, model, seed) for seed in settings["seeds"])
+                rows, key = [r for unit in units for r in self.answers(unit) or ()], name
+            if any(row.get(key) is not None for row in rows or ()):
+                return True
+        return False
+
+
+@contextmanager
+def _advised(advice) -> Iterator[None]:
+    """Say what to do about a damaged file."""
+    try:
+        yield
+    except DamagedFile as error:
+        raise DamagedFile(f"{error}; {advice}") from error
 
 
 def _flat(value, name=""):

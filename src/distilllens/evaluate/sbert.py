@@ -19,6 +19,7 @@ class SentenceSimilarity:
     Args:
         model: a folder, or a hub id, of sentence-transformers. A folder is read without network.
         device: where it runs; None leaves the choice to sentence-transformers.
+        trust_remote_code: whether code that comes with the model may run.
 
     Raises:
         ValueError: the model cannot be loaded or the device cannot be used.
@@ -27,7 +28,13 @@ class SentenceSimilarity:
     Source: Reimers and Gurevych 2019.
     """
 
-    def __init__(self, model: str = "sentence-transformers/all-MiniLM-L6-v2", device=None):
+    def __init__(
+        self,
+        model: str = "sentence-transformers/all-MiniLM-L6-v2",
+        device=None,
+        *,
+        trust_remote_code: bool = False,
+    ):
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
@@ -41,6 +48,7 @@ class SentenceSimilarity:
                 str(model),
                 device=None if device is None else str(device),
                 local_files_only=is_folder,
+                trust_remote_code=trust_remote_code,
             )
         except Exception as error:  # huggingface_hub, transformers and torch: own classes each
             raise ValueError(

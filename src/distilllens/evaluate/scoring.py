@@ -14,7 +14,8 @@ class Scoring:
     """Adds the metrics to finished answers and writes them; only the main process does this.
 
     Args:
-        sbert: name of a sentence-transformers model, or None; it runs on ``device``.
+        sbert: name of a sentence-transformers model, or None; it runs on ``device``, and its code
+            only with ``trust_remote_code``.
         judge: a ``Judge``, or None. Both are tried in the constructor, so that faults show early.
         budget: in USD; the judge is not called if it would cost more.
 
@@ -22,13 +23,22 @@ class Scoring:
         ValueError, OSError, ImportError: the sentence model or the judge cannot be used.
     """
 
-    def __init__(self, results, *, sbert=None, device=None, judge=None, budget=None):
+    def __init__(
+        self,
+        results,
+        *,
+        sbert=None,
+        device=None,
+        trust_remote_code=False,
+        judge=None,
+        budget=None,
+    ):
         self.results, self.judge, self.budget = results, judge, budget
         self.similarity = None
         if sbert is not None:
             from distilllens.evaluate.sbert import SentenceSimilarity
 
-            self.similarity = SentenceSimilarity(sbert, device)
+            self.similarity = SentenceSimilarity(sbert, device, trust_remote_code=trust_remote_code)
         if judge is not None:
             if budget is not None and judge.prices is None:
                 raise ValueError(
@@ -38,13 +48,17 @@ class Scoring:
             judge.check()
 
     def __call__(self, tasks, labels, seeds):
-        """Score every answer that lacks a metric, and write the finished rows of every unit."""
+        """Score every answer that lacks a metric, and write the finished rows of every unit.
+
+        Unless the evaluation was complete, all answers are scored: those of an earlier version may
+        have been scored otherwise, and a judge's replies are kept.
+        """
         answered = []
         for task in tasks:
             for label in labels:
                 for seed in seeds:
                     unit = Unit(task.benchmark.name, label, seed)
-                    rows = self.results.answers(unit)
+                    rows = self.results.answers(unit, task.examples)
                     if rows is None:
                         parts = self.results.parts(unit)
                         rows = [parts[n] for n in task.examples]
@@ -59,7 +73,7 @@ class Scoring:
     def _score_texts(self, rows, examples):
         references = [examples[row["example"]].references for row in rows]
         for row, accepted in zip(rows, references, strict=True):
-            if "rouge_l" not in row:
+            if not (self.results.is_complete and "rouge_l" in row):
                 row["rouge_l"] = rouge_l(row["answer"], accepted)
                 row["exact_match"] = exact_match(row["answer"], accepted)
         if self.similarity is not None and not all("sbert" in row for row in rows):
@@ -69,7 +83,8 @@ class Scoring:
 
     def _ask_judge(self, answered):
         asked = [(row, examples[row["example"]]) for _, rows, examples in answered for row in rows]
-        asked = [(row, example) for row, example in asked if row.get("judge") is None]
+        if self.results.is_complete:
+            asked = [(row, example) for row, example in asked if row.get("judge") is None]
         cases = [Case(e.question, row["answer"], e.references[0]) for row, e in asked]
         estimate = self.judge.estimate(cases)
         print(f"judge {self.judge.model}: {estimate}", file=sys.stderr)

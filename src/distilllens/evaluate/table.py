@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from distilllens.evaluate.calibration import Calibration
-from distilllens.evaluate.results import Results, Unit
+from distilllens.evaluate.results import REFERENCES, Results, Unit
 from distilllens.evaluate.scores import Samples
+from distilllens.stored import DamagedFile
 
 ANSWER_METRICS = ("rouge_l", "exact_match", "sbert", "judge", "judge_win")
 
@@ -22,6 +23,7 @@ class ResultTable:
         answers: ``[benchmark][model]`` -> mean length of the answers in tokens, the share of them
             that ended by themselves, and the number of near ties.
         calibration: ``[benchmark][model]``, on the references.
+        is_ascii: whether no answer has another character.
     """
 
     folder: str
@@ -29,37 +31,53 @@ class ResultTable:
     samples: dict[str, dict[str, dict[str, Samples]]]
     answers: dict[str, dict[str, dict[str, float]]]
     calibration: dict[str, dict[str, Calibration]]
+    is_ascii: bool = True
 
 
 def read_table(folder: str | Path) -> ResultTable:
-    """The numbers of a finished results folder.
+    """The numbers of a finished results folder; rows are joined by their examples.
 
     Raises:
         ValueError: the folder holds no evaluation, or an unfinished one.
+        DamagedFile: a file has changed since it was finished, or does not hold what was written.
     """
     results = Results(folder)
     settings = results.settings()
     if settings is None:
         raise ValueError(f"{folder} holds no results; name the --output of a distilllens evaluate")
-    samples, answers, calibration = {}, {}, {}
+    results.is_sealed()
+    samples, answers, calibration, is_ascii = {}, {}, {}, True
     for benchmark in settings["benchmarks"]:
         for model in settings["models"]:
-            by_seed, references = _rows(results, benchmark, model, settings["seeds"])
+            by_seed, references = _rows(results, benchmark, model, settings)
             samples.setdefault(benchmark, {})[model] = _samples(by_seed, references)
             rows = [row for rows in by_seed for row in rows]
             answers.setdefault(benchmark, {})[model] = _answer_figures(rows)
+            is_ascii = is_ascii and all(row["answer"].isascii() for row in rows)
             bins = results.calibration(benchmark, model)
             calibration.setdefault(benchmark, {})[model] = bins
-    return ResultTable(str(folder), settings, samples, answers, calibration)
+    return ResultTable(str(folder), settings, samples, answers, calibration, is_ascii)
 
 
-def _rows(results, benchmark, model, seeds):
-    by_seed = [results.answers(Unit(benchmark, model, seed)) for seed in seeds]
-    references = results.references(benchmark, model)
-    if None in by_seed or references is None:
+def _rows(results, benchmark, model, settings):
+    """The answers of each seed and the references of one model, all to the same examples."""
+    expected = settings["benchmarks"][benchmark]
+    left_out = expected.get("left_out", 0)
+    numbers = None if left_out else range(expected["examples"])
+    references = results.references(benchmark, model, numbers)
+    numbers = {row["example"] for row in references or ()}
+    units = [Unit(benchmark, model, seed) for seed in settings["seeds"]]
+    by_seed = [references and results.answers(unit, numbers) for unit in units]
+    if not all(by_seed):
         raise ValueError(
             f"{results.folder} is not finished: answers of {model} on {benchmark} are missing; "
             "run its distilllens evaluate again, it resumes where it stopped"
+        )
+    if len(numbers) != expected["examples"] or max(numbers) >= len(numbers) + left_out:
+        raise DamagedFile(
+            f"{results.folder / benchmark / model / REFERENCES} has {len(numbers)} examples up to "
+            f"number {max(numbers)}, but the evaluation has {expected['examples']}; delete the "
+            "file and repeat this folder's distilllens evaluate, which makes it again"
         )
     return by_seed, references
 
@@ -83,7 +101,7 @@ def _samples(by_seed, references):
             if there.any():
                 values = np.where(there, values, 0.0)
                 samples[metric] = Samples(numbers, values, there.astype(float))
-    if "judge" in samples and "judge_reference" in by_seed[0][0]:
+    if "judge" in samples and all("judge_reference" in row for rows in by_seed for row in rows):
         others = [[row["judge_reference"] for row in rows] for rows in by_seed]
         others = np.nan_to_num(np.array(others, dtype=float).T)
         samples["judge_ratio"] = Samples(numbers, 100 * samples["judge"].totals, others)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -11,6 +12,12 @@ from distilllens.evaluate.results import Results
 from distilllens.evaluate.scores import CONFIDENCE, METRICS
 from distilllens.evaluate.table import read_table
 from distilllens.files import write_atomically, write_json
+
+# What Markdown would not show as it stands. An underscore inside a word is shown.
+_SPECIAL = re.compile(
+    r"[`*|~$]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[])|<(?=[A-Za-z/!?])|&(?=#|\w+;)"
+    r"|\\(?=[!-/:-@\[-`{-~])"
+)
 
 
 def as_json(board: Board) -> dict:
@@ -47,12 +54,12 @@ def as_markdown(board: Board, metrics: Sequence[str] | None = None) -> str:
     ]
     if len(board.models) > 1:
         parts.append(
-            f"First - second, with the {100 * CONFIDENCE:g} % interval of a paired bootstrap over "
-            "examples."
+            "In each row, the model named first minus the one named second, with the "
+            f"{100 * CONFIDENCE:g} % interval of a paired bootstrap over examples."
         )
         parts += [_comparison_table(board, metric) for metric in metrics]
     parts.append(_answer_table(board))
-    return "\n\n".join([*parts, *board.notes]) + "\n"
+    return "\n\n".join([*parts, *map(_as_itself, board.notes)]) + "\n"
 
 
 def write_scores(results: Results):
@@ -65,11 +72,11 @@ def write_scores(results: Results):
 
 def _score_table(board, metric):
     columns, digits = board.scores[metric], METRICS[metric].digits
-    cells = [[METRICS[metric].title, *columns]]
+    cells = [[METRICS[metric].title, *map(_as_itself, columns)]]
     for model in board.models:
         row = [columns[column].get(model) for column in columns]
         if any(row):
-            cells.append([model, *(_cell(value, digits) for value in row)])
+            cells.append([_as_itself(model), *(_cell(value, digits) for value in row)])
     return _markdown(cells)
 
 
@@ -87,11 +94,11 @@ def _cell(value, digits):
 def _comparison_table(board, metric):
     pairs, digits = board.comparisons[metric], METRICS[metric].digits
     columns = list(dict.fromkeys(column for row in pairs.values() for column in row))
-    cells = [[METRICS[metric].title, *columns]]
+    cells = [[METRICS[metric].title, *map(_as_itself, columns)]]
     for (first, second), row in pairs.items():
         cells.append(
             [
-                f"{first} - {second}",
+                _as_itself(f"{first} - {second}"),
                 *(
                     f"{c.difference:+.{digits}f} [{c.low:+.{digits}f}, {c.high:+.{digits}f}] "
                     f"{c.verdict}"
@@ -112,8 +119,8 @@ def _answer_table(board):
             calibration = ("ece", "overconfidence", "underconfidence")
             cells.append(
                 [
-                    benchmark,
-                    model,
+                    _as_itself(benchmark),
+                    _as_itself(model),
                     f"{about['mean_tokens']:.1f}",
                     f"{100 * about['finished']:.1f} %",
                     str(about["near_ties"]),
@@ -130,6 +137,12 @@ def _finite(value):
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _as_itself(text):
+    """A text as Markdown that shows it; what cannot be printed appears as in Python's strings."""
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return _SPECIAL.sub(r"\\\g<0>", "".join(shown))
 
 
 def _markdown(cells):

@@ -25,6 +25,7 @@ class VllmBackend:
         tokenizer: its tokenizer, loaded; it encodes and decodes all text.
         dtype: dtype of weights and computation. vLLM's "auto" turns float32 checkpoints into 16
             bits.
+        trust_remote_code: whether code that comes with the model may run.
 
     Attributes:
         num_positions: the longest sequence that the engine allows.
@@ -35,12 +36,25 @@ class VllmBackend:
         ValueError: vLLM does not support the temperature.
     """
 
-    def __init__(self, model: str, tokenizer, decoding: Decoding, *, dtype: str = "auto"):
+    def __init__(
+        self,
+        model: str,
+        tokenizer,
+        decoding: Decoding,
+        *,
+        dtype: str = "auto",
+        trust_remote_code: bool = False,
+    ):
         check_vllm(decoding)
         from vllm import LLM
 
         self.decoding, self._tokenizer = decoding, tokenizer
-        self._engine = LLM(model=str(model), dtype=dtype, skip_tokenizer_init=True)
+        self._engine = LLM(
+            model=str(model),
+            dtype=dtype,
+            skip_tokenizer_init=True,
+            trust_remote_code=trust_remote_code,
+        )
         config = self._engine.model_config
         self.num_positions = config.max_model_len
         stored = getattr(config.hf_config, "dtype", None)

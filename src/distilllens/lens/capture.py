@@ -10,7 +10,8 @@ from torch import Tensor
 
 from distilllens.lens.anatomy import Anatomy, locate
 from distilllens.lens.logit_lens import LogitLens
-from distilllens.lens.probe import accepts, unwrap
+from distilllens.lens.positions import with_positions
+from distilllens.lens.probe import accepts, unwrap, without_cache
 from distilllens.lens.streams import check_depths, collected, stacked_read
 
 _ANATOMIES: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
@@ -48,8 +49,10 @@ class LayerStates:
 def capture(model, depths, **inputs) -> LayerStates:
     """The un-normed stream at the requested depths, from one forward in the caller's grad mode.
 
-    Equals hooks on the blocks of ``model(**inputs)``, but keeps only the requested depths and never
-    builds the logits ``[B, T, V]``. ``labels`` are dropped: no state depends on them.
+    Equals hooks on the blocks of ``model(**inputs, use_cache=False)``, but keeps only the requested
+    depths and never builds the logits ``[B, T, V]``. ``labels`` are dropped: no state depends on
+    them. Rows may be padded on either side: positions are counted from the first token that is no
+    padding, unless ``position_ids`` are given.
 
     Args:
         model: a transformers causal LM (optionally wrapped by PEFT) or its LogitLens. The blocks of
@@ -58,7 +61,8 @@ def capture(model, depths, **inputs) -> LayerStates:
         inputs: ``input_ids [B, T]``, ``attention_mask`` and so on, passed on to the model.
 
     Raises:
-        ValueError: a depth outside 0..L, or a model whose blocks cannot be found.
+        ValueError: a depth outside 0..L, a model whose blocks cannot be found, or rows padded on
+            the left for a model that cannot read them.
     """
     if isinstance(model, LogitLens):
         model, anatomy = model.model, model.anatomy
@@ -66,8 +70,10 @@ def capture(model, depths, **inputs) -> LayerStates:
         model, anatomy = _located(model)
     depths = check_depths(depths, anatomy.num_layers)
     inputs = {name: value for name, value in inputs.items() if name != "labels"}
+    module, inputs = _without_logits(model, anatomy, inputs)
+    inputs = with_positions(model, module, without_cache(module, inputs))
     with collected(anatomy, depths) as states:
-        _run_without_logits(model, anatomy, inputs)
+        module(**inputs)
     return LayerStates({depth: states[depth] for depth in depths}, normed=False)
 
 
@@ -85,7 +91,8 @@ def read_states(lens: LogitLens, depths, *, normalize: bool = True, **inputs) ->
 
     Raises:
         ValueError: no LogitLens; a depth outside 0..L; a mode that is not "closed";
-            ``normalize=False`` where the stream's width is not the head's.
+            ``normalize=False`` where the stream's width is not the head's; rows padded on the left
+            as for ``capture``.
 
     Source: arXiv 2602.13567.
     """
@@ -116,8 +123,8 @@ def _located(model) -> tuple[torch.nn.Module, Anatomy]:
     return model, anatomy
 
 
-def _run_without_logits(model, anatomy, inputs):
-    """Run the model without computing logits if it supports that, otherwise its backbone.
+def _without_logits(model, anatomy, inputs):
+    """What to run so that no logits are computed: the model if it supports that, or its backbone.
 
     The model is preferred because sharding and a patched forward (autocast) are attached to it.
     ``logits_to_keep`` is an empty index and not 0, which would mean all positions.
@@ -127,6 +134,5 @@ def _run_without_logits(model, anatomy, inputs):
         nothing = torch.zeros(0, dtype=torch.long, device=device)
         if accepts(model, "logits_to_keep"):
             inputs = {**inputs, "logits_to_keep": nothing}
-        model(**inputs)
-    else:
-        anatomy.backbone(**inputs)
+        return model, inputs
+    return anatomy.backbone, inputs

@@ -87,10 +87,15 @@ def accepts(module: nn.Module, name: str, *, by_name: bool = False) -> bool:
 
 
 def without_cache(module: nn.Module, inputs: dict) -> dict:
-    """``inputs`` plus ``use_cache=False`` if the module takes it and no cache was passed."""
-    if inputs.get("past_key_values") is None and accepts(module, "use_cache", by_name=True):
-        return {"use_cache": False, **inputs}
-    return inputs
+    """``inputs`` plus ``use_cache=False`` if the module takes it and no cache was passed.
+
+    A module that passes anything on takes what a module in it takes by name (granitemoe).
+    """
+    if inputs.get("past_key_values") is not None:
+        return inputs
+    inner = module.children() if accepts(module, "use_cache") else ()
+    takes = any(accepts(m, "use_cache", by_name=True) for m in (module, *inner))
+    return {"use_cache": False, **inputs} if takes else inputs
 
 
 def probe_ids(model: nn.Module, num_rows=NUM_ROWS, num_tokens=NUM_TOKENS) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from distilllens.lens.anatomy import Anatomy
+from distilllens.lens.positions import learn_positions, with_positions
 from distilllens.lens.probe import accepts, logits_of, probe_ids, undisturbed, without_cache
 from distilllens.lens.stand_in import standing_in, stopped
 from distilllens.lens.structure import first_float, floats, same, with_first, worst
@@ -62,6 +63,7 @@ def stacked_read(lens, depths, *, normalize: bool, inputs: dict) -> tuple[dict, 
     """
     anatomy, backbone = lens.anatomy, lens.backbone
     inner = [d for d in depths if d < anatomy.num_layers] if normalize else []
+    inputs = with_positions(lens.model, backbone, without_cache(backbone, inputs))
     sizes = []
 
     def stack(module, args, output):
@@ -74,7 +76,7 @@ def stacked_read(lens, depths, *, normalize: bool, inputs: dict) -> tuple[dict, 
     with collected(anatomy, inner if normalize else depths) as states:
         handle = anatomy.blocks[-1].register_forward_hook(stack)
         try:
-            output = first_float(backbone(**without_cache(backbone, inputs)))
+            output = first_float(backbone(**inputs))
         finally:
             handle.remove()
     if output.shape[0] != sizes[0] * (len(inner) + 1):
@@ -97,6 +99,7 @@ def stacked_error(lens, head) -> float:
     if accepts(lens.backbone, "attention_mask"):
         inputs["attention_mask"] = torch.ones_like(ids)
         inputs["attention_mask"][0, -2:] = 0
+        learn_positions(model, lens.backbone)
     with undisturbed(model):
         with collected(lens.anatomy, depths) as raw:
             logits = logits_of(model(**without_cache(model, inputs)))

@@ -3,7 +3,7 @@
 from distilllens.report.by_depth import plot_divergence_by_depth
 from distilllens.report.canvas import require_plotting
 from distilllens.report.inspector import inspector_sections
-from distilllens.report.page import render_page, save_figures
+from distilllens.report.page import figure_names, render_page, save_figures
 from distilllens.report.run_report import (
     Observations,
     Run,
@@ -20,6 +20,7 @@ __all__ = [
     "Observations",
     "Run",
     "Sample",
+    "figure_names",
     "inspector_sections",
     "measurements_section",
     "observation_sections",

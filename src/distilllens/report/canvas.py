@@ -33,6 +33,8 @@ STUDENTS = ("first", "second", "third", "fourth", "fifth", "sixth")
 # Models differ without colour too. One more marker and dash than colours, so the seventh differs.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ((), (5, 2), (1.5, 1.5), (6, 1.5, 1.5, 1.5), (3, 1.5), (8, 2, 2, 2, 2, 2), (2, 4))
+# Who made a file, in its metadata: a command replaces no figure of another.
+_MAKER = "distilllens"
 _NAMES = {light: name for name, (light, _) in COLOURS.items()}
 
 
@@ -116,12 +118,12 @@ def to_svg(figure, name: str, description: str) -> str:
     text = re.sub(r'<g id="mark ([^"]*)"', _marked, text)
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     text = text.replace("xlink:href", "href")
-    text = re.sub(r"#[0-9a-f]{6}", _variable, text)
+    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"#[0-9a-f]{6}", _variable, tag[0]), text)
     # Keep font sizes, drop families; how matplotlib writes them depends on its version.
     text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
     text = re.sub(r"font-family: [^;\"]*;? ?| transform=\"rotate\(-0 [^\"]*\"", "", text)
     # Round coordinates but not text: a tick label of 0.0005 must not become 0.
-    text = re.sub(r"(?<![>\d−])-?\d+\.\d{3,}", _rounded, text)
+    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"-?\d+\.\d{3,}", _rounded, tag[0]), text)
     text = re.sub(r"\s*\n\s*", "\n", text)
     box = re.search(r'viewBox="([^"]*)"', text)[1]
     opening = f'<svg class="plot" viewBox="{box}" role="img" aria-label="{escape(description)}">'
@@ -149,36 +151,65 @@ def save(figure, stem: Path, chosen: Mapping[str, str]):
 def save_png(figure, path: Path):
     """Write a PNG of 200 dpi on a white background, atomically."""
     part = part_of(path)
-    figure.savefig(part, dpi=200, format="png", facecolor="white", metadata={"Software": None})
+    _make_literal(figure)
+    figure.savefig(part, dpi=200, format="png", facecolor="white", metadata={"Software": _MAKER})
     settle(part, path)
 
 
 def add_legend(figure):
     """Put one legend for all visible labelled artists above the axes."""
-    found = {}
-    for axes in figure.axes:
-        handles, labels = axes.get_legend_handles_labels()
-        pairs = zip(labels, handles, strict=True)
-        found |= {label: handle for label, handle in pairs if handle.get_visible()}
+    found = {
+        artist.get_label(): artist
+        for axes in figure.axes
+        for artist in axes.get_children()
+        if isinstance(artist, _drawn_kinds()) and artist.get_visible() and _is_labelled(artist)
+    }
     if found:
-        figure.legend(
+        # matplotlib takes a label with a leading underscore for none: the names are set afterwards.
+        legend = figure.legend(
             found.values(),
-            found.keys(),
+            [str(number) for number in range(len(found))],
             loc="outside upper center",
             ncols=3 if max(map(len, found)) < 16 else 2,
             fontsize=8,
             frameon=False,
             handlelength=2.6,
         )
+        for text, label in zip(legend.get_texts(), found, strict=True):
+            text.set_text(label)
+
+
+def _drawn_kinds():
+    from matplotlib.collections import Collection
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    return (Line2D, Patch, Collection)
+
+
+def _is_labelled(artist):
+    # matplotlib's own names of artists that got no label: "_child0", "_child1" and so on.
+    label = artist.get_label()
+    return bool(label) and not re.fullmatch(r"_child\d+", label)
+
+
+def _make_literal(figure):
+    """Show all texts as they are: a name with "$" or "\\" is no formula."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+        text.set_usetex(False)
 
 
 def _svg(figure, salt, fonttype):
     import matplotlib
 
+    _make_literal(figure)
     stream = io.StringIO()
     settings = {"svg.fonttype": fonttype, "svg.hashsalt": f"distilllens {salt}"}
     with matplotlib.rc_context(settings):
-        figure.savefig(stream, format="svg", metadata={"Date": None})
+        figure.savefig(stream, format="svg", metadata={"Creator": _MAKER, "Date": None})
     return stream.getvalue()
 
 

@@ -71,12 +71,18 @@ class Plot:
 
     def save(self, folder: Path):
         """Write every drawing as PNG and SVG, with the initial choices."""
-        for drawing in self.drawings:
-            words = dict(word.split("=") for word in drawing.when.split())
-            chosen = {choice.name: choice.value for choice in self.choices} | words
-            labels = [c.options[words[c.name]] for c in self.choices if c.name in words]
-            parts = (re.sub(r"[^\w.]+", "-", part).strip("-.") for part in (self.name, *labels))
-            save(drawing.figure, folder / "-".join(filter(None, parts)), chosen)
+        chosen = {choice.name: choice.value for choice in self.choices}
+        for drawing, stem in zip(self.drawings, self.stems(), strict=True):
+            save(drawing.figure, folder / stem, chosen | _words(drawing))
+
+    def stems(self) -> list[str]:
+        """The name of each drawing's files, without a suffix."""
+        return [self._stem(_words(drawing)) for drawing in self.drawings]
+
+    def _stem(self, words):
+        labels = [c.options[words[c.name]] for c in self.choices if c.name in words]
+        parts = (re.sub(r"[^\w.]+", "-", part).strip("-.") for part in (self.name, *labels))
+        return "-".join(filter(None, parts))
 
 
 @dataclass(frozen=True)
@@ -151,6 +157,12 @@ def save_figures(sections: Sequence[Section], folder: Path):
                 part.save(folder)
 
 
+def figure_names(sections: Sequence[Section]) -> list[str]:
+    """The names of the files that ``save_figures`` writes."""
+    plots = [part for section in sections for part in section.parts if isinstance(part, Plot)]
+    return [f"{stem}.{kind}" for plot in plots for stem in plot.stems() for kind in ("svg", "png")]
+
+
 def to_json(value: Any) -> str:
     """Compact JSON that is safe inside ``<script>``.
 
@@ -159,6 +171,11 @@ def to_json(value: Any) -> str:
     text = json.dumps(_short(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     # "</script>" or "<!--" in a token must not end the block.
     return text.replace("<", "\\u003c")
+
+
+def _words(drawing):
+    """The choices of a drawing: name -> value."""
+    return dict(word.split("=") for word in drawing.when.split())
 
 
 def _colours():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +11,25 @@ import torch
 from distilllens.files import is_part_of
 from distilllens.head import Head
 from distilllens.lens import LayerStates
+from distilllens.stored import DamagedFile
 from distilllens.teacher import store
 from distilllens.teacher.documents import Document, cut
+from distilllens.teacher.manifest import MANIFEST, Manifest, read_manifest, write_manifest
+from distilllens.teacher.shards import (
+    Shard,
+    Shards,
+    ShardWriter,
+    damage_of,
+    first_not_finite,
+    shard_files,
+)
 
 SHARD_BYTES = 256 * 2**20
 MAX_SHARD_BYTES = 2**30  # what a process holds before it writes, and what a kill may lose
 MAX_SHARDS = 512  # a reader maps each
+_REMEDY = (
+    "run distilllens cache with the same arguments: it writes again what is damaged or missing"
+)
 
 
 class CachedTeacher:
@@ -24,26 +38,30 @@ class CachedTeacher:
     Equals a :class:`LiveTeacher` on the documents that were written: bit for bit where that ran at
     the same shapes, and to rounding otherwise (products of other shapes add up in another order).
     States are memory-mapped; the head lies on ``device``. Several processes may read one cache.
+    Manifest, head and the indexes of the shards are verified here, the rows of a document whenever
+    they are read.
 
     Args:
         folder: a complete cache.
         device: where states and head go.
 
     Raises:
-        ValueError: no cache, an incomplete one, or files that cannot be read.
+        ValueError: no cache.
+        DamagedFile: an incomplete or damaged one; with the first file that is wrong.
     """
 
     def __init__(self, folder: str | Path, device: torch.device | str = "cpu"):
         self.folder, self.device = Path(folder), device
-        manifest, mark = status(self.folder)
-        if mark is None:
-            raise ValueError(
-                f"teacher cache {folder} is not complete; run the command that was writing it "
-                "(distilllens cache) again to resume"
-            )
-        self.manifest, self.num_layers = manifest, manifest.num_layers
-        self._shards = store.Shards(self.folder, manifest, list(mark["shards"]))
-        self._head = store.read_head(self.folder, manifest, device)
+        self.manifest = manifest = manifest_of(self.folder)
+        self.num_layers = manifest.num_layers
+        try:
+            mark = store.read_mark(self.folder, manifest)
+            self._shards = Shards(self.folder, manifest, store.index_digests(mark))
+            self._head = store.read_head(self.folder, manifest, device)
+        except DamagedFile as error:
+            raise DamagedFile(
+                f"teacher cache {folder} is not complete: {error}; {_REMEDY}"
+            ) from error
         self.num_documents, self.num_rows = len(self._shards), self._shards.num_rows
 
     def __contains__(self, key: bytes) -> bool:
@@ -75,6 +93,7 @@ class CachedTeacher:
 
         Raises:
             ValueError: depths that are not stored, or a document that is not.
+            DamagedFile: a document whose rows are not those that were written.
         """
         depths = tuple(depths)
         self.check_depths(depths, normalize)
@@ -108,11 +127,14 @@ class CachedTeacher:
                 f"tokens and {document.num_targets} targets; add it with distilllens cache for the "
                 "same data, template, max_length and packing"
             )
-        rows = self._shards.rows(place)
+        try:
+            rows = self._shards.rows(place)
+        except DamagedFile as error:
+            raise DamagedFile(f"{error} ({document.num_tokens} tokens); {_REMEDY}") from error
         if len(rows) != document.num_targets:
-            raise ValueError(
+            raise DamagedFile(
                 f"teacher cache {self.folder} holds {len(rows)} rows for a document of "
-                f"{document.num_targets} targets: a file is damaged; write the cache again"
+                f"{document.num_targets} targets; write the cache again in another folder"
             )
         return rows
 
@@ -132,10 +154,10 @@ class CacheWriter:
         ValueError: the folder holds something else, or another cache: the first entry that differs.
     """
 
-    def __init__(self, folder: str | Path, manifest: store.Manifest, num_rows: int = 0):
+    def __init__(self, folder: str | Path, manifest: Manifest, num_rows: int = 0):
         self.folder, self.manifest = Path(folder), manifest
         check_writable(self.folder)
-        before = store.read_manifest(self.folder)
+        before = _manifest(self.folder)
         difference = before and before.difference(manifest)
         if difference:
             raise ValueError(
@@ -147,18 +169,35 @@ class CacheWriter:
             self.manifest = manifest = replace(manifest, **names)
         shard_bytes = max(SHARD_BYTES, num_rows * manifest.row_bytes // MAX_SHARDS)
         shard_bytes = min(shard_bytes, MAX_SHARD_BYTES)
-        self._writer = store.ShardWriter(self.folder, manifest, shard_bytes)
+        self._writer = ShardWriter(self.folder, manifest, shard_bytes)
 
-    def begin(self, head: Head):
-        """Create the folder, and write the manifest and the head."""
-        store.drop_remains(self.folder)
-        store.write_manifest(self.folder, self.manifest)
+    def begin(self, head: Head, damaged: Iterable[str] = ()):
+        """Create the folder, remove damaged shards, and write the manifest and the head."""
+        store.drop_remains(self.folder, damaged)
+        write_manifest(self.folder, self.manifest)
         store.write_head(self.folder, head)
 
     def add(self, document: Document, states: LayerStates, rows: slice):
-        """Add a document's rows of the states at the manifest's depths and after the last block."""
+        """Add a document's rows of the states at the manifest's depths and after the last block.
+
+        Raises:
+            ValueError: states that are not finite; they are not written.
+        """
         kept = [states[depth][rows] for depth in self.manifest.depths]
-        self._writer.add(document.key, torch.stack([*kept, states.final[rows]], 1))
+        kept = torch.stack([*kept, states.final[rows]], 1)
+        if first_not_finite(kept) is not None:
+            self._refuse(document, kept)
+        self._writer.add(document.key, kept)
+
+    def _refuse(self, document, kept):
+        names = [*(f"depth {depth}" for depth in self.manifest.depths), "the last depth"]
+        found = zip(names, map(first_not_finite, kept.unbind(1)), strict=True)
+        name, value = next((name, value) for name, value in found if value is not None)
+        raise ValueError(
+            f"teacher cache {self.folder}: the teacher's states at {name} hold the number {value} "
+            f"in a document of {document.num_tokens} tokens, and are not written; the dtype of "
+            f"the teacher ({self.manifest.dtype}) may be too narrow, or its weights damaged"
+        )
 
     def flush(self):
         """Write the documents added so far."""
@@ -167,35 +206,35 @@ class CacheWriter:
     def finish(self, **more):
         """Mark the cache as complete, and add notes to those that it had."""
         before = store.read_notes(self.folder)
-        store.write_mark(self.folder, **before | more)
+        store.write_mark(self.folder, self.manifest, **before | more)
 
 
-def status(folder: str | Path) -> tuple[store.Manifest, dict | None]:
-    """The manifest of a cache, and its mark if it is complete.
+def manifest_of(folder: str | Path) -> Manifest:
+    """The manifest of a cache, complete or not.
 
     Raises:
-        ValueError: no cache, or one that cannot be read.
+        ValueError: no cache, or a manifest that cannot be read.
     """
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"teacher_cache {folder} is a file; name a folder")
-    manifest = store.read_manifest(folder)
+    _check_folder(folder)
+    manifest = _manifest(folder)
     if manifest is None:
         what = "holds no teacher cache" if folder.is_dir() else "does not exist"
         raise ValueError(f"teacher_cache {folder} {what}; write one with distilllens cache")
-    return manifest, store.read_mark(folder)
+    return manifest
 
 
 def check_writable(folder: str | Path):
     """Refuse a folder that holds anything but a cache.
 
     Raises:
-        ValueError: a file, or a folder with files and no manifest.
+        ValueError: a file, or a folder with files and no manifest, or with folders for files.
     """
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"teacher_cache {folder} is a file; name a folder")
-    if folder.is_dir() and not (folder / store.MANIFEST).exists():
+    _check_folder(folder)
+    if not folder.is_dir():
+        return
+    if not (folder / MANIFEST).exists():
         names = [p.name for p in folder.iterdir() if not is_part_of(p, *store.OURS)]
         others = [name for name in names if name != store.LOCK]
         if others:
@@ -203,19 +242,51 @@ def check_writable(folder: str | Path):
                 f"teacher_cache {folder} is not empty and holds no teacher cache "
                 f"({others[0]} is there); name another folder"
             )
+    for path in (folder / MANIFEST, folder / store.HEAD, folder / store.MARK, *shard_files(folder)):
+        if path.is_dir():
+            raise ValueError(
+                f"teacher_cache {folder}: {path.name} is a folder and must be a file; remove it"
+            )
+
+
+def _manifest(folder):
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        store.check_manifest(folder, manifest)
+    return manifest
+
+
+def _check_folder(folder):
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"teacher_cache {folder} is a file; name a folder")
 
 
 def exists(folder: str | Path) -> bool:
     """Whether the folder holds a cache, complete or not."""
-    return (Path(folder) / store.MANIFEST).is_file()
+    return (Path(folder) / MANIFEST).is_file()
 
 
 def depths_of(folder: str | Path) -> list[int]:
     """The depths that a cache stores; none if there is no cache."""
-    manifest = store.read_manifest(Path(folder))
+    manifest = _manifest(Path(folder))
     return manifest.depths if manifest else []
 
 
-def stored_keys(folder: str | Path) -> set[bytes]:
-    """The keys of all documents in readable shards, whether or not the cache is complete."""
-    return set(store.shard_keys(Path(folder))) if Path(folder).is_dir() else set()
+def shard_names(folder: str | Path) -> list[str]:
+    """The names of a cache's shards, complete cache or not."""
+    return [path.name for path in shard_files(Path(folder))]
+
+
+def damage(folder: str | Path, shard: str) -> str | None:
+    """What is wrong with a shard of a cache, or None; reads all of it."""
+    return damage_of(Path(folder) / shard, manifest_of(folder))
+
+
+def stored_keys(folder: str | Path, damaged: Iterable[str] = ()) -> set[bytes]:
+    """The keys of all documents but those of damaged shards, whether or not it is complete."""
+    names = [name for name in shard_names(folder) if name not in damaged]
+    if not names:
+        return set()
+    manifest = manifest_of(folder)
+    shards = (Shard(Path(folder) / name, manifest) for name in names)
+    return {key.tobytes() for shard in shards for key in shard.keys.numpy()}

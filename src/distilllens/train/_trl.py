@@ -6,7 +6,10 @@ Written for trl 1.16 and transformers 5.23; check this file first after an upgra
 from __future__ import annotations
 
 import copy
+import logging
+import re
 import time
+from contextlib import contextmanager
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -21,12 +24,17 @@ from distilllens.targets import without_targets
 from distilllens.train.preparation import PreparedTrainer
 
 __all__ = [
+    "OTHER_INTERVALS",
+    "OTHER_TRANSFORMERS",
+    "TIED_HEAD",
     "LossProgress",
     "base_model_of",
     "count_tokens_of_targets",
     "drop_fused_head",
     "end_training",
     "forget_evaluation",
+    "hidden_messages",
+    "invalid_generation_fields",
     "mask_repeated_rows",
     "maybe_gather_lm_head_ctx",
     "prepare_deepspeed",
@@ -39,6 +47,47 @@ __all__ = [
 def base_model_of(model):
     """The transformers model inside a PEFT one; any other model is its own base."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+# What transformers logs at a resume: versions, which we tell ourselves; intervals, of which those
+# that are set count here; a tied head, which is saved as the embedding that it is.
+OTHER_TRANSFORMERS = "You are resuming training from a checkpoint trained with"
+OTHER_INTERVALS = r"Warning: The following arguments do not match (?!.*per_device_train_batch_size)"
+TIED_HEAD = r"There were missing keys in the checkpoint model loaded: \['[^',]+'\]\.$"
+
+
+@contextmanager
+def hidden_messages(*patterns: str):
+    """Hide what the trainer of transformers logs in this block, if it begins as a pattern."""
+
+    def other(record):
+        text = record.getMessage()
+        return not any(re.match(pattern, text, flags=re.DOTALL) for pattern in patterns)
+
+    loggers = [logging.getLogger(f"transformers.{name}") for name in ("trainer", "trainer_utils")]
+    for each in loggers:
+        each.addFilter(other)
+    try:
+        yield
+    finally:
+        for each in loggers:
+            each.removeFilter(other)
+
+
+def invalid_generation_fields(generation_config) -> list[str]:
+    """Fields with which transformers refuses to save a generation configuration; often none.
+
+    Raises:
+        ValueError: it is refused for another reason.
+    """
+    try:
+        generation_config.validate(strict=True)
+    except ValueError as error:
+        # The names are known from the message alone.
+        if fields := re.findall(r"^- `(\w+)`:", str(error), flags=re.MULTILINE):
+            return fields
+        raise
+    return []
 
 
 def drop_fused_head(model):
@@ -103,6 +152,13 @@ class LossProgress(ProgressCallback):
             return
         self._shown |= {short: f"{logs[key]:.3f}" for key, short in self._SHORT if key in logs}
         self.training_bar.set_postfix(self._shown, refresh=False)
+
+    def close(self):
+        """Leave the bars as they are, so that what is printed next gets a line of its own."""
+        for bar in (self.prediction_bar, self.training_bar):
+            if bar is not None:
+                bar.close()
+        self.training_bar = self.prediction_bar = None
 
 
 def replace_progress_bar(trainer):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from distilllens.data import to_dataset
@@ -33,7 +35,20 @@ def build_trainer(
         train_dataset=examples["train"],
         eval_dataset=examples.get("eval"),
         processing_class=tokenizer,
-        peft_config=get_peft_config(model),
+        peft_config=_peft_config(model),
         quantization_config=get_quantization_config(model),
         **more,
     )
+
+
+def _peft_config(model):
+    """TRL's, with a single target as the list of one that it was.
+
+    ``ModelConfig`` unpacks it, and PEFT takes a text for a regular expression that must match the
+    whole name. A list matches that name too, and names that end in it.
+    """
+    config = get_peft_config(model)
+    targets = getattr(config, "target_modules", None)
+    if isinstance(targets, str) and re.fullmatch(r"\w+(\.\w+)*", targets):
+        config.target_modules = {targets}  # PEFT's own form of a list
+    return config

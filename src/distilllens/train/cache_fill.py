@@ -10,12 +10,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from distilllens.linear_divergence import linear_divergence
 from distilllens.teacher import CachedTeacher, CacheWriter, LiveTeacher, cache
 from distilllens.teacher.documents import cut
-from distilllens.teacher.store import Manifest, dequantize, locked, quantize
+from distilllens.teacher.manifest import Manifest
+from distilllens.teacher.shards import dequantize, quantize
+from distilllens.teacher.store import locked
 from distilllens.train.cache_needs import CacheRequirements
 from distilllens.train.collation import Collation
 
@@ -29,10 +32,11 @@ def fill_cache(
     """Run the teacher over every document that is missing from the cache, and open the cache.
 
     Each of n processes takes every n-th batch and writes its own shards. After an interruption it
-    resumes behind the last complete shard.
+    resumes behind the last complete shard. Shards on the disk are read and damaged ones written
+    again.
 
     Raises:
-        ValueError: the folder holds a cache of another kind.
+        ValueError: the folder holds a cache of another kind; states that are not finite.
         OSError: too little disk space, or a disk error.
     """
     folder = Path(collation.args.teacher_cache)
@@ -55,8 +59,14 @@ def _write(collation, live, depths, needs, folder):
     before = cache.depths_of(folder)
     # A cache with more depths keeps them when documents are added to it.
     depths = before if set(depths) <= set(before) else depths
-    stored = cache.stored_keys(folder)
-    batches = _batches(needs, stored, args.per_device_train_batch_size)
+    damaged = damaged_shards(collation)
+    if damaged and main:
+        logger.warning(
+            "teacher cache %s: damaged shards are written again, %d in all (%s)",
+            *(folder, len(damaged), next(iter(damaged.values()))),
+        )
+    stored = cache.stored_keys(folder, damaged)
+    batches = _batches(needs, args.per_device_train_batch_size)
     num_rows = sum(document.num_targets for document in needs.missing(stored))
 
     def inputs_of(batch):
@@ -66,17 +76,22 @@ def _write(collation, live, depths, needs, folder):
         with accelerator.autocast():
             return live.read(depths, normalize=needs.normed, **inputs)
 
-    # Width and dtype must be known before anything is written: read the shortest row.
+    # Width and dtype must be known before anything is written: read the shortest row. The error of
+    # int8 is that of the first batch, also for a writer that resumes behind it.
     shortest = min((row for row in needs.rows if row[2]), key=_num_tokens)
-    states, head = read(inputs_of([shortest]))
+    states, head = read(inputs_of(batches[0] if needs.stored == "int8" else [shortest]))
+    notes = {"int8_error": _int8_error(states, head)} if needs.stored == "int8" and main else {}
+    # Batches were formed from all documents. So a writer that resumes runs the teacher on the same
+    # shapes, and stores the same bits, as one that was never interrupted.
+    batches = [b for b in batches if any(d.key not in stored for row in b for d in row[2])]
     writer = CacheWriter(folder, _manifest(live, depths, needs, states, head), num_rows)
     _check_space(folder, writer.manifest, num_rows, head, tell=main)
     accelerator.wait_for_everyone()  # no process writes before all have checked
     with locked(folder) if main else nullcontext():
         if main:
-            writer.begin(head)
+            writer.begin(head, damaged)
         accelerator.wait_for_everyone()
-        notes, turns = {}, math.ceil(len(batches) / accelerator.num_processes)
+        turns = math.ceil(len(batches) / accelerator.num_processes)
         bar = {"desc": "teacher cache", "unit": " tokens", "disable": collation.is_quiet}
         with tqdm(total=num_rows, **bar) as bar:
             for turn in range(turns):
@@ -85,8 +100,6 @@ def _write(collation, live, depths, needs, folder):
                 # A sharded teacher runs on all processes at once, also on those without a batch.
                 inputs = inputs_of(batches[min(mine, len(batches) - 1)])
                 states, _ = read(inputs)
-                if needs.stored == "int8" and main and not notes:
-                    notes = {"int8_error": _int8_error(states, head)}
                 if mine < len(batches):
                     _store(writer, states, inputs, stored)
                 group = batches[first : first + accelerator.num_processes]
@@ -99,6 +112,22 @@ def _write(collation, live, depths, needs, folder):
         logger.info("int8 states at depth %s: KL %.2e nats per token", depth, error)
 
 
+def damaged_shards(collation: Collation) -> dict[str, str]:
+    """What is wrong with each damaged shard of the cache, by its name, on all processes.
+
+    Every byte is read; each of n processes reads every n-th shard.
+    """
+    folder, accelerator = Path(collation.args.teacher_cache), collation.accelerator
+    names = cache.shard_names(folder)
+    mine = names[accelerator.process_index :: accelerator.num_processes]
+    bar = {"desc": "checking the cache", "unit": " shards", "delay": 2, "leave": False}
+    found = []
+    for name in tqdm(mine, **bar, disable=collation.is_quiet):
+        if (damage := cache.damage(folder, name)) is not None:
+            found.append((name, damage))
+    return dict(sorted(gather_object(found)))
+
+
 def _num_tokens(row):
     return sum(document.num_tokens for document in row[2])
 
@@ -107,12 +136,8 @@ def _num_targets(batch):
     return sum(document.num_targets for _, _, documents in batch for document in documents)
 
 
-def _batches(needs, stored, size):
-    """Batches with a document that is not stored; long rows first, to run out of memory early.
-
-    Batches are formed before stored documents are left out. So a writer that resumes runs the
-    teacher on the same shapes, and stores the same bits, as one that was never interrupted.
-    """
+def _batches(needs, size):
+    """Batches that hold every document; long rows first, to run out of memory early."""
     batches, seen = [], set()
     datasets = {id(dataset): dataset for dataset, _, _ in needs.rows}
     for dataset in datasets.values():
@@ -120,7 +145,7 @@ def _batches(needs, stored, size):
         rows.sort(key=lambda row: (-_num_tokens(row), row[1]))
         rows = [row for row in rows if _is_new(row, seen)]
         batches += [rows[at : at + size] for at in range(0, len(rows), size)]
-    return [b for b in batches if any(d.key not in stored for row in b for d in row[2])]
+    return batches
 
 
 def _is_new(row, seen):

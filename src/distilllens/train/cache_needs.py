@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from accelerate.utils import broadcast_object_list
@@ -10,9 +11,12 @@ from tqdm.auto import tqdm
 
 from distilllens.fingerprints import fingerprint, tensor_fingerprint, tokenizer_fingerprint
 from distilllens.loading import load_config
+from distilllens.stored import DamagedFile
 from distilllens.teacher import CachedTeacher, TeacherSource, cache
 from distilllens.teacher.documents import Document, cut
 from distilllens.train.collation import Collation
+
+logger = logging.getLogger(__name__)
 
 # Settings that decide how documents are cut; named in the message when documents are missing.
 _DATA_SETTINGS = (
@@ -93,17 +97,22 @@ def open_cache(folder: str, needs: CacheRequirements, device) -> CachedTeacher |
     Otherwise None, if the run has a teacher that can add what is missing.
 
     Raises:
-        ValueError: the entry of the manifest that differs; without a teacher, what is missing.
+        ValueError: the entry of the manifest that differs; without a teacher, what is missing or
+            damaged.
     """
     if needs.has_teacher:
         cache.check_writable(folder)
         if not cache.exists(folder):
             return None
-    manifest, mark = cache.status(folder)
+    manifest = cache.manifest_of(folder)
     _check_manifest(folder, manifest, needs)
-    if mark is None and needs.has_teacher:
+    try:
+        found = CachedTeacher(folder, device)
+    except DamagedFile as error:
+        if not needs.has_teacher:
+            raise
+        logger.info("the teacher completes the cache %s: %s", folder, error.__cause__)
         return None
-    found = CachedTeacher(folder, device)
     missing = needs.missing(found)
     if not missing:
         return found

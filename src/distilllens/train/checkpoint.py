@@ -6,23 +6,55 @@ import json
 import logging
 import re
 import shutil
+import zipfile
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
+from distilllens.errors import one_line
 from distilllens.files import flush, sha256, write_json
+from distilllens.stored import DamagedFile, read_stored
 
 MARK = "complete.json"
+_PICKLE = b"\x80\x02"  # the first bytes of torch.save's old format
 _NAME = re.compile(r"checkpoint-(\d+)")
 logger = logging.getLogger(__name__)
 
 
-def mark_whole(folder: str | Path):
-    """Write a mark with size and SHA-256 of a checkpoint's files, once they are on the disk."""
+class FileNote(TypedDict):
+    """Size and contents of a file."""
+
+    bytes: int
+    sha256: str
+
+
+class Mark(TypedDict):
+    """What ``complete.json`` holds; version 0.1.0 knew a file by its size alone."""
+
+    files: dict[str, int | FileNote]
+    versions: NotRequired[dict[str, str]]
+
+
+def mark_whole(folder: str | Path, **more):
+    """Write a mark with size and SHA-256 of a checkpoint's files, once they are on the disk.
+
+    Args:
+        more: further entries of ``Mark``.
+    """
     folder = Path(folder)
     names = [str(file.relative_to(folder)) for file in sorted(folder.rglob("*")) if file.is_file()]
-    write_json(folder / MARK, {"files": described(folder, [n for n in names if n != MARK])})
+    found = described(folder, [n for n in names if n != MARK])
+    write_json(folder / MARK, {"files": found, **more})
 
 
-def described(folder: str | Path, names: list[str]) -> dict[str, dict]:
+def versions_of(folder: str | Path) -> dict[str, str]:
+    """Library -> version that a checkpoint was written with; empty if it does not say."""
+    try:
+        return read_stored(Path(folder) / MARK, Mark).get("versions", {})
+    except DamagedFile:
+        return {}
+
+
+def described(folder: str | Path, names: list[str]) -> dict[str, FileNote]:
     """Name -> size and SHA-256 of files in a folder, once they are on the disk."""
     found = {}
     for name in names:
@@ -32,20 +64,44 @@ def described(folder: str | Path, names: list[str]) -> dict[str, dict]:
     return found
 
 
-def difference_from(folder: str | Path, files: dict, *, contents: bool = True) -> str | None:
-    """What differs between a folder and what ``described`` found there before; None if nothing.
-
-    Raises:
-        ValueError, KeyError, TypeError, AttributeError: something else than a description.
-    """
-    for name, (size, digest) in {name: _entry(entry) for name, entry in files.items()}.items():
+def difference_from(
+    folder: str | Path, files: dict[str, int | FileNote], *, contents: bool = True
+) -> str | None:
+    """What differs between a folder and what ``described`` found there before; None if nothing."""
+    for name, entry in files.items():
         file = Path(folder) / name
+        size = entry if isinstance(entry, int) else entry["bytes"]
         if not file.is_file():
             return f"{name} is missing"
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} bytes instead of {size}"
-        if contents and digest is not None and sha256(file) != digest:
+        if not contents:
+            continue
+        if isinstance(entry, int):
+            if (why := unreadable(file)) is not None:
+                return f"{name} cannot be read: {why}"
+        elif sha256(file) != entry["sha256"]:
             return f"the contents of {name} have changed"
+    return None
+
+
+def unreadable(file: Path) -> str | None:
+    """Why a file of a checkpoint cannot be read, as far as its format tells; None if it can.
+
+    torch.save writes archives with a CRC-32 of every member; its old format has no checksum.
+    """
+    try:
+        if file.suffix in (".pt", ".pth"):
+            with open(file, "rb") as stream:
+                if stream.read(len(_PICKLE)) == _PICKLE:
+                    return None
+            with zipfile.ZipFile(file) as archive:
+                bad = archive.testzip()
+            return None if bad is None else f"the contents of its part {bad} have changed"
+        if file.suffix == ".json":
+            json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError, zipfile.BadZipFile, NotImplementedError) as error:
+        return str(error) or type(error).__name__
     return None
 
 
@@ -57,7 +113,7 @@ def is_whole(folder: str | Path) -> bool:
 def damage_of(folder: str | Path) -> str | None:
     """What is wrong with a checkpoint, its contents included; None for a complete one.
 
-    A mark of version 0.1.0 has sizes alone; they are then all that is compared.
+    A mark of version 0.1.0 has sizes alone: contents are checked as far as their formats allow.
     """
     return _damage(Path(folder), contents=True)
 
@@ -108,16 +164,9 @@ def _checkpoints(output_dir):
 
 def _damage(folder, contents):
     try:
-        files = json.loads((folder / MARK).read_text(encoding="utf-8"))["files"]
+        files = read_stored(folder / MARK, Mark)["files"]
         if not files:
             return f"{MARK} lists no file"
         return difference_from(folder, files, contents=contents)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{MARK} cannot be read ({type(error).__name__})"
-
-
-def _entry(entry):
-    """``(bytes, sha256)`` of a file in a mark; version 0.1.0 wrote the size alone."""
-    if isinstance(entry, int):
-        return entry, None
-    return int(entry["bytes"]), str(entry["sha256"])
+    except (DamagedFile, OSError) as error:
+        return f"its mark cannot be read: {one_line(error)}"

@@ -17,6 +17,7 @@ from distilllens.sampling import check_fraction
 from distilllens.train.config_checks import (
     check_bounds,
     check_lens_layers,
+    check_precision,
     check_scope,
     check_types,
 )
@@ -189,6 +190,7 @@ class DistillLensConfig(SFTConfig):
             self.greater_is_better = name in HIGHER_IS_BETTER
         check_bounds(self)
         super().__post_init__()
+        check_precision(self)
         check_types(self)
         check_scope(self)
         check_fraction("lens_pair_fraction", self.lens_pair_fraction)

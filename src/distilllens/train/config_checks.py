@@ -7,12 +7,13 @@ import os
 
 from distilllens.layer_map import LayerMap
 from distilllens.objective import WEIGHT_FIELDS
-from distilllens.teacher.store import STORED
+from distilllens.teacher.manifest import STORED
 
 # Bounds of fields that transformers does not check; max_steps -1 means "not set".
 _BOUNDS = {
     "adam_beta1": (0, 1),
     "adam_beta2": (0, 1),
+    "data_seed": (0, 2**32 - 1),
     "dataloader_num_workers": (0, math.inf),
     "gradient_accumulation_steps": (1, 2**20),
     "learning_rate": (0, math.inf),
@@ -23,6 +24,7 @@ _BOUNDS = {
     "per_device_eval_batch_size": (1, 2**20),
     "per_device_train_batch_size": (1, 2**20),
     "save_total_limit": (1, math.inf),
+    "seed": (0, 2**32 - 1),
     "warmup_steps": (0, math.inf),
     "weight_decay": (0, math.inf),
 }
@@ -49,6 +51,20 @@ def check_bounds(args):
     if args.packing and args.packing_strategy not in _PACKING:
         known = ", ".join(_PACKING)
         raise ValueError(f"packing_strategy is one of {known}, got {args.packing_strategy!r}")
+
+
+def check_precision(args):
+    """Refuse fp16 on the CPU, where accelerate trains in float32 without a word.
+
+    Raises:
+        ValueError: with what to set instead.
+    """
+    if args.mixed_precision == "fp16" and args.use_cpu:
+        asked = "fp16" if args.fp16 else "ACCELERATE_MIXED_PRECISION=fp16"
+        raise ValueError(
+            f"{asked} needs a GPU, and this run is on the CPU; leave it out for float32, or set "
+            "bf16: true"
+        )
 
 
 def check_types(args):

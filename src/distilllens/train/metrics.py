@@ -33,31 +33,50 @@ class TermSums:
 
     def __init__(self):
         self._sums, self._counts = {}, {}
-        self.num_tokens = 0  # of all processes, in the ``loss`` of the last means
+        # Of all processes, in the ``loss`` of the last means; without those before a resume.
+        self.num_tokens = 0
+        self._resumed_tokens = 0
 
     def add(self, named: dict[str, tuple[Tensor, int]]):
         """Add one batch."""
         for name, (value, count) in named.items():
-            # The rounding of a float32 sum over many batches would depend on the batch size; mps
-            # has no float64.
-            dtype = torch.float32 if value.device.type == "mps" else torch.float64
             # On its device: a copy to the host would make every step wait.
-            self._sums[name] = self._sums.get(name, 0) + value.detach().to(dtype)
+            self._sums[name] = self._sums.get(name, 0) + wide(value.detach())
             self._counts[name] = self._counts.get(name, 0) + count
+
+    def resume(self, totals: dict[str, list[float]], *, main: bool):
+        """Go on from ``totals`` of another process; the main process takes them all."""
+        for name, (value, count) in totals.items():
+            self._sums[name] = value if main else 0.0
+            self._counts[name] = count if main else 0
+        self._resumed_tokens = int(totals.get("loss", [0, 0])[1])
+
+    def totals(self, reduce) -> dict[str, tuple[float, float]]:
+        """Name -> sum and number of tokens; ``reduce`` sums over processes."""
+        if not self._sums:
+            return {}
+        names = list(self._sums)
+        tensors = [value for value in self._sums.values() if isinstance(value, Tensor)]
+        like = tensors[0] if tensors else torch.empty(0, dtype=torch.float64)
+        sums = torch.stack(
+            [torch.as_tensor(v, dtype=like.dtype, device=like.device) for v in self._sums.values()]
+        )
+        counts = sums.new_tensor([self._counts[name] for name in names])
+        sums, counts = reduce(torch.stack([sums, counts])).tolist()
+        return dict(zip(names, zip(sums, counts, strict=True), strict=True))
 
     def means(self, reduce) -> dict[str, float]:
         """Nats per measured token over all processes, and reset; ``reduce`` sums over processes.
 
         A name without tokens is left out: nothing measured is not 0.
         """
-        if not self._sums:
-            self.num_tokens = 0
-            return {}
-        names = list(self._sums)
-        sums = torch.stack([self._sums[name] for name in names])
-        counts = sums.new_tensor([self._counts[name] for name in names])
-        sums, counts = reduce(torch.stack([sums, counts])).tolist()
+        totals = self.totals(reduce)
         self._sums, self._counts = {}, {}
-        self.num_tokens = int(dict(zip(names, counts, strict=True)).get("loss", 0))
-        rows = zip(names, sums, counts, strict=True)
-        return {name: total / count for name, total, count in rows if count > 0}
+        self.num_tokens = int(totals.get("loss", (0, 0))[1]) - self._resumed_tokens
+        self._resumed_tokens = 0
+        return {name: total / count for name, (total, count) in totals.items() if count > 0}
+
+
+def wide(value: Tensor) -> Tensor:
+    """In float64: the rounding of a float32 sum over many batches would depend on their size."""
+    return value.to(torch.float32 if value.device.type == "mps" else torch.float64)

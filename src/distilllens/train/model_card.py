@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import version
+from pathlib import Path
 
 from distilllens.objective import TERMS
 
 LIBRARIES = ("distilllens", "trl", "transformers", "torch")
+_MARK = "with DistillLens (arXiv 2602.13567)."
+
+
+def versions() -> dict[str, str]:
+    """The versions of the libraries that affect a run's result."""
+    return {name: version(name) for name in LIBRARIES}
 
 
 def model_card(
@@ -24,22 +32,42 @@ def model_card(
         [
             *head,
             "",
-            f"# {model_name}",
+            f"# {_literal(model_name)}",
             "",
-            f"Made by {how} with DistillLens (arXiv 2602.13567).",
+            f"Made by {how} {_MARK}",
             "",
             "| | |",
             "|---|---|",
             *(f"| {name} | {value} |" for name, value in rows),
             "",
-            "Versions: " + ", ".join(f"{name} {version(name)}" for name in LIBRARIES) + ".",
+            "Versions: " + ", ".join(map(" ".join, versions().items())) + ".",
             "",
         ]
     )
 
 
+def may_write_card(path: Path) -> bool:
+    """Whether there is no file at a path, or one that ``model_card`` has written."""
+    if not path.exists() and not path.is_symlink():
+        return True
+    return path.is_file() and _MARK in path.read_text(encoding="utf-8", errors="replace")
+
+
+def _literal(text):
+    """A text that Markdown shows as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>#|$~&])", r"\\\1", " ".join(str(text).split()))
+
+
+def _code(text):
+    """A text as code in a cell of a table, with whatever it contains."""
+    text = " ".join(str(text).split()).replace("|", r"\|")
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    space = " " if "`" in text else ""
+    return f"{fence}{space}{text}{space}{fence}"
+
+
 def _sft_rows(student):
-    return [("started from", f"`{student}`"), ("loss", "cross-entropy")]
+    return [("started from", _code(student)), ("loss", "cross-entropy")]
 
 
 def _rows(student, teacher, objective, lens_norm):
@@ -47,8 +75,8 @@ def _rows(student, teacher, objective, lens_norm):
     norm = ("lens reads through the final norm", "yes" if lens_norm else "no")
     names = ", ".join(term.label.removesuffix(" divergence") for term in TERMS)
     return [
-        ("student started from", f"`{student}`"),
-        ("teacher", f"`{teacher}`"),
+        ("student started from", _code(student)),
+        ("teacher", _code(teacher)),
         (
             "layer map (student:teacher)",
             f"`{objective.layer_map}`" if objective.lens_weight else "none",

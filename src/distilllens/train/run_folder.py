@@ -5,12 +5,44 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NotRequired, TypedDict
 
+from distilllens.errors import one_line
 from distilllens.files import is_part_of, sha256, write_json
 from distilllens.masking import masked
-from distilllens.train.checkpoint import MARK, damage_of, difference_from, last_whole
+from distilllens.stored import DamagedFile, read_stored
+from distilllens.train.checkpoint import (
+    MARK,
+    FileNote,
+    damage_of,
+    difference_from,
+    last_whole,
+    unreadable,
+)
+from distilllens.train.recipe_difference import first_difference as _first_difference
+from distilllens.train.recipe_difference import keeps_best
+from distilllens.train.run_lock import LOCK_FILE
 
 RUN_FILE = "run.json"
+# What is written into a run's folder under a temporary name.
+_WRITTEN = (RUN_FILE, "README.md", "report.html")
+
+
+class _Recipe(TypedDict):
+    fields: dict[str, Any]
+    data: NotRequired[dict[str, Any]]
+    models: NotRequired[dict[str, Any]]
+
+
+class _Run(TypedDict):
+    recipe: _Recipe
+    finished: NotRequired[bool]
+
+
+class _Weights(TypedDict):
+    weights: NotRequired[dict[str, FileNote]]
+
+
 # Fields that change what is shown or kept, not what is learned: a run may resume with new values.
 _FREE = {
     "config",
@@ -37,12 +69,11 @@ def recipe_identity(given: dict, files: list[str], models: dict, num_processes: 
     Args:
         given: field -> value, as set in the recipe or by a flag.
         files: paths of the data files.
-        models: role -> fingerprint of the model.
+        models: role -> fingerprint of the model, and of the "tokenizer".
         num_processes: each process has its own batch, so another number changes the steps.
     """
     # When the best checkpoint is kept, evaluation and saving decide which weights are final.
-    keeps_best = given.get("load_best_model_at_end") or given.get("eval_generate")
-    free = ("dataloader_", "hub_", "log") if keeps_best else _FREE_PREFIXES
+    free = ("dataloader_", "hub_", "log") if keeps_best(given) else _FREE_PREFIXES
     fields = {
         name: value
         for name, value in sorted(given.items())
@@ -74,14 +105,20 @@ def resume_point(output_dir: str | Path, identity: dict) -> Path | None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir {folder} is a file; name a folder")
     # A run that was killed at its very beginning may have left a partial run.json.
-    if not folder.exists() or all(is_part_of(path, RUN_FILE) for path in folder.iterdir()):
+    if not folder.exists() or all(map(_is_remains, folder.iterdir())):
         return None
-    before = _run_json(folder).get("recipe")
-    if not isinstance(before, dict):
+    if not (folder / RUN_FILE).exists():
         raise ValueError(
             f"output_dir {folder} is not empty and holds no run of distilllens; "
             "choose another folder"
         )
+    try:
+        before = read_stored(folder / RUN_FILE, _Run)["recipe"]
+    except DamagedFile as error:
+        raise DamagedFile(
+            f"{error}; so nobody knows the recipe of this run: to go on all the same, choose "
+            "another output_dir and name the newest checkpoint by resume_from_checkpoint"
+        ) from error
     difference = _first_difference(before, identity)
     if difference:
         raise ValueError(
@@ -93,8 +130,11 @@ def resume_point(output_dir: str | Path, identity: dict) -> Path | None:
 
 def other_recipe(output_dir: str | Path, identity: dict) -> str | None:
     """How the recipe of the run in a folder differs from another; None if not, or for no run."""
-    recipe = _run_json(Path(output_dir)).get("recipe")
-    return _first_difference(recipe, identity) if isinstance(recipe, dict) else None
+    try:
+        recipe = read_stored(Path(output_dir) / RUN_FILE, _Run)["recipe"]
+    except DamagedFile:
+        return None
+    return _first_difference(recipe, identity)
 
 
 def is_finished(output_dir: str | Path) -> bool:
@@ -108,15 +148,22 @@ def final_damage(output_dir: str | Path) -> str | None:
     A run of version 0.1.0 did not note what they were.
     """
     try:
-        return difference_from(output_dir, _run_json(Path(output_dir)).get("weights") or {})
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"the entry 'weights' of its {RUN_FILE} cannot be read"
+        weights = read_stored(Path(output_dir) / RUN_FILE, _Weights).get("weights", {})
+    except DamagedFile as error:
+        return one_line(error)
+    return difference_from(output_dir, weights)
 
 
 def write_run(output_dir: str | Path, identity: dict, finished: bool = False, **more):
-    """Write run.json, creating the folder; ``more`` is for the report."""
+    """Write run.json, creating the folder; ``more`` is for the report.
+
+    What a killed run left of files in its folder is removed.
+    """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if is_part_of(path, *_WRITTEN) and path.is_file() and not path.is_symlink():
+            path.unlink(missing_ok=True)
     record = {"recipe": identity, "finished": finished, **more}
     write_json(folder / RUN_FILE, record)
 
@@ -131,14 +178,12 @@ def read_run(output_dir: str | Path) -> dict:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise ValueError(f"{folder} {what}; name the output_dir of a run of distilllens train")
-    note = _run_json(folder)
-    recipe = note.get("recipe")
-    if not isinstance(recipe, dict) or not isinstance(recipe.get("fields"), dict):
+    try:
+        return read_stored(folder / RUN_FILE, _Run)
+    except DamagedFile as error:
         raise ValueError(
-            f"{folder} holds no run of distilllens train: it has no whole {RUN_FILE}; name the "
-            "output_dir of one"
-        )
-    return note
+            f"{folder} holds no run of distilllens train: {error}; name the output_dir of one"
+        ) from error
 
 
 def read_state(output_dir: str | Path) -> tuple[Path, dict]:
@@ -186,7 +231,7 @@ def check_checkpoint(path: str | Path, config: dict):
         raise ValueError(
             f"resume_from_checkpoint {path} is no checkpoint: it has no trainer_state.json"
         )
-    if (folder / MARK).exists() and (damage := damage_of(folder)) is not None:
+    if (damage := _damage_of_named(folder)) is not None:
         raise ValueError(f"resume_from_checkpoint {path} is torn: {damage}")
     if (folder / "adapter_config.json").is_file():
         return  # an adapter: PEFT compares the names and shapes of its weights itself
@@ -197,6 +242,21 @@ def check_checkpoint(path: str | Path, config: dict):
                 f"resume_from_checkpoint {path} is a checkpoint of another model: its {key} is "
                 f"{there[key]!r}, the student's is {here[key]!r}"
             )
+
+
+def _damage_of_named(folder):
+    """What is wrong with a checkpoint of ours, or of another trainer, which has no mark."""
+    if (folder / MARK).exists():
+        return damage_of(folder)
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and (why := unreadable(file)) is not None:
+            return f"{file.name} cannot be read: {why}"
+    return None
+
+
+def _is_remains(path):
+    """Whether a file is what a run that was killed before its first step has left."""
+    return path.name == LOCK_FILE or is_part_of(path, RUN_FILE)
 
 
 def _run_json(folder):
@@ -210,24 +270,6 @@ def _read_json(file):
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _first_difference(before, now):
-    before, now = masked(before), masked(now)  # version 0.1.0 wrote tokens as they were
-    for part in ("fields", "data", "models"):
-        ours, theirs = now.get(part, {}), before.get(part, {})
-        for key in sorted(ours.keys() | theirs.keys()):
-            if ours.get(key) != theirs.get(key):
-                what = {"fields": key, "data": f"data file {key}", "models": f"the {key} model"}[
-                    part
-                ]
-                return f"{what} was {_shown(theirs.get(key))} and is now {_shown(ours.get(key))}"
-    return None
-
-
-def _shown(value):
-    text = "not set" if value is None else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _shape(config):

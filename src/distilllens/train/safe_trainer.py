@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import copy
+import logging
+import shutil
 from collections import deque
 from pathlib import Path
+from signal import Signals
 
 import torch
 from trl import SFTTrainer
 
 from distilllens.masking import masked
-from distilllens.train.checkpoint import last_whole, mark_whole, rotate
+from distilllens.train._trl import (
+    OTHER_INTERVALS,
+    OTHER_TRANSFORMERS,
+    TIED_HEAD,
+    LossProgress,
+    base_model_of,
+    end_training,
+    hidden_messages,
+)
+from distilllens.train.carried import CarriedSums
+from distilllens.train.checkpoint import last_whole, mark_whole, rotate, versions_of
 from distilllens.train.finite import check_weights, first_not_finite, is_finite
+from distilllens.train.model_card import versions
+from distilllens.train.saving import saved_or_removed
+from distilllens.train.stopping import Stopped, StopSignals
 
+logger = logging.getLogger(__name__)
 _SHOWN_TOKENS = 12
 
 
@@ -22,15 +39,51 @@ class SafeTrainer(SFTTrainer):
     Raises:
         ValueError: while training: a gradient that is not finite. No step is taken with it, and the
             last checkpoint stays. While saving: weights that are not finite.
+        Stopped: with ``StopSignals`` among the callbacks, after a signal; its step is saved.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         # (loss, ids) of the optimizer step in progress.
         self._micro_batches = deque(maxlen=max(1, self.args.gradient_accumulation_steps))
+        self._saved_step = None
+        self._signals = self._callback(StopSignals)
+        self._carried = CarriedSums()
+        self.add_callback(self._carried)
+
+    def _callback(self, kind):
+        """The callback of a kind, or None."""
+        found = (c for c in self.callback_handler.callbacks if isinstance(c, kind))
+        return next(found, None)
 
     def _send_telemetry(self):
         """Nothing is sent anywhere."""
+
+    def _init_training_state(self, max_steps, epoch_steps, epochs, checkpoint, trial):
+        with hidden_messages(OTHER_INTERVALS):
+            found = super()._init_training_state(max_steps, epoch_steps, epochs, checkpoint, trial)
+        # A checkpoint holds the intervals of its run; those that are set now count.
+        self.state.compute_steps(self.args, max_steps)
+        self._carried = self._callback(CarriedSums)
+        carried = self.state.stateful_callbacks.setdefault(CarriedSums.__name__, {})
+        step, main = self.state.global_step, self.is_world_process_zero()
+        self._carried.restart(carried, step, main=main)
+        if checkpoint is not None and (changed := _changed_versions(checkpoint)):
+            logger.warning(
+                "%s was written with other versions, and a run that goes on with these may end at "
+                "other weights than one that was not interrupted: %s",
+                checkpoint,
+                ", ".join(changed),
+            )
+        return found
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        hidden = [OTHER_TRANSFORMERS] if versions_of(resume_from_checkpoint) else []
+        base = base_model_of(self.accelerator.unwrap_model(self.model))
+        if base.get_output_embeddings().weight is base.get_input_embeddings().weight:
+            hidden.append(TIED_HEAD)
+        with hidden_messages(*hidden):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _run_epoch(self, *args, **kwargs):
         # transformers takes a step before it compares the steps taken with the last one.
@@ -38,11 +91,38 @@ class SafeTrainer(SFTTrainer):
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
+        self._stop_if_asked()
+
+    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, trial, epoch, *args, **kwargs):
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, epoch, *args, **kwargs)
+        # After the last step of an epoch follow what is due at its end, and another call.
+        if self.state.epoch < epoch + 1:
+            self._stop_if_asked()
+
+    def _stop_if_asked(self):
+        """Save a checkpoint and raise ``Stopped`` if any process has got a signal."""
+        step = self.state.global_step
+        if self._signals is None or step >= self.state.max_steps:
+            return  # all steps are taken: what is left is to save the model
+        if not (number := self._signals.agreed(self.accelerator)):
+            return
+        if self._saved_step != step:
+            self._save_checkpoint(self.model, trial=None)
+        # Launchers end all processes once one has ended.
+        self.accelerator.wait_for_everyone()
+        end_training(self.accelerator)
+        folder = Path(self.args.output_dir) / f"checkpoint-{step}"
+        raise Stopped(
+            number,
+            f"stopped by {Signals(number).name} after step {step}, which is saved in {folder}; "
+            "the same command goes on from there",
+        )
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """One micro-batch; its loss is remembered until its optimizer step is known to be sound."""
         ids = inputs.get("input_ids")
         loss = super().training_step(model, inputs, num_items_in_batch)
+        self._carried.add(loss)
         self._micro_batches.append((loss.detach(), ids))
         return loss
 
@@ -71,6 +151,32 @@ class SafeTrainer(SFTTrainer):
         kept = f"{kept} is the last checkpoint" if kept else "there is no checkpoint so far"
         return f"{cause}; {kept}: lower learning_rate, set max_grad_norm, or check data and models"
 
+    def train(self, *args, **kwargs):
+        """Train; ``training_loss`` is the mean over all steps of the run, after a resume too."""
+        try:
+            output = super().train(*args, **kwargs)
+        except BaseException:
+            if (progress := self._callback(LossProgress)) is not None:
+                progress.close()
+            raise
+        return output._replace(training_loss=output.metrics["train_loss"])
+
+    def log(self, logs, start_time=None):
+        """Log; ``train_loss`` is the mean over all steps of the run, after a resume too.
+
+        Runtime and speed are those since the last start.
+        """
+        if "train_loss" in logs:
+            processes, step = self.accelerator.num_processes, self.state.global_step
+            reduce = self._sum_over_processes
+            logs["train_loss"] = self._carried.mean_loss(step, processes, reduce)
+        super().log(logs, start_time)
+
+    def _sum_over_processes(self, sums):
+        if self.accelerator.num_processes == 1:
+            return sums
+        return self.accelerator.reduce(sums.to(self.accelerator.device), reduction="sum")
+
     def save_model(self, output_dir=None, _internal_call=False):
         """Save the model, if its weights are finite."""
         bad = torch.tensor(int(first_not_finite(self.model) is not None))
@@ -87,20 +193,60 @@ class SafeTrainer(SFTTrainer):
         finally:
             self.args = args
 
+    def _determine_best_metric(self, metrics, trial):
+        # transformers keeps the first of equal checkpoints; the last one has learned the most.
+        best = self.state.best_metric
+        is_best = super()._determine_best_metric(metrics, trial)
+        if not is_best and best is not None and metrics.get(self._deciding_metric) == best:
+            self.state.best_global_step = self.state.global_step
+            return True
+        return is_best
+
+    def _load_best_model(self):
+        name = self._deciding_metric
+        scores = {row["step"]: row[name] for row in self.state.log_history if name in row}
+        if len(scores) > 1 and len({*scores.values()}) == 1:
+            logger.warning(
+                "%s is %g at all %d evaluations, so it does not tell checkpoints apart; the last "
+                "one is kept",
+                *(name, next(iter(scores.values())), len(scores)),
+            )
+        super()._load_best_model()
+
+    @property
+    def _deciding_metric(self):
+        return f"eval_{(self.args.metric_for_best_model or '').removeprefix('eval_')}"
+
     def _save_checkpoint(self, model, trial):
+        self._carried.gather(self._sum_over_processes)
+        run_dir, step = Path(self._get_output_dir(trial=trial)), self.state.global_step
+        newest, writes = run_dir / f"checkpoint-{step}", self.args.should_save
         # Delete an older checkpoint only after the newer one is complete on the disk.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            super()._save_checkpoint(model, trial)
+            with saved_or_removed(newest, newest.name, writes=writes):
+                if writes:  # remains of a save that was killed
+                    shutil.rmtree(newest, ignore_errors=True)
+                self.accelerator.wait_for_everyone()
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if writes:
+                    mark_whole(newest, versions=versions())
         finally:
             self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            run_dir = self._get_output_dir(trial=trial)
-            newest = Path(run_dir) / f"checkpoint-{self.state.global_step}"
-            mark_whole(newest)
+        self._saved_step = step
+        if writes:
             best = self.state.best_model_checkpoint
             rotate(run_dir, limit, [newest, *([best] if best else [])])
+
+
+def _changed_versions(checkpoint):
+    now = versions()
+    return [
+        f"{name} {version} (now {now.get(name, 'none')})"
+        for name, version in versions_of(checkpoint).items()
+        if version != now.get(name)
+    ]
 
 
 def _without_secrets(args):

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from datasets import IterableDataset
 
 from distilllens.data import format_instruction
 from distilllens.files import write_atomically
@@ -23,10 +24,11 @@ from distilllens.train.collation import Collation
 from distilllens.train.config import DistillLensConfig
 from distilllens.train.finite import check_weights
 from distilllens.train.metrics import TermSums, named_terms
-from distilllens.train.model_card import model_card
+from distilllens.train.model_card import may_write_card, model_card
 from distilllens.train.preparation import PreparedTrainer
 from distilllens.train.redirect import run_inside_forward
 from distilllens.train.safe_trainer import SafeTrainer
+from distilllens.train.saving import make_saveable
 from distilllens.train.sharding import check_parallelism, gather_head
 from distilllens.train.teachers import (
     cached_depths,
@@ -106,6 +108,8 @@ class DistillLensTrainer(PreparedTrainer, SafeTrainer):
         collation = Collation.of(self)
         check_counts(collation)
         check_weights("student", self.model)
+        if self.args.should_save:
+            make_saveable(self.model, self.processing_class)
         logger.info("checking the student's logit lens against its logits")
         self.student_lens = LogitLens(self.model)
         self.student_lens.check_trainable()
@@ -116,13 +120,13 @@ class DistillLensTrainer(PreparedTrainer, SafeTrainer):
         self.objective = args.objective(layer_map_of(args, layers, self.teacher))
         if self.objective.needs_lens():
             logger.info("layer pairs, student:teacher: %s", self.objective.layer_map)
-        self._terms = {"train": TermSums(), "eval": TermSums()}
-        self._since = time.perf_counter()  # start of the training time of the next log
+        self._eval_terms = TermSums()
+        self._since = None  # start of the training time of the next log; None before a step
 
     def train(self, *args, **kwargs):
         """Fill the teacher cache with what it lacks, then train."""
         self.fill_teacher_cache()
-        self._terms["train"], self._since = TermSums(), time.perf_counter()
+        self._since = None
         return super().train(*args, **kwargs)
 
     def fill_teacher_cache(self):
@@ -142,6 +146,12 @@ class DistillLensTrainer(PreparedTrainer, SafeTrainer):
         check_cached_depths(collation, cached, layers)
         self.teacher, self._cache_needs = cached, None
 
+    def training_step(self, *args, **kwargs):
+        """A micro-batch; loading and the batches that a resume skips are before its time."""
+        if self._since is None:
+            self._since = time.perf_counter()
+        return super().training_step(*args, **kwargs)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The weighted total of a micro-batch over the target tokens of its optimizer step."""
         if return_outputs:
@@ -149,7 +159,7 @@ class DistillLensTrainer(PreparedTrainer, SafeTrainer):
         training = self.model.training
         inner = self.accelerator.unwrap_model(model)
         total, named, num_tokens = run_inside_forward(model, inner, self._batch_terms, **inputs)
-        self._terms["train" if training else "eval"].add(named)
+        (self._carried.terms if training else self._eval_terms).add(named)
         if num_items_in_batch is None:
             return total / max(num_tokens, 1)
         loss = total / torch.as_tensor(num_items_in_batch).clamp(min=1)
@@ -206,15 +216,15 @@ class DistillLensTrainer(PreparedTrainer, SafeTrainer):
 
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
         """The loop of transformers, with sums over counts instead of its means of means."""
-        self._terms["eval"] = TermSums()
+        self._eval_terms = TermSums()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self.model_wrapped is self.model and not (
             self.is_fsdp_enabled or self.is_deepspeed_enabled
         ):
             _trl.forget_evaluation(self.model, self.accelerator)
         if self.args.eval_generate and metric_key_prefix == "eval":
-            self._terms["eval"].add(self._answer_terms())
-        means = self._terms["eval"].means(self._sum_over_processes)
+            self._eval_terms.add(self._answer_terms())
+        means = self._eval_terms.means(self._sum_over_processes)
         output.metrics.update({f"{metric_key_prefix}_{key}": value for key, value in means.items()})
         return output
 
@@ -230,19 +240,18 @@ class DistillLensTrainer(PreparedTrainer, SafeTrainer):
     def log(self, logs, start_time=None):
         """Replace the trainer's own loss by the means since the last log, and add the speed."""
         # An evaluation is logged at its end, with its duration, which is no training time.
-        self._since += sum(value for name, value in logs.items() if _is_evaluation_time(name))
+        if self._since is not None:
+            self._since += sum(value for name, value in logs.items() if _is_evaluation_time(name))
         if self.model.training and "loss" in logs:
-            logs |= self._terms["train"].means(self._sum_over_processes)
-            began, self._since = self._since, time.perf_counter()
-            num_tokens = self._terms["train"].num_tokens
+            logs |= self._carried.terms.means(self._sum_over_processes)
+            now = time.perf_counter()
+            began, self._since = now if self._since is None else self._since, now
+            num_tokens = self._carried.terms.num_tokens
             logs["target_tokens_per_second"] = num_tokens / max(self._since - began, 1e-9)
         super().log(logs, start_time)
 
-    def _sum_over_processes(self, sums):
-        return self.accelerator.reduce(sums, reduction="sum")
-
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
-        """Write README.md: the teacher, the layer map and the weights of the loss."""
+        """Write README.md: teacher, layer map and weights of the loss; another README stays."""
         if not self.is_world_process_zero():
             return
         teacher = self.args.teacher_model_name_or_path
@@ -255,8 +264,12 @@ class DistillLensTrainer(PreparedTrainer, SafeTrainer):
             self.objective,
             self.args.lens_norm,
         )
-        Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(self.args.output_dir) / "README.md", card)
+        file = Path(self.args.output_dir) / "README.md"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not may_write_card(file):
+            logger.warning("%s is no model card of distilllens and stays; none is written", file)
+            return
+        write_atomically(file, card)
 
 
 def _is_evaluation_time(name):
@@ -267,7 +280,10 @@ def _formatted(dataset):
     """Turn instruction records into prompt and completion; SFTTrainer reads all other kinds."""
     if isinstance(dataset, dict):
         return type(dataset)({key: _formatted(value) for key, value in dataset.items()})
-    columns = getattr(dataset, "column_names", None) or ()
-    if not {"instruction", "output"} <= set(columns):
+    columns = getattr(dataset, "column_names", None)
+    unknown = columns is None and isinstance(dataset, IterableDataset)
+    if not {"instruction", "output"} <= set(next(iter(dataset), ()) if unknown else columns or ()):
         return dataset
-    return dataset.map(format_instruction, remove_columns=list(columns))
+    formatted = dataset.map(format_instruction, remove_columns=columns)
+    # The rows of a generator may each have columns of their own.
+    return formatted.select_columns(["prompt", "completion"]) if unknown else formatted

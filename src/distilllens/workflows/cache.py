@@ -7,11 +7,17 @@ import logging
 
 from distilllens.data import to_dataset
 from distilllens.train import _trl
-from distilllens.train.cache_fill import fill_cache
+from distilllens.train.cache_fill import damaged_shards, fill_cache
+from distilllens.train.cache_needs import requirements_of
 from distilllens.train.checks import check_counts
 from distilllens.train.collation import Collation
 from distilllens.train.config import DistillLensConfig
-from distilllens.train.teachers import cached_depths, check_cached_depths, find_teacher
+from distilllens.train.teachers import (
+    cached_depths,
+    check_cached_depths,
+    find_teacher,
+    load_teacher,
+)
 from distilllens.workflows import train_inputs
 from distilllens.workflows.identity import teacher_identity
 from distilllens.workflows.train import one_line_errors
@@ -24,7 +30,7 @@ def write_cache(job: JobArguments, model, args: DistillLensConfig) -> str:
     """Write the teacher cache for a training run with these arguments; returns a line on it.
 
     Only the student's tokenizer and configuration are read. After an interruption, the same call
-    resumes.
+    resumes. Every byte of an existing cache is checked, and damaged shards are written again.
 
     Args:
         model: a ``trl.ModelConfig``: the student.
@@ -58,6 +64,8 @@ def _filled(args, tokenizer, records, student_layers):
     check_counts(collation)
     name = args.teacher_model_name_or_path
     teacher, needs = find_teacher(collation, name, student_layers)
+    if needs is None and damaged_shards(collation):
+        teacher, needs = load_teacher(collation, name), requirements_of(collation, name)
     if needs is not None:
         depths = cached_depths(collation, teacher, student_layers)
         teacher = fill_cache(collation, teacher, depths, needs)

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from distilllens.files import write_json
+
 MARKER = "demo.json"
 FIGURE = "divergence_by_depth.png"
 
@@ -43,8 +45,7 @@ def claim(output: Path) -> None:
 
 def write_marker(output: Path, result: Mapping) -> None:
     """Write ``demo.json``."""
-    text = json.dumps(result, indent=1) + "\n"
-    (output / MARKER).write_text(text, encoding="utf-8")
+    write_json(output / MARKER, result)
 
 
 def _is_demo(folder):

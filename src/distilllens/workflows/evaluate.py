@@ -12,7 +12,7 @@ from distilllens.evaluate.benchmarks import load_benchmarks
 from distilllens.evaluate.judge.judge import Judge
 from distilllens.evaluate.models import Candidate, find_models
 from distilllens.evaluate.processes import this_process
-from distilllens.evaluate.results import JUDGE_CACHE, Results
+from distilllens.evaluate.results import DEFINITIONS, JUDGE_CACHE, Results
 from distilllens.evaluate.scoring import Scoring
 from distilllens.evaluate.tables import write_scores
 from distilllens.evaluate.tasks import Task, check_shared, make_task
@@ -45,6 +45,7 @@ class Plan:
             (default: OpenAI's) with the key in the environment variable ``judge_key``.
         judge_budget: in USD; a judge that would cost more is not called.
         backend: "transformers" or "vllm".
+        trust_remote_code: whether code that comes with a model may run.
     """
 
     models: tuple[str, ...]
@@ -65,6 +66,7 @@ class Plan:
     judge_key: str = "OPENAI_API_KEY"
     judge_budget: float | None = None
     backend: str = "transformers"
+    trust_remote_code: bool = False
 
     def __post_init__(self):
         if self.decoding.greedy:
@@ -115,7 +117,9 @@ def evaluate(plan: Plan, *, judge=None, command: str = "") -> None:
         if process.is_main:
             labels = [candidate.label for candidate in prepared.candidates]
             prepared.scoring(prepared.tasks, labels, plan.seeds)
+            results.note_definitions(judged=judge is not None)
             write_scores(results)
+            results.close()
 
 
 class _Prepared(NamedTuple):
@@ -128,8 +132,11 @@ class _Prepared(NamedTuple):
 
 def _prepare(plan, process, results, judge) -> _Prepared:
     """Load and check everything but the weights; nothing is written."""
-    candidates = find_models(plan.models)
-    teacher = find_models([plan.teacher])[0] if plan.teacher else None
+    trusted = plan.trust_remote_code
+    candidates = find_models(plan.models, trust_remote_code=trusted)
+    teacher = None
+    if plan.teacher:
+        (teacher,) = find_models([plan.teacher], trust_remote_code=trusted)
     differences = [
         (candidate, check_tokenizers(candidate.tokenizer, teacher.tokenizer))
         for candidate in (candidates if teacher else ())
@@ -152,6 +159,7 @@ def _prepare(plan, process, results, judge) -> _Prepared:
             results,
             sbert=plan.sbert,
             device=process.device,
+            trust_remote_code=trusted,
             judge=judge,
             budget=plan.judge_budget,
         )
@@ -196,6 +204,8 @@ def _settings(plan, candidates, teacher, tasks, judge):
         "teacher": teacher.hashes if teacher else None,
         "sbert": plan.sbert,
         "judge": f"{judge.model} at {judge.base_url}" if judge else None,
+        "text_metrics": DEFINITIONS["text_metrics"],
+        "judge_reads": DEFINITIONS["judge_reads"] if judge else None,
         "versions": {name: _version(name) for name in _LIBRARIES},
     }
 

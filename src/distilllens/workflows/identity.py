@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from distilllens.fingerprints import fingerprint
+import hashlib
+
+from distilllens.fingerprints import fingerprint, tokenizer_fingerprint
 from distilllens.loading import load_config
-from distilllens.teacher.cache import status
+from distilllens.teacher.cache import manifest_of
 
 
 def student_identity(model, config) -> dict:
     """The fingerprint of the student that ``trl.ModelConfig`` names."""
     return fingerprint(str(model.model_name_or_path), config)
+
+
+def tokenizer_identity(tokenizer) -> dict[str, str]:
+    """The fingerprints of a tokenizer and of its chat template, which decide a run's tokens."""
+    template = repr(tokenizer.chat_template).encode()
+    return {
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "chat_template": hashlib.blake2b(template, digest_size=8).hexdigest(),
+    }
 
 
 def teacher_identity(args):
@@ -20,7 +31,7 @@ def teacher_identity(args):
     """
     teacher = args.teacher_model_name_or_path
     if not teacher:
-        return status(args.teacher_cache)[0].teacher if args.teacher_cache else None
+        return manifest_of(args.teacher_cache).teacher if args.teacher_cache else None
     revision = (args.teacher_model_init_kwargs or {}).get("revision", "main")
     trusted = args.trust_remote_code
     config = load_config("teacher", teacher, revision=revision, trust_remote_code=trusted)

@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from distilllens.data import load_records, to_training_examples
 from distilllens.data.encode import encode_examples, encode_text
-from distilllens.files import write_atomically
 from distilllens.layer_map import LayerMap
 from distilllens.lens import LogitLens
 from distilllens.lens.reading import Passage, inspect_models
@@ -25,8 +24,15 @@ from distilllens.loading import (
     load_model,
     shortest_names,
 )
-from distilllens.report import inspector_sections, render_page, save_figures, token_text
+from distilllens.report import (
+    figure_names,
+    inspector_sections,
+    render_page,
+    save_figures,
+    token_text,
+)
 from distilllens.workflows.inspect_checks import check_inspection
+from distilllens.workflows.outputs import check_figures, write_page
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +123,9 @@ def _read(models, passages, lens_layers, dtype, loading):
 
 
 def _write(output, page, figures, sections):
-    write_atomically(output, page)
+    if figures is not None:
+        check_figures(figures, figure_names(sections))
+    write_page(output, page)
     written = f"wrote {output} ({len(page.encode()) / 1e6:.1f} MB)"
     if figures is None:
         return written

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from distilllens.data.encode import encode_text
-from distilllens.files import write_atomically
 from distilllens.layer_map import LayerMap
 from distilllens.lens.logit_lens import LogitLens
 from distilllens.lens.probe import undisturbed
@@ -23,6 +22,7 @@ from distilllens.report.canvas import require_plotting
 from distilllens.report.inspector import inspector_sections
 from distilllens.report.page import render_page
 from distilllens.report.tokens import token_text
+from distilllens.workflows.outputs import write_page
 
 # The page may run scripts and save CSV files, but cannot access the rest of the notebook.
 _SANDBOX = "allow-scripts allow-downloads"
@@ -43,12 +43,13 @@ class NotebookPage:
     height: int = 800
 
     def save(self, path: str | PathLike) -> None:
-        """Write the page to a file, atomically.
+        """Write the page to a file, atomically; of existing files, only our pages are replaced.
 
         Raises:
+            ValueError: another file, a folder or a link, or a file in a folder that does not exist.
             OSError: the file cannot be written.
         """
-        write_atomically(Path(path), self.html)
+        write_page(Path(path), self.html, "path")
 
     def _repr_html_(self) -> str:
         return (

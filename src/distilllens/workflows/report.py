@@ -5,20 +5,54 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NotRequired, TypedDict
 
 import yaml
 
-from distilllens.files import write_atomically
 from distilllens.masking import masked
 from distilllens.objective import TERMS
 from distilllens.report import Run, render_page, require_plotting, run_sections
 from distilllens.report.training import pairs_of
+from distilllens.stored import check_stored
 from distilllens.train.config import DistillLensConfig
-from distilllens.train.run_folder import read_run, read_state
-from distilllens.workflows.outputs import PAGE, check_count, check_page
+from distilllens.train.run_folder import RUN_FILE, read_run, read_state
+from distilllens.workflows.outputs import PAGE, check_count, check_page, write_page
 from distilllens.workflows.run_models import observe_run
 
 logger = logging.getLogger(__name__)
+
+
+class _Recipe(TypedDict):
+    fields: dict[str, Any]
+    models: NotRequired[dict[str, dict[str, str]]]
+
+
+class _Note(TypedDict):
+    recipe: _Recipe
+    finished: NotRequired[bool]
+    given: NotRequired[dict[str, Any]]
+    command: NotRequired[str]
+    working_directory: NotRequired[str]
+    versions: NotRequired[dict[str, str]]
+
+
+_TEXTS = ("model_name_or_path", "model_revision", "dtype", "dataset_name", "dataset_config")
+_TEXTS += ("dataset_train_split", "dataset_test_split", "teacher_model_name_or_path")
+_TEXTS += ("teacher_cache",)
+# The fields of a recipe that a report reads.
+_Fields = TypedDict(
+    "_Fields",
+    {
+        **dict.fromkeys(_TEXTS, str | None),
+        **dict.fromkeys(("train_file", "eval_file"), list[str] | str | None),
+        **dict.fromkeys(("student_config", "teacher_model_init_kwargs"), dict[str, Any] | None),
+        **dict.fromkeys((term.weight_field for term in TERMS), float),
+        **{term.divergence_field: str for term in TERMS if term.divergence_field},
+        "seed": float,
+        "use_cpu": bool,
+    },
+    total=False,
+)
 
 
 def write_report(
@@ -37,17 +71,19 @@ def write_report(
         trust_remote_code: whether code that comes with a model may run.
 
     Raises:
-        ValueError: no training run, or a log that cannot be read.
+        ValueError: no training run, a run.json with an entry that is none of ours (the message
+            names it), a log that cannot be read, or an ``output`` that is a file of others.
         OSError: a page that cannot be written.
         ImportError: matplotlib is missing.
     """
     check_count("--limit", limit)
     require_plotting()
     folder = Path(folder)
+    flag = "the report" if output is None else "--output"
     output = Path(output or folder / PAGE)
-    note = read_run(folder)
+    note = _checked(read_run(folder), folder / RUN_FILE)
     where, state = read_state(folder)
-    check_page(output)
+    check_page(output, flag)
     logger.info("writing the report: reading the models of %s at every depth", folder)
     fields = _fields(note)
     rows = state["log_history"]
@@ -56,23 +92,33 @@ def write_report(
         facts=_facts(note, fields, state),
         rows=rows,
         recipe=yaml.safe_dump(masked(fields), sort_keys=False, allow_unicode=True),
-        command=_text(note.get("command")),
-        versions=_texts(note.get("versions")),
+        command=note.get("command", ""),
+        versions=note.get("versions", {}),
     )
     title = f"Training run: {folder.resolve().name}"
     page = render_page(title, _lead(note, fields, state), run_sections(run, observed))
     # JSON can hold half a surrogate pair, which UTF-8 cannot.
     page = page.encode("utf-8", "replace").decode("utf-8")
-    write_atomically(output, page)
+    write_page(output, page, flag)
     return f"the report is {output}"
+
+
+def _checked(note, file):
+    """The contents of run.json, with the entries that a report reads.
+
+    Raises:
+        DamagedFile: an entry that is none of ours.
+    """
+    note = check_stored(note, _Note, str(file))
+    check_stored(_fields(note), _Fields, f"{file}: recipe.fields or given")
+    return note
 
 
 def _fields(note: Mapping) -> dict:
     """The fields that were set; for runs of older versions, those that identify the run."""
     identity = dict(note["recipe"]["fields"])
     identity.pop("number of processes", None)
-    given = note.get("given")
-    return {**identity, **given} if isinstance(given, dict) else identity
+    return {**identity, **note.get("given", {})}
 
 
 def _lead(note, fields, state):
@@ -146,11 +192,3 @@ def _duration(seconds):
     while len(parts) > 1 and not parts[0][0]:
         parts.pop(0)
     return " ".join(f"{number} {unit}" for number, unit in parts)
-
-
-def _text(value):
-    return value if isinstance(value, str) else ""
-
-
-def _texts(value):
-    return {str(k): str(v) for k, v in value.items()} if isinstance(value, dict) else {}

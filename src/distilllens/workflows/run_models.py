@@ -200,7 +200,7 @@ def _records(fields, folder):
     if name := fields.get("dataset_name"):
         test = fields.get("dataset_test_split")
         split = test or fields.get("dataset_train_split", "train")
-        records = load_hub(name, split, fields.get("dataset_config"))
+        records = load_hub(name, split, fields.get("dataset_config"), warn=False)
         return records, f"{name}[{split}]" + ("" if test else " (training data)")
     role = "eval_file" if fields.get("eval_file") else "train_file"
     files = fields.get(role)
@@ -208,7 +208,7 @@ def _records(fields, folder):
     paths = [local if (local := folder / file).exists() else file for file in files]
     names = ", ".join(Path(file).name for file in files)
     suffix = " (training data)" if role == "train_file" else ""
-    return load_records(paths), names + suffix
+    return load_records(paths, warn=False), names + suffix
 
 
 def _passages(texts, tokenizer, positions):

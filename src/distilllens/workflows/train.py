@@ -20,9 +20,12 @@ from distilllens.train import _trl, run_folder
 from distilllens.train.build import build_trainer
 from distilllens.train.checkpoint import described
 from distilllens.train.config import HIGHER_IS_BETTER, DistillLensConfig
+from distilllens.train.run_lock import claimed
+from distilllens.train.saving import saved_or_removed
+from distilllens.train.stopping import StopSignals
 from distilllens.workflows import train_inputs
-from distilllens.workflows.identity import student_identity, teacher_identity
-from distilllens.workflows.outputs import PAGE
+from distilllens.workflows.identity import student_identity, teacher_identity, tokenizer_identity
+from distilllens.workflows.outputs import PAGE, check_folder
 from distilllens.workflows.provenance import record_of
 from distilllens.workflows.train_inputs import JobArguments
 
@@ -73,7 +76,7 @@ def run_job(job: JobArguments, model, args: DistillLensConfig, given: dict | Non
 def _run(job, model, args, given):
     """Train; returns a line, or None if the run is finished already."""
     train_inputs.check_student(job, model)
-    _check_metric(args)
+    _check_evaluation(job, args)
     _check_folders(args)
     args = train_inputs.with_student_settings(job, model, args)
     logger.info("loading the tokenizer and the data")
@@ -84,38 +87,41 @@ def _run(job, model, args, given):
     scorer = _scorer(args, records, reader, config)
     models = {
         "student": student_identity(model, config),
+        "tokenizer": tokenizer_identity(tokenizer),
         **({"teacher": teacher} if (teacher := teacher_identity(args)) is not None else {}),
     }
     files = train_inputs.files_of(job)
     identity = run_folder.recipe_identity(given, files, models, args.world_size)
-    checkpoint = run_folder.resume_point(args.output_dir, identity)
-    if run_folder.is_finished(args.output_dir):
-        if (damage := run_folder.final_damage(args.output_dir)) is None:
-            return None
-        logger.warning("the final model is damaged, and is made again: %s", damage)
-    checkpoint = _chosen(args, checkpoint, config.to_dict(), identity)
+    with run_folder.unmade_on_failure(args.output_dir), claimed(args.output_dir):
+        checkpoint = run_folder.resume_point(args.output_dir, identity)
+        if run_folder.is_finished(args.output_dir):
+            if (damage := run_folder.final_damage(args.output_dir)) is None:
+                return None
+            logger.warning("the final model is damaged, and is made again: %s", damage)
+        checkpoint = _chosen(args, checkpoint, config.to_dict(), identity)
+        inputs = (student, model, args, tokenizer, records)
+        return _train(inputs, checkpoint, scorer, identity, record_of(given))
 
-    record = record_of(given)
-    begun = _Begun(lambda: run_folder.write_run(args.output_dir, identity, **record))
+
+def _train(inputs, checkpoint, scorer, identity, record):
+    """Train from a checkpoint (None: from the start) and save the final model; returns a line."""
+    output_dir = inputs[2].output_dir
+    begun = _Begun(lambda: run_folder.write_run(output_dir, identity, **record))
     with (
         one_line_errors("the run cannot start", lambda: begun.begun),
-        run_folder.unmade_on_failure(args.output_dir),
+        StopSignals() as signals,
     ):
-        trainer = build_trainer(
-            student, model, args, tokenizer, records, callbacks=[begun], score_answers=scorer
-        )
+        trainer = build_trainer(*inputs, callbacks=[begun, signals], score_answers=scorer)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     _save_final(trainer, identity, record)
     _trl.end_training(trainer.accelerator)
-    return f"the final model and its tokenizer are in {args.output_dir}"
+    return f"the final model and its tokenizer are in {output_dir}"
 
 
 def _scorer(args, records, tokenizer, config):
     """The function that scores answers to the evaluation data during training, or None."""
     if not args.eval_generate:
         return None
-    if "eval" not in records:
-        raise ValueError("eval_generate needs eval_file or dataset_test_split")
     scorer = AnswerScorer(**(args.eval_generate_kwargs or {}))
     scorer.check(records["eval"], tokenizer, config)
     return partial(scorer, records["eval"])
@@ -148,9 +154,18 @@ def one_line_errors(what, begun=lambda: False):
 
 
 def _check_folders(args):
+    folder = Path(args.output_dir)
+    check_folder("output_dir", folder)
+    # transformers would write through them, into somebody's folder or file.
+    for path in [*folder.glob("checkpoint-*"), folder / "trainer_state.json"]:
+        if path.is_symlink():
+            raise ValueError(
+                f"output_dir {folder}: {path.name} is a symbolic link, through which nothing is "
+                "written; move it away"
+            )
     if args.teacher_cache is None:
         return
-    cache, output = Path(args.teacher_cache).resolve(), Path(args.output_dir).resolve()
+    cache, output = Path(args.teacher_cache).resolve(), folder.resolve()
     if output in (cache, *cache.parents):
         raise ValueError(
             f"teacher_cache {args.teacher_cache} lies in output_dir {args.output_dir}, which must "
@@ -158,7 +173,11 @@ def _check_folders(args):
         )
 
 
-def _check_metric(args):
+def _check_evaluation(job, args):
+    strategy = str(getattr(args.eval_strategy, "value", args.eval_strategy))
+    if strategy != "no" and job.eval_file is None and job.dataset_test_split is None:
+        who = "eval_generate" if args.eval_generate else f"eval_strategy {strategy}"
+        raise ValueError(f"{who} needs eval_file or dataset_test_split: the data to evaluate on")
     name = (args.metric_for_best_model or "loss").removeprefix("eval_")
     known = _METRICS + (HIGHER_IS_BETTER if args.eval_generate else ())
     if name not in known and not name.startswith("lens_loss/"):
@@ -190,14 +209,17 @@ def _chosen(args, checkpoint, config, identity):
 def _save_final(trainer, identity, record):
     """Save to a temporary folder, then move the files: the final model is never incomplete."""
     output_dir = Path(trainer.args.output_dir)
-    part = output_dir / "final.part"
-    if trainer.is_world_process_zero():
+    part, main = output_dir / "final.part", trainer.is_world_process_zero()
+    if main:
         _clear(part)
     trainer.accelerator.wait_for_everyone()
-    trainer.save_model(str(part))
+    with saved_or_removed(part, "the final model", writes=main):
+        trainer.save_model(str(part))
     trainer.accelerator.wait_for_everyone()
-    if not trainer.is_world_process_zero():
+    if not main:
         return
+    # PEFT's card of an adapter; ours follows, unless somebody's README is in its place.
+    (part / "README.md").unlink(missing_ok=True)
     names = [file.name for file in part.iterdir()]
     for file in sorted(part.iterdir()):
         target = output_dir / file.name

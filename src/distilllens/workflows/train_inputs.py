@@ -30,7 +30,8 @@ class JobArguments:
     train_file: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Training data: .jsonl, .json or .txt files (or .gz), or folders of these."
+            "help": "Training data: .jsonl, .json, .txt or .csv files (or .gz), .parquet or .arrow "
+            "files, or folders of these."
         },
     )
     eval_file: list[str] | None = field(
@@ -135,7 +136,7 @@ def load_all(job, tokenizer) -> dict[str, list[dict]]:
 def files_of(job) -> list[Path]:
     """The data files that a run reads."""
     names = [name for names in (job.train_file, job.eval_file) for name in names or ()]
-    return list(data_files(names)) if names else []
+    return list(data_files(names, warn=False)) if names else []
 
 
 def load_student_tokenizer(job, model, args):

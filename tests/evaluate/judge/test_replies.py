@@ -113,6 +113,38 @@ def test_a_file_of_something_else_is_refused(tmp_path, text, line):
     assert path.read_text() == text
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text": 5}, "the entry 'text' is 5; it must be text"),
+        ({"cut": "no"}, "the entry 'cut' is \"no\"; it must be true or false"),
+        ({"prompt_tokens": None}, "the entry 'prompt_tokens' is null; it must be a whole number"),
+        ({"key": 7}, "the content is 7; it must be text"),
+    ],
+)
+def test_a_damaged_reply_is_named(tmp_path, changes, message):
+    """By file and line, with what to do."""
+    path = tmp_path / "judge.jsonl"
+    filled(path)
+    lines = path.read_text().splitlines()
+    lines[1] = json.dumps(json.loads(lines[1]) | changes)
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(ValueError) as refused:
+        ReplyCache(path)
+    assert (
+        str(refused.value) == f"{path}:2: {message}; delete the line, and the judge is asked again"
+    )
+
+
+def test_a_whole_line_of_something_else_is_named_anywhere(tmp_path):
+    """Not only at the beginning: it is not dropped like a torn one."""
+    path = tmp_path / "judge.jsonl"
+    filled(path)
+    path.write_text(path.read_text() + '{"instruction": "x"}\n')
+    with pytest.raises(ValueError, match=r"judge\.jsonl:4: no line of a judge's cache"):
+        ReplyCache(path)
+
+
 def test_a_folder_is_refused(tmp_path):
     """The message says what would be right."""
     with pytest.raises(ValueError, match=r"is no file; name one, such as judge\.jsonl"):

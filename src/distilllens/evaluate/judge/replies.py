@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from distilllens.jsonl import end_torn_line, parse_row
+from distilllens.stored import DamagedFile, check_stored
 
 _BEGIN = b'{"key": "'
 
@@ -95,14 +96,25 @@ def _read(path):
         raise ValueError(f"the judge's cache {path} is no file; name one, such as judge.jsonl")
     replies = {}
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        entry = parse_row(line) or {}
-        if entry.keys() >= _FIELDS:
-            reply = Reply(**{field.name: entry[field.name] for field in fields(Reply)})
-            known = replies.setdefault(entry["key"], reply)
+        entry = parse_row(line)
+        if entry is not None and entry.keys() >= _FIELDS:
+            key, reply = _checked(entry, f"{path}:{number}")
+            known = replies.setdefault(key, reply)
             if reply.text < known.text:
-                replies[entry["key"]] = reply
-        # Another line is torn, unless the file never held a reply: then it is another file, and
-        # nothing may be appended to it.
-        elif not replies and line and not _BEGIN.startswith(line[: len(_BEGIN)]):
+                replies[key] = reply
+        # Another line is torn, unless it is whole or the file never held a reply: then it is
+        # another file, and nothing may be appended to it.
+        elif entry is not None or (
+            not replies and line and not _BEGIN.startswith(line[: len(_BEGIN)])
+        ):
             raise ValueError(f"{path}:{number}: no line of a judge's cache; name a file of its own")
     return replies
+
+
+def _checked(entry, where):
+    try:
+        key = check_stored(entry["key"], str, where)
+        reply = {field.name: entry[field.name] for field in fields(Reply)}
+        return key, check_stored(reply, Reply, where)
+    except DamagedFile as error:
+        raise DamagedFile(f"{error}; delete the line, and the judge is asked again") from error

@@ -11,7 +11,7 @@ class Case:
     """One question with the student's answer and the reference answer, as plain text.
 
     Attributes:
-        question: the instruction with its input.
+        question: the instruction with its input, or a whole conversation.
         answer: the student's answer; may be empty.
         reference: the answer that it is compared with.
     """

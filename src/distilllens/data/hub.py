@@ -1,0 +1,116 @@
+"""Rows of a data set on the Hugging Face hub, or of a folder that ``datasets`` can load."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import fields
+from pathlib import Path
+
+from distilllens.data.tables import arrow_tables, csv_rows, table_rows
+from distilllens.data.text_files import json_lines, json_list, read_text
+from distilllens.errors import first_line
+
+_OWN = (".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz")
+logger = logging.getLogger(__name__)
+# The settings of a builder that say where its files are, not how to read them.
+_PLACES = ("name", "version", "data_dir", "data_files", "description")
+
+
+def hub_rows(
+    dataset_name: str, split: str, config: str | None, *, warn: bool
+) -> Iterator[tuple[str, object]]:
+    """``(where, row)`` of one split.
+
+    ``datasets`` would fit JSON and CSV into a table: it gives every object the keys of the others,
+    rounds numbers, and takes the answer "None" of a CSV file for a missing one. So these files are
+    only found and downloaded by it, and read as ``load_records`` reads them; where that cannot be,
+    a warning says so (unless ``warn`` is False).
+
+    Raises:
+        ValueError: the data set or split cannot be loaded, or a JSON or CSV file is broken.
+    """
+    import datasets
+
+    try:
+        files = _own_files(datasets, dataset_name, config)
+        if files is None:
+            # Under a README, datasets' cache of a folder does not notice that a file has changed.
+            mode = "force_redownload" if Path(dataset_name, "README.md").exists() else None
+            rows = datasets.load_dataset(dataset_name, config, split=split, download_mode=mode)
+        else:
+            local = datasets.DownloadManager().download(files)
+    except Exception as error:  # datasets, huggingface_hub and requests have their own classes
+        raise _cannot_load(dataset_name, split, error) from error
+    if files is None:
+        if warn and _may_differ(datasets, rows):
+            logger.warning(
+                "%s: the files are not read themselves (the hub is out of reach, or they have "
+                "settings), but the table that datasets made of them: numbers may be rounded or "
+                "stand where there was text, and keys that were null are absent",
+                dataset_name,
+            )
+        tables = (row for table in arrow_tables(rows) for row in table_rows(table))
+        yield from ((f"{dataset_name}[{split}]:{n}", row) for n, row in enumerate(tables))
+    elif split in files:
+        yield from _file_rows(files[split], local[split])
+    else:  # a part, such as train[:100]
+        rows = {name: list(_file_rows(files[name], paths)) for name, paths in local.items()}
+        try:
+            instruction = datasets.ReadInstruction.from_spec(split)
+            parts = instruction.to_absolute({name: len(found) for name, found in rows.items()})
+        except Exception as error:
+            raise _cannot_load(dataset_name, split, error) from error
+        for part in parts:
+            yield from rows[part.splitname][part.from_ : part.to]
+
+
+def _cannot_load(dataset_name, split, error):
+    # "An error occurred while generating the dataset" is all that the first line would say.
+    if type(error).__name__ == "DatasetGenerationError" and error.__cause__ is not None:
+        error = error.__cause__
+    reason = first_line(error)
+    if type(error).__name__ == "DatasetGenerationCastError":
+        reason = next((line for line in str(error).splitlines()[1:] if line), reason)
+    return ValueError(f"cannot load the data set {dataset_name!r}, split {split!r}: {reason}")
+
+
+def _own_files(datasets, dataset_name, config):
+    """Split -> paths or URLs of its files; None if they are not ours to read."""
+    builder = datasets.load_dataset_builder(dataset_name, config)
+    files = {
+        str(k): list(map(str, paths)) for k, paths in (builder.config.data_files or {}).items()
+    }
+    every = [path for paths in files.values() for path in paths]
+    if not every or not all(path.endswith(_OWN) for path in every) or _has_settings(builder.config):
+        return None
+    if not Path(dataset_name).is_dir():
+        with suppress(Exception):  # the table is all that datasets finds when the hub is away
+            builder.download_and_prepare()
+    return files
+
+
+def _has_settings(config):
+    """Whether a separator, one field of a JSON object, types of columns or the like are set."""
+    default = type(config)()
+    return any(
+        getattr(config, field.name) != getattr(default, field.name)
+        for field in fields(config)
+        if field.name not in _PLACES
+    )
+
+
+def _may_differ(datasets, rows):
+    """Whether a table may differ from the JSON or CSV files that it was made of."""
+    nested = any(not isinstance(kind, datasets.Value) for kind in rows.features.values())
+    return rows.info.builder_name == "csv" or (rows.info.builder_name == "json" and nested)
+
+
+def _file_rows(names, paths):
+    for name, path in zip(names, paths, strict=True):
+        text = read_text(Path(path), name)
+        if name.endswith((".csv", ".csv.gz")):
+            yield from csv_rows(name, text)
+        else:  # .json files on the hub hold a list or lines
+            yield from (json_list if text.lstrip().startswith("[") else json_lines)(name, text)

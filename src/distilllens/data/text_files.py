@@ -1,0 +1,129 @@
+"""JSON lines, JSON lists and stories -> rows, each with the line on which it starts."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+STORY_SEPARATOR = "<|endoftext|>"
+
+
+def read_text(file: Path, name: str) -> str:
+    """The text of a file, which may be compressed by gzip.
+
+    Args:
+        name: the file as messages call it.
+
+    Raises:
+        ValueError: it cannot be read, or is not gzip or UTF-8.
+    """
+    try:
+        content = file.read_bytes()
+        if name.endswith(".gz"):
+            content = gzip.decompress(content)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{name}:1: broken gzip ({error}); compress the file again") from error
+    except OSError as error:
+        raise ValueError(f"{name}: cannot be read ({error.strerror})") from error
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        byte = content[error.start]
+        raise ValueError(
+            f"{name}:{line}: byte 0x{byte:02x} is not UTF-8 ({error.reason}); save it as UTF-8"
+        ) from error
+
+
+def json_lines(name: str, text: str) -> Iterator[tuple[str, object]]:
+    """``(FILE:LINE, value)`` of every line that is not blank.
+
+    Raises:
+        ValueError: a line is not JSON.
+    """
+    # Not splitlines(): JSON strings may contain U+2028 and other separators.
+    for line, content in enumerate(text.split("\n"), 1):
+        if content.strip():
+            try:
+                yield f"{name}:{line}", json.loads(content)
+            except (ValueError, RecursionError) as error:
+                raise _broken_json(name, line, error, _hint(text, line)) from error
+
+
+def json_list(name: str, text: str) -> Iterator[tuple[str, object]]:
+    """``(FILE:LINE, value)`` of every item of a JSON list.
+
+    Raises:
+        ValueError: the text is not a list, or broken.
+    """
+    decoder, line, counted = json.JSONDecoder(), 1, 0
+    position = _skip_space(text, 0)
+    if not text[position:]:
+        return
+    if text[position] != "[":
+        raise ValueError(
+            f"{name}:1: a .json file holds one list of objects, this one starts with "
+            f"{text[position : position + 20]!r}; one object a line is .jsonl"
+        )
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _broken_json(name, getattr(error, "lineno", 1), error) from error
+    # The text is a valid list; what follows only finds where its items start.
+    position = _skip_space(text, position + 1)
+    while text[position] != "]":
+        line, counted = line + text.count("\n", counted, position), position
+        value, position = decoder.raw_decode(text, position)
+        yield f"{name}:{line}", value
+        position = _skip_space(text, position)
+        if text[position] == ",":
+            position = _skip_space(text, position + 1)
+
+
+def stories(name: str, text: str) -> Iterator[tuple[str, dict]]:
+    """``(FILE:LINE, {"text": story})`` of the texts between lines ``<|endoftext|>``.
+
+    Blank stories are left out.
+    """
+    story, start = [], 1
+    for line, content in enumerate([*text.split("\n"), STORY_SEPARATOR], 1):
+        if content.strip() == STORY_SEPARATOR:
+            if joined := "\n".join(story).strip():
+                yield f"{name}:{start}", {"text": joined}
+            story, start = [], line + 1
+        else:
+            story.append(content.removesuffix("\r"))
+
+
+def _skip_space(text, position):
+    while position < len(text) and text[position] in " \t\r\n":
+        position += 1
+    return position
+
+
+def _broken_json(name, line, error, hint=""):
+    if isinstance(error, RecursionError):
+        return ValueError(f"{name}:{line}: broken JSON (nested too deeply)")
+    where = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+    reason = getattr(error, "msg", str(error))
+    return ValueError(f"{name}:{line}: broken JSON ({reason}{where}){hint}")
+
+
+def _hint(text, line):
+    """What to do if a value begins on this line and ends on a later one."""
+    rest = text.split("\n", line - 1)[-1].lstrip()
+    try:
+        value, _ = json.JSONDecoder().raw_decode(rest)
+    except (ValueError, RecursionError):
+        return ""
+    if isinstance(value, list):
+        return "; this looks like a JSON list: name the file .json"
+    if isinstance(value, dict):
+        return (
+            "; this looks like pretty-printed JSON, but .jsonl holds one object per line: "
+            "convert it with jq -c . or make it a list in a .json file"
+        )
+    return ""

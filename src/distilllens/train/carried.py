@@ -1,0 +1,77 @@
+"""Sums that checkpoints carry on: the log goes on as if the run had never been interrupted."""
+
+from __future__ import annotations
+
+import logging
+from typing import TypedDict
+
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from distilllens.stored import DamagedFile, check_stored
+from distilllens.train.metrics import TermSums, wide
+
+logger = logging.getLogger(__name__)
+
+
+class _Entries(TypedDict):
+    since: int
+    loss: float
+    terms: dict[str, list[float]]
+
+
+class CarriedSums(TrainerCallback, ExportableState):
+    """The losses of all steps of a run, and the terms since its last log.
+
+    Attributes:
+        terms: since the last log, of this process.
+        entries: what the next checkpoint gets.
+    """
+
+    def __init__(self):
+        self.terms = TermSums()
+        self._loss, self._since, self.entries = 0.0, 0, {}
+
+    def add(self, loss: torch.Tensor):
+        """Add the loss of a micro-batch, as it counts for its step on this process."""
+        self._loss = self._loss + wide(loss.detach())
+
+    def mean_loss(self, step: int, num_processes: int, reduce) -> float:
+        """Mean over the steps so far, all processes together; ``reduce`` sums over them."""
+        return self._total(reduce) / num_processes / max(step - self._since, 1)
+
+    def gather(self, reduce):
+        """Note the sums of all processes for the checkpoint that is saved next."""
+        terms = {name: [*both] for name, both in self.terms.totals(reduce).items()}
+        self.entries = {"since": self._since, "loss": self._total(reduce), "terms": terms}
+
+    def state(self) -> dict:
+        """What transformers writes to trainer_state.json."""
+        # The host, asked to restore callbacks itself, makes one without arguments and sets these.
+        return {"args": {}, "attributes": {"entries": self.entries}}
+
+    def restart(self, stored: dict, step: int, *, main: bool):
+        """Begin at 0, or go on from a checkpoint; the main process takes the sums of all.
+
+        Args:
+            stored: ``state()`` at the checkpoint; empty in older ones.
+            step: of the checkpoint, or 0.
+        """
+        self.__init__()
+        if step == 0:
+            return
+        try:
+            entries = stored.get("attributes", {}).get("entries")
+            entries = check_stored(entries, _Entries, "trainer_state.json")
+        except (DamagedFile, AttributeError):
+            self._since = step
+            logger.info("train_loss will be a mean over the steps after step %d", step)
+            return
+        self._since = entries["since"]
+        self._loss = entries["loss"] if main else 0.0
+        self.terms.resume(entries["terms"], main=main)
+
+    def _total(self, reduce):
+        own = self._loss if isinstance(self._loss, torch.Tensor) else torch.tensor(self._loss)
+        return float(reduce(own))

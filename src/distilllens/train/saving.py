@@ -1,0 +1,106 @@
+"""What prevents a student from being saved: found before it is trained, or told on one line."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from transformers import GenerationConfig, PreTrainedModel
+
+from distilllens.errors import first_line, one_line
+from distilllens.train._trl import invalid_generation_fields
+from distilllens.train.checkpoint import last_whole
+
+logger = logging.getLogger(__name__)
+# How safetensors and tokenizers name an error of the disk, and how torch.save does.
+_RUST = re.compile(r"(.*: )?(.+) \(os error \d+\)")
+_TORCH = re.compile(r"inline_container|PytorchStreamWriter|iostream error")
+
+
+def make_saveable(student, tokenizer):
+    """Reset the generation settings that transformers refuses to save, and try what else it saves.
+
+    Raises:
+        ValueError: a configuration or a tokenizer that cannot be saved.
+    """
+    parts = {"tokenizer": tokenizer}
+    if isinstance(student, PreTrainedModel):  # of an adapter, PEFT saves nothing of these
+        if student.can_generate():
+            _repair(student.generation_config)
+            parts["generation_config"] = student.generation_config
+        parts["configuration"] = student.config
+    with tempfile.TemporaryDirectory() as folder:
+        for name, part in parts.items():
+            try:
+                part.save_pretrained(folder)
+            except OSError:  # of the disk of temporary files
+                continue
+            except Exception as error:
+                text = f"the {name} of the student cannot be saved: {one_line(error)}"
+                raise ValueError(text) from error
+
+
+def _repair(generation_config):
+    """Published configurations have, for example, a temperature and ``do_sample: false``."""
+    try:
+        fields = invalid_generation_fields(generation_config)
+    except ValueError as error:
+        text = f"the generation_config of the student is not valid: {one_line(error)}"
+        raise ValueError(text) from error
+    if not fields:
+        return
+    default = GenerationConfig()
+    given = [f"{name} ({getattr(generation_config, name)!r})" for name in fields]
+    for name in fields:
+        setattr(generation_config, name, getattr(default, name))
+    logger.warning(
+        "the student's generation_config.json has settings without effect, with which it could "
+        "not be saved; reset: %s",
+        ", ".join(given),
+    )
+
+
+@contextmanager
+def saved_or_removed(folder: Path, what: str, *, writes: bool) -> Iterator[None]:
+    """Where the disk fails in this block, remove what was written of a folder, and say it.
+
+    Args:
+        folder: a checkpoint or the like, in the run's folder.
+        what: for the message.
+        writes: whether this process is the one that may remove it.
+
+    Raises:
+        OSError: on one line: what was not saved, why, what remains, and how to go on.
+    """
+    try:
+        yield
+    except Exception as error:
+        run = folder.parent
+        if (why := _disk_error(error, run)) is None:
+            raise
+        if writes:
+            shutil.rmtree(folder, ignore_errors=True)
+        kept = last_whole(run, contents=False)
+        remains = f"{kept} is the last checkpoint" if kept else "there is no checkpoint so far"
+        raise OSError(
+            f"{what} could not be saved in {run}: {why}; {remains}: make room or mend the disk, "
+            "and the same command goes on from there"
+        ) from error
+
+
+def _disk_error(error, folder):
+    """What an error of any library says of the disk; None if it has another cause."""
+    if isinstance(error, OSError):
+        return error.strerror or one_line(error)
+    text = first_line(error)
+    if found := _RUST.fullmatch(text):
+        return found[2]
+    if not (isinstance(error, RuntimeError) and _TORCH.search(text)):
+        return None
+    full = shutil.disk_usage(folder).free < 2**20
+    return "No space left on device" if full else f"torch could not write a file ({text})"

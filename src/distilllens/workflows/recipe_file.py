@@ -1,0 +1,180 @@
+"""A YAML file read as a recipe: its fields, the line of each, and none of YAML's traps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+_MOST_BYTES, _MOST_VALUES = 2**20, 10_000
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The fields of a recipe.
+
+    Args:
+        path: of the file, as the user named it.
+        values: field -> value.
+        lines: field -> the line it stands on, from 1.
+        texts: field -> the value as it was written, where it is one word.
+    """
+
+    path: str
+    values: dict[Any, Any]
+    lines: dict[Any, int]
+    texts: dict[Any, str]
+
+    def where(self, name) -> str:
+        """``recipe.yaml:3``, the file and the line of a field."""
+        return f"{self.path}:{self.lines[name]}" if name in self.lines else self.path
+
+
+def read_recipe(path: str) -> Recipe:
+    """The mapping in a YAML file.
+
+    Raises:
+        ValueError: no such file, broken UTF-8, or as ``parse_recipe``.
+        OSError: a file that cannot be read.
+    """
+    return parse_recipe(_text_of(path), path)
+
+
+def parse_recipe(text: str, path: str) -> Recipe:
+    """The mapping in a YAML text.
+
+    Args:
+        path: what messages call the text.
+
+    Raises:
+        ValueError: broken YAML, not a mapping, a field given twice, a number that YAML reads as
+            another one than is written, aliases that stand for more than 10,000 values. The
+            message is one line with file and line.
+    """
+    try:
+        loader = _Loader(text)
+        root = loader.get_single_node()
+        if root is not None:
+            _check_nodes(root)
+        fields = list(root.value) if isinstance(root, yaml.MappingNode) else []
+        values = None if root is None else loader.construct_document(root)
+    except RecursionError:
+        raise ValueError(f"recipe {path} is nested too deeply") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else path
+        problem = getattr(error, "problem", None) or error
+        kind = "" if isinstance(error, _TrapError) else "broken YAML: "
+        raise ValueError(f"{where}: {kind}{problem}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"recipe {path} must be a mapping of fields to values, got {values!r}")
+    scalars = [(key, value) for key, value in fields if isinstance(key, yaml.ScalarNode)]
+    return Recipe(
+        path,
+        values,
+        {key.value: key.start_mark.line + 1 for key, _ in scalars},
+        {key.value: value.value for key, value in scalars if isinstance(value, yaml.ScalarNode)},
+    )
+
+
+def _text_of(path):
+    try:
+        with open(path, "rb") as stream:
+            content = stream.read(_MOST_BYTES + 1)
+    except FileNotFoundError:
+        raise ValueError(f"recipe {path} does not exist") from None
+    except IsADirectoryError:
+        raise ValueError(f"recipe {path} is a folder; name a YAML file in it") from None
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"recipe {path} is larger than 1 MB, too large for a recipe")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}:{line}: recipe is not UTF-8: {error}") from None
+
+
+class _TrapError(yaml.MarkedYAMLError):
+    """YAML that is valid and says something else than its author means."""
+
+    def __init__(self, node, problem):
+        super().__init__(problem=problem, problem_mark=node.start_mark)
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, for which dates are text and numbers are what is written."""
+
+
+# Looked up by their first character: without this copy, yaml.SafeLoader itself would change.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _whole_number(loader, node):
+    text = node.value
+    digits = text.lstrip("+-").replace("_", "")
+    try:
+        value = loader.construct_yaml_int(node)
+    except ValueError as error:
+        raise _TrapError(node, f"{text[:20]}... is no number that can be used: {error}") from None
+    octal = digits.startswith("0") and digits.isdecimal() and value != int(digits)
+    if ":" in text or octal:
+        raise _TrapError(node, _misread(text, value))
+    return value
+
+
+def _real_number(loader, node):
+    value = loader.construct_yaml_float(node)
+    if ":" in node.value:
+        raise _TrapError(node, _misread(node.value, value))
+    if math.isinf(value) and not node.value.lower().endswith(".inf"):
+        raise _TrapError(node, f"the number {node.value} is too large")
+    return value
+
+
+def _misread(text, value):
+    return f'YAML reads {text} as the number {value}; write it in quotes, "{text}"'
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
+_Loader.add_constructor("tag:yaml.org,2002:float", _real_number)
+
+
+def _check_nodes(root):
+    """Refuse fields that are given twice, and aliases that stand for too many values."""
+    sizes: dict[int, int | None] = {}
+
+    def size(node):
+        """The number of values of a node, once every alias in it is written out."""
+        if id(node) in sizes:
+            if sizes[id(node)] is None:
+                raise _TrapError(node, "this value holds itself by an alias")
+            return sizes[id(node)]
+        sizes[id(node)] = None
+        inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+        if isinstance(node, yaml.MappingNode):
+            _check_keys(node)
+            inner = [part for pair in inner for part in pair]
+        sizes[id(node)] = found = 1 + sum(map(size, inner))
+        if found > _MOST_VALUES:
+            raise _TrapError(
+                node, f"with its aliases written out, this holds more than {_MOST_VALUES} values"
+            )
+        return found
+
+    size(root)
+
+
+def _check_keys(node):
+    seen = {}
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE:
+            continue
+        if (first := seen.setdefault((key.tag, key.value), key)) is not key:
+            line = first.start_mark.line + 1
+            raise _TrapError(key, f"{key.value} is given twice, first on line {line}")

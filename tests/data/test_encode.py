@@ -8,7 +8,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from distilllens import DistillLensTrainer
-from distilllens.data import to_dataset, to_training_examples
+from distilllens.data import drop_long_prompts, to_dataset, to_training_examples
 from distilllens.data.encode import encode_example, encode_examples, encode_text
 from distilllens.generate.prompts import encode_prompts
 
@@ -96,6 +96,17 @@ def test_what_a_template_says_is_said(template, message):
     made.chat_template = template
     with pytest.raises(ValueError, match=f"^row 7: .*{message}"):
         encode_examples(EXAMPLES["messages"], made, ["row 7"])
+
+
+def test_a_prompt_that_a_template_refuses_is_named_where_prompts_are_counted():
+    """By the number of its record, from 1."""
+    made = tokenizer()
+    made.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    )
+    records = [EXAMPLES["chat"][0], EXAMPLES["chat"][0] | {"prompt": [{"role": "system"}]}]
+    with pytest.raises(ValueError, match=r"^record 2: .*says 'no'"):
+        drop_long_prompts(records, made, 8)
 
 
 def with_bos(template="<s> $A"):

@@ -175,6 +175,7 @@ def test_a_broken_line_is_named(tmp_path, line, message):
         ("a.txt", b"a\nb\xc3", ":2: byte 0xc3 is not UTF-8"),
         ("a.json", b'{"text": "a"}', ":1: .*one list of objects, .*one object a line is .jsonl"),
         ("a.json", b'[{"text": "a"},\n{"text" "b"}]', ":2: broken JSON"),
+        ("a.json", b'[{"text": "a"},\n\n{"text": 5}]', ":3: 'text' is 5"),
         ("a.jsonl", b'\n{\n  "text": "a"\n}\n', ":2: broken JSON .*this looks like pretty-printed"),
         ("a.jsonl", b'[\n{"text": "a"}]\n', ":1: .*looks like a JSON list: name the file .json"),
         ("a.xlsx", b"a,b", ": unknown suffix '.xlsx'; known are .jsonl, "),
@@ -299,7 +300,8 @@ def test_unused_fields_are_named_once(tmp_path, caplog):
     load_records([write(tmp_path / "a.jsonl", *rows), write(tmp_path / "b.jsonl", *rows)])
     (record,) = caplog.records
     assert record.getMessage() == (
-        "nothing reads these fields of the 6 records: 'id' (in 6), 'source' (in 4)"
+        f"nothing reads these fields of the 6 records from {tmp_path / 'a.jsonl'}:1 on: "
+        "'id' (in 6), 'source' (in 4)"
     )
     caplog.clear()
     load_records(tmp_path / "a.jsonl", warn=False)

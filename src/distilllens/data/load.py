@@ -88,17 +88,15 @@ class _Intake:
             if record is None:
                 self.first_empty = self.first_empty or where
                 continue
-            name = f"{kind!r} record" + (
-                " of messages" if conversation and kind == "prompt" else ""
-            )
-            self.first = self.first or (name, where)
-            if name != self.first[0]:
+            self.first = self.first or (kind, conversation, where)
+            if (kind, conversation) != self.first[:2]:
                 raise ValueError(
-                    f"{where}: a {name}, but {self.first[1]} is a {self.first[0]}; "
-                    "train on one kind at a time"
+                    f"{where}: a {_named(kind, conversation)}, but {self.first[2]} is a "
+                    f"{_named(*self.first[:2])}; train on one kind at a time"
                 )
             self.records.append(record)
-            self.unused.update(unused)
+            if unused:
+                self.unused.update(unused)
         if self.num_rows == num_rows:
             raise ValueError(f"{source} holds no record; it needs at least one")
         if len(self.records) == num_records:
@@ -119,7 +117,10 @@ class _Intake:
         if warn and self.unused:
             fields = ", ".join(f"{name!r} (in {n})" for name, n in sorted(self.unused.items()))
             logger.warning(
-                "nothing reads these fields of the %d records: %s", len(self.records), fields
+                "nothing reads these fields of the %d records from %s on: %s",
+                len(self.records),
+                self.first[2],
+                fields,
             )
         return self.records
 

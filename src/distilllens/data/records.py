@@ -65,9 +65,9 @@ def references(record: dict) -> list[str]:
         ValueError: ``output`` is neither a text nor a list.
     """
     output = record["output"]
-    if not isinstance(output, str | list):
+    if not isinstance(output, str | list | tuple):
         raise ValueError(f"'output' is {_shown(output)}; it must be a text or a list of texts")
-    return [output] if isinstance(output, str) else output
+    return [output] if isinstance(output, str) else list(output)
 
 
 def canonical(record: dict) -> dict:

@@ -51,7 +51,9 @@ def parquet_rows(file: Path) -> Iterator[tuple[str, dict]]:
     """
     import pyarrow.parquet
 
-    yield from _file_rows(file, "Parquet", lambda: [pyarrow.parquet.read_table(file)])
+    yield from _file_rows(
+        file, "Parquet", lambda: [pyarrow.parquet.read_table(file, partitioning=None)]
+    )
 
 
 def arrow_rows(file: Path) -> Iterator[tuple[str, dict]]:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import os
-import re
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from distilllens.errors import first_line
 from distilllens.fingerprints import Unshared, compare_tokenizers
+from distilllens.places import is_local, meant, missing_in, why_no_id, without_addresses
 from distilllens.stored import DamagedFile, read_stored
 
 _ADAPTER = "adapter_config.json"
-_WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
-_TOKENIZER_PATTERNS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 # Not left open: transformers would then ask on standard input, and take a "y" there for consent.
 _NO_REMOTE_CODE = {"trust_remote_code": False}
@@ -150,7 +147,7 @@ def base_model_name(folder: Path) -> str | None:
         base = read_stored(file, _AdapterConfig)["base_model_name_or_path"]
     except DamagedFile as error:
         raise ValueError(f"model {folder}: {_ADAPTER} cannot be read: {error}") from error
-    if _is_local(base) and not Path(base).exists():
+    if is_local(base) and not Path(base).exists():
         raise ValueError(
             f"model {folder} is an adapter of {base!r}, and there is no such folder; "
             f"{_base_advice(folder)}"
@@ -173,71 +170,19 @@ def _one_line(what, name, part, advice=""):
     name = str(name)
     advice = f"; {advice}" if advice else ""
     # A folder that is not there is not looked for on the hub, which would take half a minute.
-    if _is_local(name) and not Path(name).is_dir():
-        problem = "it is a file; name its folder" if Path(name).exists() else "no such folder"
-        raise ValueError(f"cannot load {what}: {problem}{_meant(name)}{advice}")
+    if is_local(name) and not Path(name).is_dir():
+        problem = "no such folder" + why_no_id(name)
+        problem = "it is a file; name its folder" if Path(name).exists() else problem
+        raise ValueError(f"cannot load {what}: {problem}{meant(name)}{advice}")
     try:
         yield
     except Exception as error:  # a broken or missing file raises whatever it likes
         if Path(name).is_dir():
-            reason = _missing_in(Path(name), part) or _without_addresses(first_line(error))
+            reason = missing_in(Path(name), part) or without_addresses(first_line(error))
         else:
-            reason = f"there is no such folder here, and the hub did not have it{_meant(name)}"
+            reason = f"there is no such folder here, and the hub did not have it{meant(name)}"
             reason = f"{reason}: {first_line(error)}"
         raise ValueError(f"cannot load {what}: {reason}{advice}") from error
-
-
-def _is_local(name):
-    """Whether a name means a folder of this machine, whether it exists or not."""
-    first, *others = name.split("/")
-    return (
-        name.startswith((".", "/", "~"))
-        or "\\" in name
-        or len(others) > 1
-        or Path(name).exists()
-        or (len(others) == 1 and Path(first).is_dir())
-    )
-
-
-def _meant(name):
-    """A question about the folder that was probably meant, or nothing."""
-    path = Path(name).expanduser()
-    if str(path) != name and path.is_dir():
-        return f"; did you mean {path}?"
-    try:
-        near = [folder.name for folder in path.parent.iterdir() if folder.is_dir()]
-    except OSError:
-        return ""
-    close = difflib.get_close_matches(path.name, near, n=1)
-    return f"; did you mean {path.with_name(close[0])}?" if close else ""
-
-
-def _missing_in(folder, part):
-    """What a folder lacks of a model; None if nothing that is known."""
-    if part == "tokenizer" and not any(any(folder.glob(name)) for name in _TOKENIZER_PATTERNS):
-        return "the folder holds no tokenizer"
-    if part == "weights" and not any(any(folder.glob(name)) for name in _WEIGHTS):
-        return f"the folder holds no weights (model.safetensors){_checkpoint_in(folder)}"
-    if part == "config.json" and not (folder / part).is_file():
-        return f"the folder has no readable config.json: there is none{_checkpoint_in(folder)}"
-    if part == "config.json":
-        try:
-            read_stored(folder / part, dict[str, Any])
-        except DamagedFile as error:
-            return f"the folder has no readable config.json: {error}"
-    return None
-
-
-def _checkpoint_in(folder):
-    found = [path.parent for path in folder.glob("checkpoint-*/config.json")]
-    newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
-    return f"; did you mean its checkpoint {newest}?" if newest else ""
-
-
-def _without_addresses(text):
-    """A message without its sentences on the hub, where a folder's name is taken for an id."""
-    kept = [part for part in re.split(r"(?<=\.) ", text) if "huggingface.co" not in part]
-    return " ".join(kept) or "a file of it is missing"
 
 
 def positions_of(config) -> int | None:

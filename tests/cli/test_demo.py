@@ -43,7 +43,10 @@ def test_bad_outputs_are_refused(tmp_path, capsys):
     refused(capsys, ["--output", tmp_path], "is not empty and holds no earlier demo")
     (tmp_path / MARKER).write_text("[]")
     refused(capsys, ["--output", tmp_path], "is not empty and holds no earlier demo")
-    assert file.read_text() == "mine"
+    (tmp_path / MARKER).write_text('{"finished": true}')
+    (tmp_path / "report.html").write_text("mine")
+    refused(capsys, ["--output", tmp_path], "report.html exists and is no page of distilllens")
+    assert file.read_text() == (tmp_path / "report.html").read_text() == "mine"
 
 
 def test_the_table_says_what_was_measured():

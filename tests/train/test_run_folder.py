@@ -81,6 +81,16 @@ def test_the_same_versions_are_no_line(stopped, caplog):
     assert not [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
 
 
+def test_a_checkpoint_of_the_model_alone_is_told(workshop, caplog):
+    """Of ``save_only_model``: the optimizer begins anew, which no one would notice."""
+    recipe(workshop, save_only_model=True)
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+    change(workshop / "out" / "run.json", finished=False)
+    shutil.rmtree(workshop / "out" / "checkpoint-4")
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+    assert "out/checkpoint-2 holds no state of the optimizer (save_only_model)" in caplog.text
+
+
 @pytest.mark.parametrize(
     "file", ["rng_state.pth", "trainer_state.json", "optimizer.pt", "scheduler.pt"]
 )

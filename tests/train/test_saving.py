@@ -180,9 +180,16 @@ def test_every_library_says_that_the_disk_is_full(tmp_path, error, message):
 
 def test_other_errors_are_no_errors_of_the_disk(tmp_path):
     """They are passed on, and nothing is removed."""
-    with pytest.raises(RuntimeError, match="out of memory"):  # noqa: SIM117
-        with saved_or_removed(tmp_path / "checkpoint-1", "it", writes=True):
-            raise RuntimeError("CUDA error: out of memory")
+    (tmp_path / "checkpoint-1").mkdir()
+    for error in (
+        RuntimeError("CUDA error: out of memory"),
+        OSError("500 Server Error: the hub"),
+        ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+    ):
+        with pytest.raises(type(error)) as passed:  # noqa: SIM117
+            with saved_or_removed(tmp_path / "checkpoint-1", "it", writes=True):
+                raise error
+        assert passed.value is error and (tmp_path / "checkpoint-1").exists()
 
 
 def test_remains_of_a_killed_save_are_not_part_of_the_next_one(tmp_path):

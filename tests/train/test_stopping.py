@@ -122,3 +122,16 @@ def test_outside_of_the_main_thread_no_handler_is_set():
     with StopSignals() as signals, ThreadPoolExecutor(1) as pool:
         pool.submit(signals.on_train_begin, None, None, None).result()
         assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_data_loader_lives_through_ctrl_c_alone(number):
+    """Its process inherits the handlers; Ctrl-C reaches all, the rest is meant for it."""
+    with StopSignals() as signals:
+        signals.on_train_begin(None, None, None)
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), number)
+            os._exit(7)
+        status = os.waitpid(child, 0)[1]
+    assert os.waitstatus_to_exitcode(status) == (7 if number == signal.SIGINT else -number)

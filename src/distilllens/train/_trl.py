@@ -26,7 +26,6 @@ from distilllens.train.preparation import PreparedTrainer
 __all__ = [
     "OTHER_INTERVALS",
     "OTHER_TRANSFORMERS",
-    "TIED_HEAD",
     "LossProgress",
     "base_model_of",
     "count_tokens_of_targets",
@@ -37,6 +36,7 @@ __all__ = [
     "invalid_generation_fields",
     "mask_repeated_rows",
     "maybe_gather_lm_head_ctx",
+    "missing_head",
     "prepare_deepspeed",
     "prepare_fsdp",
     "prepare_without_student",
@@ -49,11 +49,18 @@ def base_model_of(model):
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-# What transformers logs at a resume: versions, which we tell ourselves; intervals, of which those
-# that are set count here; a tied head, which is saved as the embedding that it is.
+# What transformers logs at a resume: versions, which we tell ourselves, and intervals, of which
+# those that are set count here.
 OTHER_TRANSFORMERS = "You are resuming training from a checkpoint trained with"
 OTHER_INTERVALS = r"Warning: The following arguments do not match (?!.*per_device_train_batch_size)"
-TIED_HEAD = r"There were missing keys in the checkpoint model loaded: \['[^',]+'\]\.$"
+
+
+def missing_head(model) -> str:
+    """The pattern of its complaint that a tied head is missing; it is saved as the embedding."""
+    embedding = model.get_input_embeddings().weight
+    tied = [n for n, p in model.named_parameters(remove_duplicate=False) if p is embedding]
+    names = "|".join(map(re.escape, tied))
+    return rf"There were missing keys in the checkpoint model loaded: \['({names})'\]\.$"
 
 
 @contextmanager

@@ -19,8 +19,7 @@ from distilllens.train.checkpoint import (
     last_whole,
     unreadable,
 )
-from distilllens.train.recipe_difference import first_difference as _first_difference
-from distilllens.train.recipe_difference import keeps_best
+from distilllens.train.recipe_difference import first_difference, keeps_best
 from distilllens.train.run_lock import LOCK_FILE
 
 RUN_FILE = "run.json"
@@ -119,7 +118,7 @@ def resume_point(output_dir: str | Path, identity: dict) -> Path | None:
             f"{error}; so nobody knows the recipe of this run: to go on all the same, choose "
             "another output_dir and name the newest checkpoint by resume_from_checkpoint"
         ) from error
-    difference = _first_difference(before, identity)
+    difference = first_difference(before, identity)
     if difference:
         raise ValueError(
             f"output_dir {folder} holds a run of another recipe: {difference}; "
@@ -134,7 +133,7 @@ def other_recipe(output_dir: str | Path, identity: dict) -> str | None:
         recipe = read_stored(Path(output_dir) / RUN_FILE, _Run)["recipe"]
     except DamagedFile:
         return None
-    return _first_difference(recipe, identity)
+    return first_difference(recipe, identity)
 
 
 def is_finished(output_dir: str | Path) -> bool:

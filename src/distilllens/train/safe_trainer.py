@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 import shutil
 from collections import deque
 from pathlib import Path
@@ -16,11 +17,11 @@ from distilllens.masking import masked
 from distilllens.train._trl import (
     OTHER_INTERVALS,
     OTHER_TRANSFORMERS,
-    TIED_HEAD,
     LossProgress,
     base_model_of,
     end_training,
     hidden_messages,
+    missing_head,
 )
 from distilllens.train.carried import CarriedSums
 from distilllens.train.checkpoint import last_whole, mark_whole, rotate, versions_of
@@ -64,25 +65,19 @@ class SafeTrainer(SFTTrainer):
             found = super()._init_training_state(max_steps, epoch_steps, epochs, checkpoint, trial)
         # A checkpoint holds the intervals of its run; those that are set now count.
         self.state.compute_steps(self.args, max_steps)
+        self._saved_step = None
         self._carried = self._callback(CarriedSums)
         carried = self.state.stateful_callbacks.setdefault(CarriedSums.__name__, {})
         step, main = self.state.global_step, self.is_world_process_zero()
         self._carried.restart(carried, step, main=main)
-        if checkpoint is not None and (changed := _changed_versions(checkpoint)):
-            logger.warning(
-                "%s was written with other versions, and a run that goes on with these may end at "
-                "other weights than one that was not interrupted: %s",
-                checkpoint,
-                ", ".join(changed),
-            )
+        if checkpoint is not None:
+            _warn_of_differences(Path(checkpoint))
         return found
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         hidden = [OTHER_TRANSFORMERS] if versions_of(resume_from_checkpoint) else []
-        base = base_model_of(self.accelerator.unwrap_model(self.model))
-        if base.get_output_embeddings().weight is base.get_input_embeddings().weight:
-            hidden.append(TIED_HEAD)
-        with hidden_messages(*hidden):
+        student = base_model_of(self.accelerator.unwrap_model(self.model))
+        with hidden_messages(*hidden, missing_head(student)):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _run_epoch(self, *args, **kwargs):
@@ -240,13 +235,28 @@ class SafeTrainer(SFTTrainer):
             rotate(run_dir, limit, [newest, *([best] if best else [])])
 
 
-def _changed_versions(checkpoint):
+def _warn_of_differences(checkpoint):
+    """Say what keeps a resumed run from the weights of one that was not interrupted."""
     now = versions()
-    return [
+    changed = [
         f"{name} {version} (now {now.get(name, 'none')})"
         for name, version in versions_of(checkpoint).items()
         if version != now.get(name)
     ]
+    if changed:
+        logger.warning(
+            "%s was written with other versions, so the run may end at other weights than without "
+            "the interruption: %s",
+            checkpoint,
+            ", ".join(changed),
+        )
+    # optimizer.pt, optimizer.bin, optimizer_0 of FSDP, global_step8 of DeepSpeed
+    if not any(re.match(r"optimizer|global_step\d", path.name) for path in checkpoint.iterdir()):
+        logger.warning(
+            "%s holds no state of the optimizer (save_only_model), which begins anew: the run ends "
+            "at other weights than without the interruption",
+            checkpoint,
+        )
 
 
 def _without_secrets(args):

@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from transformers import GenerationConfig, PreTrainedModel
@@ -34,12 +34,13 @@ def make_saveable(student, tokenizer):
             _repair(student.generation_config)
             parts["generation_config"] = student.generation_config
         parts["configuration"] = student.config
-    with tempfile.TemporaryDirectory() as folder:
+    # An error of the disk of temporary files says nothing of the student.
+    with suppress(OSError), tempfile.TemporaryDirectory() as folder:
         for name, part in parts.items():
             try:
                 part.save_pretrained(folder)
-            except OSError:  # of the disk of temporary files
-                continue
+            except OSError:
+                raise
             except Exception as error:
                 text = f"the {name} of the student cannot be saved: {one_line(error)}"
                 raise ValueError(text) from error
@@ -95,8 +96,9 @@ def saved_or_removed(folder: Path, what: str, *, writes: bool) -> Iterator[None]
 
 def _disk_error(error, folder):
     """What an error of any library says of the disk; None if it has another cause."""
-    if isinstance(error, OSError):
-        return error.strerror or one_line(error)
+    if isinstance(error, OSError):  # errors of the hub are such, too, without a number
+        network = isinstance(error, ConnectionError | TimeoutError)
+        return None if error.errno is None or network else error.strerror or one_line(error)
     text = first_line(error)
     if found := _RUST.fullmatch(text):
         return found[2]

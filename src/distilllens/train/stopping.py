@@ -14,8 +14,6 @@ from transformers import TrainerCallback
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
 ]
-
-
 # Launchers pass on a signal that their processes may have got themselves.
 _ECHO_SECONDS = 1.0
 
@@ -41,6 +39,7 @@ class StopSignals(TrainerCallback):
 
     def __init__(self):
         self._number, self._since, self._before = 0, 0.0, {}
+        self._process = os.getpid()
 
     def __enter__(self):
         return self
@@ -59,11 +58,13 @@ class StopSignals(TrainerCallback):
         self.__exit__()
 
     def _note(self, number, frame):
-        if not self._number:
+        if os.getpid() != self._process:  # a data loader's, which inherits the handlers
+            if number != signal.SIGINT:  # which Ctrl-C sends to everyone: the step needs its data
+                _end(number)
+        elif not self._number:
             self._number, self._since = number, time.monotonic()
         elif time.monotonic() - self._since > _ECHO_SECONDS:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+            _end(number)
 
     def agreed(self, accelerator) -> int:
         """The number of a signal that any process has got, the same on all of them; 0: none."""
@@ -71,3 +72,8 @@ class StopSignals(TrainerCallback):
             return self._number
         own = torch.tensor([self._number], device=accelerator.device)
         return int(accelerator.gather(own).max())
+
+
+def _end(number):
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)

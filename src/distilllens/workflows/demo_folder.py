@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from distilllens.files import write_json
+from distilllens.workflows.outputs import PAGE, check_page
 
 MARKER = "demo.json"
 FIGURE = "divergence_by_depth.png"
@@ -16,7 +17,8 @@ def check_demo(output: Path, steps: int, seed: int) -> None:
     """Refuse arguments of ``run_demo`` that make no demo.
 
     Raises:
-        ValueError: steps < 1, a negative seed, an output that is a file or holds other things.
+        ValueError: steps < 1, a negative seed, an output that is a file or holds other things, or
+            a report.html of others.
     """
     if steps < 1:
         raise ValueError(f"--steps must be at least 1, got {steps}")
@@ -28,6 +30,8 @@ def check_demo(output: Path, steps: int, seed: int) -> None:
         raise ValueError(
             f"--output {output} is not empty and holds no earlier demo; name another folder"
         )
+    if output.exists():
+        check_page(output / PAGE)
 
 
 def claim(output: Path) -> None:

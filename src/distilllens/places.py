@@ -1,0 +1,74 @@
+"""What the name of a model means: a folder of this machine or a hub id; what a folder lacks."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from distilllens.stored import DamagedFile, read_stored
+
+_WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
+_TOKENIZER_PATTERNS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
+
+
+def is_local(name: str) -> bool:
+    """Whether a name means a folder of this machine, whether it exists or not."""
+    return (
+        name.startswith((".", "/", "~"))
+        or "\\" in name
+        or name.count("/") > 1
+        or Path(name).exists()
+        or bool(why_no_id(name))
+    )
+
+
+def why_no_id(name: str) -> str:
+    """Why a name that could be a hub id is none, or nothing."""
+    first, slash, last = name.partition("/")
+    if not slash or "/" in last or name.startswith((".", "/", "~")) or not Path(first).is_dir():
+        return ""
+    return f" (there is a folder {first} here, so this is no name on Hugging Face)"
+
+
+def meant(name: str) -> str:
+    """A question about the folder that was probably meant, or nothing."""
+    path = Path(os.path.expanduser(name))
+    if str(path) != name and path.is_dir():
+        return f"; did you mean {path}?"
+    try:
+        near = [folder.name for folder in path.parent.iterdir() if folder.is_dir()]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(path.name, near, n=1)
+    return f"; did you mean {path.with_name(close[0])}?" if close else ""
+
+
+def missing_in(folder: Path, part: str) -> str | None:
+    """What a folder lacks of a model's "config.json", "tokenizer" or "weights"; None if unknown."""
+    if part == "tokenizer" and not any(any(folder.glob(name)) for name in _TOKENIZER_PATTERNS):
+        return "the folder holds no tokenizer"
+    if part == "weights" and not any(any(folder.glob(name)) for name in _WEIGHTS):
+        return f"the folder holds no weights (model.safetensors){_checkpoint_in(folder)}"
+    if part == "config.json" and not (folder / part).is_file():
+        return f"the folder has no readable config.json: there is none{_checkpoint_in(folder)}"
+    if part == "config.json":
+        try:
+            read_stored(folder / part, dict[str, Any])
+        except DamagedFile as error:
+            return f"the folder has no readable config.json: {error}"
+    return None
+
+
+def _checkpoint_in(folder):
+    found = [path.parent for path in folder.glob("checkpoint-*/config.json")]
+    newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+    return f"; did you mean its checkpoint {newest}?" if newest else ""
+
+
+def without_addresses(text: str) -> str:
+    """A message without its sentences on the hub, where a folder's name is taken for an id."""
+    kept = [part for part in re.split(r"(?<=\.) ", text) if "huggingface.co" not in part]
+    return " ".join(kept) or "a file of it is missing"

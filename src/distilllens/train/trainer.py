@@ -17,6 +17,7 @@ from distilllens.lens import LogitLens, read_states
 from distilllens.sampling import draw_pairs, draw_tokens
 from distilllens.targets import Targets
 from distilllens.train import _trl
+from distilllens.train.attention import attention_of_changing_shapes
 from distilllens.train.cache_fill import fill_cache
 from distilllens.train.cache_needs import name_of
 from distilllens.train.checks import check_answers, check_arguments, check_counts, check_data
@@ -150,7 +151,8 @@ class DistillLensTrainer(PreparedTrainer, SafeTrainer):
         """A micro-batch; loading and the batches that a resume skips are before its time."""
         if self._since is None:
             self._since = time.perf_counter()
-        return super().training_step(*args, **kwargs)
+        with attention_of_changing_shapes(self.args.packing):
+            return super().training_step(*args, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The weighted total of a micro-batch over the target tokens of its optimizer step."""
@@ -176,12 +178,14 @@ class DistillLensTrainer(PreparedTrainer, SafeTrainer):
         needs_lens = objective.needs_lens(everything)
         depths = layer_map.student_depths if needs_lens else ()
         read = {"normalize": self.args.lens_norm, **inputs}
-        teacher = teacher_head = None
+        teacher = teacher_head = end_read = None
         with self.accelerator.autocast():
-            student = read_states(self.student_lens, depths, **read)
             if self.teacher is not None and objective.needs_teacher(everything):
-                depths = layer_map.teacher_depths if needs_lens else ()
-                teacher, teacher_head = self.teacher.read(depths, targets=targets, **read)
+                theirs = layer_map.teacher_depths if needs_lens else ()
+                end_read = self.teacher.begin(theirs, targets=targets, **read)
+            student = read_states(self.student_lens, depths, **read)
+            if end_read is not None:
+                teacher, teacher_head = end_read()
             with gather_head(self.model):
                 terms = objective(
                     student,
@@ -211,7 +215,8 @@ class DistillLensTrainer(PreparedTrainer, SafeTrainer):
         inputs = self._prepare_inputs(inputs)
         packing = self.args.packing if self.args.eval_packing is None else self.args.eval_packing
         _trl.mask_repeated_rows(inputs, self.accelerator, packing)
-        with torch.no_grad(), self.compute_loss_context_manager():
+        steady = attention_of_changing_shapes(bool(packing))
+        with torch.no_grad(), self.compute_loss_context_manager(), steady:
             return self.compute_loss(model, inputs).detach(), None, None
 
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):

@@ -15,10 +15,10 @@ from transformers import TrainerCallback
 
 from distilllens.errors import first_line, one_line
 from distilllens.evaluate.answer_scorer import AnswerScorer
+from distilllens.marks import described
 from distilllens.objective import TERMS
 from distilllens.train import _trl, run_folder
 from distilllens.train.build import build_trainer
-from distilllens.train.checkpoint import described
 from distilllens.train.config import HIGHER_IS_BETTER, DistillLensConfig
 from distilllens.train.run_lock import claimed
 from distilllens.train.saving import saved_or_removed

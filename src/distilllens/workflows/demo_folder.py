@@ -10,6 +10,7 @@ from distilllens.files import write_json
 
 MARKER = "demo.json"
 FIGURE = "divergence_by_depth.png"
+DATA = ("train.jsonl", "test.jsonl")
 
 
 def check_demo(output: Path, steps: int, seed: int) -> None:

@@ -144,6 +144,7 @@ def test_a_short_demo_leaves_models_figure_and_numbers(tmp_path, capsys, monkeyp
     for name in ("train.jsonl", "test.jsonl"):
         rows = [json.loads(row) for row in (tmp_path / "demo" / name).read_text().splitlines()]
         assert len(rows) == (96 if name == "train.jsonl" else 32)
+        assert all(row.keys() == {"instruction", "input", "output"} for row in rows)
 
 
 @pytest.mark.slow

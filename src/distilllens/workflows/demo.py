@@ -111,7 +111,7 @@ def _trained(teacher_dir, output, steps, seed):
     held_out = synthetic_records(NUM_HELD_OUT, split="held_out", seed=seed)
     records = synthetic_records(min(steps * BATCH_SIZE, 8000), seed=seed)
     for file, written in zip(DATA, (records, held_out), strict=True):
-        write_rows(output / file, written)
+        write_rows(output / file, [{k: v for k, v in r.items() if k != "task"} for r in written])
     models = {"teacher": teacher, "student at start": start}
     rows = [
         measure("teacher", teacher, None, pairs, held_out, tokenizer)[0],

@@ -73,6 +73,10 @@ def test_the_base_of_a_run_is_found_from_any_folder(base, tmp_path, monkeypatch)
         assert one.base == str(base) and one.hashes == before.hashes
         with torch.no_grad():
             torch.testing.assert_close(one.load("cpu")(ids).logits, expected)
+    weights = tmp_path / "run" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:99])
+    with pytest.raises(ValueError, match=r"cannot load the adapter \.\./run of .*base: "):
+        find_models(["../run"])[0].load("cpu")
     (tmp_path / "run" / "run.json").unlink()
     with pytest.raises(ValueError, match=r"the base model 'base' of the adapter \.\./run"):
         find_models(["../run"])

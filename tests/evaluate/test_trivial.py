@@ -34,6 +34,13 @@ def test_three_answers_are_scored_by_hand():
         assert best_trivial(settings, "test", "rouge_l") is None
 
 
+def test_references_that_all_differ_are_no_answer():
+    """One of them would only match itself; an example that names one twice accepts it once."""
+    records = [{**RECORDS[0]}, {**RECORDS[2], "output": ["the old cat sat", "the old cat sat"]}]
+    found = trivial_scores(examples_of(records, "test"))
+    assert set(found["rouge_l"]) == {"an empty answer", "the question repeated"}
+
+
 def test_they_are_the_metrics_of_the_answers():
     """The same functions score both."""
     (example,) = examples_of(RECORDS[2:3], "test")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
 
+from distilllens.errors import first_line
 from distilllens.fingerprints import file_hashes
 from distilllens.loading import (
     base_model_name,
@@ -42,7 +43,11 @@ class Candidate:
         name = self.base if self.is_moved else self.name
         model = load_model("model", name, dtype=dtype, trust_remote_code=trusted)
         if self.is_moved:
-            model.load_adapter(self.name)
+            try:
+                model.load_adapter(self.name)
+            except Exception as error:  # a broken or missing file raises whatever it likes
+                message = f"cannot load the adapter {self.name} of {self.base}: {first_line(error)}"
+                raise ValueError(message) from error
         return model.to(device).eval()
 
 

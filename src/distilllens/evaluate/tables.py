@@ -14,8 +14,8 @@ from distilllens.evaluate.table import read_table
 from distilllens.files import write_atomically, write_json
 
 _TRIVIAL = (
-    "The best trivial answer is the best of three that need no model: an empty answer, the most "
-    "frequent reference, the question repeated."
+    "The best trivial answer is the best of three that need no model: an empty answer, the "
+    "question repeated, and the most frequent reference, if two questions share one."
 )
 # What Markdown would not show as it stands. An underscore inside a word is shown.
 _SPECIAL = re.compile(
@@ -109,11 +109,13 @@ def _named(board, model):
 def _cell(value, digits):
     if value is None:
         return "-"
-    text = f"{value.mean:.{digits}f}"
+    # The perplexity of gibberish may have twenty digits before the point.
+    form = f".{digits}f" if not 1e6 <= value.mean < math.inf else ".3g"
+    text = f"{value.mean:{form}}"
     if value.error_over_examples is not None:
-        text += f" ± {value.error_over_examples:.{digits}f}"
+        text += f" ± {value.error_over_examples:{form}}"
     if value.error_over_seeds is not None:
-        text += f" ({value.error_over_seeds:.{digits}f})"
+        text += f" ({value.error_over_seeds:{form}})"
     return text
 
 

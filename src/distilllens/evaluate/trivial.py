@@ -21,16 +21,17 @@ _REPLACED = ("better", "worse", "no difference beyond noise")
 def trivial_scores(examples: Collection[Example]) -> dict[str, dict[str, float]]:
     """metric -> trivial answer -> its mean over the examples, in percent, 0 to 100.
 
-    The answers are: nothing; the most frequent reference, to every question (of equally frequent
-    ones the first); and each question, repeated.
+    The answers are: nothing; each question, repeated; and the reference that most questions accept,
+    to every question. Of equally frequent ones the first is taken; there is none if all differ.
     """
-    counts = Counter(reference for example in examples for reference in example.references)
-    (frequent, _), *_ = counts.most_common(1)
+    counts = Counter(r for example in examples for r in dict.fromkeys(example.references))
+    ((frequent, count),) = counts.most_common(1)
     answers = {
         "an empty answer": lambda example: "",
-        "the most frequent reference": lambda example: frequent,
         "the question repeated": lambda example: example.question,
     }
+    if count > 1:
+        answers["the most frequent reference"] = lambda example: frequent
     return {
         metric: {
             name: float(np.mean([score(answer(one), one.references) for one in examples]))

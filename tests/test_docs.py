@@ -39,6 +39,7 @@ WIDER_TESTS = {
     "test_examples.py",
     "test_import.py",
     "test_notebooks.py",
+    "cli/test_full_disk.py",
     "test_old_files.py",
     "train/test_answers.py",
     "train/test_distributed.py",

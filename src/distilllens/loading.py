@@ -248,24 +248,14 @@ def check_tokenizers(student, teacher) -> Unshared:
     return compare_tokenizers(student, teacher)
 
 
-def check_lengths(who: str, config, max_length: int | None, default: int | None, longest: int):
-    """Refuse sequences longer than a model's positions.
-
-    A ``max_length`` beyond the positions is refused when it was set, or when the data need it; the
-    field's default is not held against a model.
+def check_lengths(who: str, config, longest: int):
+    """Refuse sequences longer than a model's positions; ``longest`` is what the data may hold.
 
     Raises:
         ValueError: with the length and the number of positions.
     """
     positions = positions_of(config)
-    if positions is None:
-        return
-    if max_length is not None and max_length > positions and max_length != default:
-        raise ValueError(
-            f"max_length {max_length} is beyond the {who}'s {positions} positions; "
-            f"set max_length to {positions} or less"
-        )
-    if longest > positions:
+    if positions is not None and longest > positions:
         raise ValueError(
             f"the data hold a sequence of {longest} tokens, beyond the {who}'s {positions} "
             f"positions; set max_length to {positions} or less"

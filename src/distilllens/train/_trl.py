@@ -34,6 +34,7 @@ __all__ = [
     "forget_evaluation",
     "hidden_messages",
     "invalid_generation_fields",
+    "keep_routers_quiet",
     "mask_repeated_rows",
     "maybe_gather_lm_head_ctx",
     "missing_head",
@@ -115,6 +116,16 @@ def count_tokens_of_targets(trainer):
     trainer._loss_shifts_labels = True
 
 
+def keep_routers_quiet(model):
+    """Let a student's own forward return no router logits, which SFTTrainer asks it for.
+
+    Our loss asks the backbone for them, and a forward around stand-ins for the blocks has none.
+    """
+    config = model.config.get_text_config()
+    if getattr(config, "output_router_logits", False):
+        config.output_router_logits = False
+
+
 class _Preparer(PreparedTrainer):
     def _send_telemetry(self):
         """Nothing is sent anywhere."""
@@ -127,7 +138,7 @@ def prepare_without_student(args, tokenizer, train_dataset, eval_dataset=None) -
     tokens of its configuration. The data are the same as with the real student.
     """
     args = copy.copy(args)  # SFTTrainer writes into it
-    args.model_init_kwargs = None
+    args.model_init_kwargs = args.router_aux_loss_coef = None
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id")}
     shape = {"n_embd": 2, "n_layer": 1, "n_head": 1, "n_positions": 8}
     config = GPT2Config(vocab_size=len(tokenizer), **shape, **special)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,15 +20,25 @@ def versions() -> dict[str, str]:
 
 
 def model_card(
-    model_name: str, student: str, teacher: str | None, objective, lens_norm: bool
+    model_name: str,
+    student: str,
+    teacher: str | None,
+    objective,
+    lens_norm: bool,
+    *,
+    dataset: str | None = None,
+    more_tags: Iterable[str] = (),
 ) -> str:
     """Markdown that begins with the hub's metadata."""
     how, tags = "supervised fine-tuning", ["trl", "sft"]
     if teacher is not None:
-        how, tags = "knowledge distillation", ["trl", "distillation"]
+        how, tags = "knowledge distillation", [*tags, "distillation"]
         if objective.lens_weight > 0:
             how, tags = f"{how} through the logit lens", [*tags, "logit-lens"]
-    head = ["---", "library_name: transformers", "tags:", *(f"- {tag}" for tag in tags), "---"]
+    tags = dict.fromkeys([*tags, *more_tags])
+    data = ["datasets:", f"- {json.dumps(dataset)}"] if dataset else []
+    lists = ["tags:", *(f"- {_plain(tag)}" for tag in tags), *data]
+    head = ["---", "library_name: transformers", *lists, "---"]
     rows = _sft_rows(student) if teacher is None else _rows(student, teacher, objective, lens_norm)
     return "\n".join(
         [
@@ -44,6 +56,11 @@ def model_card(
             "",
         ]
     )
+
+
+def _plain(tag):
+    """A tag as YAML reads it."""
+    return tag if re.fullmatch(r"[a-zA-Z][\w-]*", tag) else json.dumps(tag)
 
 
 def may_write_card(path: Path) -> bool:

@@ -26,6 +26,7 @@ from distilllens.train._trl import (
 from distilllens.train.carried import CarriedSums
 from distilllens.train.checkpoint import last_whole, mark_whole, rotate, versions_of
 from distilllens.train.finite import check_weights, first_not_finite, is_finite
+from distilllens.train.metrics import num_tokens
 from distilllens.train.model_card import versions
 from distilllens.train.saving import saved_or_removed
 from distilllens.train.stopping import Stopped, StopSignals
@@ -117,7 +118,7 @@ class SafeTrainer(SFTTrainer):
         """One micro-batch; its loss is remembered until its optimizer step is known to be sound."""
         ids = inputs.get("input_ids")
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self._carried.add(loss)
+        self._carried.add(loss, num_tokens(inputs))
         self._micro_batches.append((loss.detach(), ids))
         return loss
 

@@ -20,6 +20,7 @@ from distilllens.train import _trl, run_folder
 from distilllens.train.build import build_trainer
 from distilllens.train.checkpoint import described
 from distilllens.train.config import HIGHER_IS_BETTER, DistillLensConfig
+from distilllens.train.metrics import SEEN
 from distilllens.train.run_lock import claimed
 from distilllens.train.saving import saved_or_removed
 from distilllens.train.stopping import StopSignals
@@ -30,7 +31,7 @@ from distilllens.workflows.provenance import record_of
 from distilllens.workflows.train_inputs import JobArguments
 
 logger = logging.getLogger(__name__)
-_METRICS = ("loss", *sorted(term.log_name for term in TERMS))
+_METRICS = ("loss", *sorted(term.log_name for term in TERMS), *SEEN)
 
 
 class _Begun(TrainerCallback):

@@ -248,16 +248,20 @@ def check_tokenizers(student, teacher) -> Unshared:
     return compare_tokenizers(student, teacher)
 
 
-def check_lengths(who: str, config, longest: int):
-    """Refuse sequences longer than a model's positions; ``longest`` is what the data may hold.
+def check_lengths(who: str, config, longest: int, *, is_known: bool = True):
+    """Refuse sequences longer than a model's positions.
+
+    Args:
+        longest: in tokens; if it is not known, what the data may hold.
 
     Raises:
         ValueError: with the length and the number of positions.
     """
     positions = positions_of(config)
     if positions is not None and longest > positions:
+        hold = "hold" if is_known else "may hold"
         raise ValueError(
-            f"the data hold a sequence of {longest} tokens, beyond the {who}'s {positions} "
+            f"the data {hold} a sequence of {longest} tokens, beyond the {who}'s {positions} "
             f"positions; set max_length to {positions} or less"
         )
 

@@ -484,9 +484,9 @@ REFUSALS = {
     ),
     "too many pairs": ({"lens_layers": "12"}, "12 evenly spread pairs do not fit 3 student"),
     "no inner depth": ({"student": "one block"}, "no pair of inner depths"),
-    "length beyond the positions": (
-        {"max_length": 65},
-        "max_length 65 is beyond the student's 64 positions; set max_length to 64 or less",
+    "a stream that may go beyond the positions": (
+        {"data": toys.texts().to_iterable_dataset(), "max_length": 65},
+        "may hold a sequence of 65 tokens, beyond the student's 64 positions; set max_length to 64",
     ),
     "data beyond the positions": (
         too_long(max_length=None),
@@ -559,15 +559,17 @@ def test_refusals(tmp_path, name):
 
 
 def test_wrong_arguments_are_named(tmp_path):
-    """The same object twice, another config class, hooks that would need logits."""
+    """The same object twice, another config class or two, a loss that would need logits."""
     model, args = toys.llama(), toys.config(tmp_path)
     common = {"train_dataset": toys.dataset(), "processing_class": toys.tokenizer()}
     with pytest.raises(ValueError, match="same object"):
         DistillLensTrainer(model, model, args=args, **common)
-    with pytest.raises(ValueError, match="compute_metrics is not supported"):
-        DistillLensTrainer(model, toys.llama(seed=1), args=args, compute_metrics=print, **common)
-    with pytest.raises(ValueError, match="args must be a DistillLensConfig, got int"):
+    with pytest.raises(ValueError, match="compute_loss_func is not supported"):
+        DistillLensTrainer(model, toys.llama(seed=1), args=args, compute_loss_func=print, **common)
+    with pytest.raises(ValueError, match="args must be a DistillLensConfig or an SFTConfig, got i"):
         DistillLensTrainer(model, toys.llama(seed=1), args=3, **common)
+    with pytest.raises(ValueError, match="the second argument is the teacher, and args are named"):
+        DistillLensTrainer(model, args, args, **common)
 
 
 def test_a_teacher_by_name_brings_its_tokenizer(tmp_path):

@@ -79,12 +79,12 @@ def check_data(who: str, model, collation: Collation):
     """
     max_length = collation.args.max_length
     for kind, dataset in collation.datasets():
-        longest, largest = max_length or 0, 0
+        longest, largest, is_known = max_length or 0, 0, False
         if isinstance(dataset, Dataset) and "input_ids" in dataset.column_names:
-            longest, largest = survey(dataset, kind)
+            (longest, largest), is_known = survey(dataset, kind), True
         elif not isinstance(dataset, IterableDataset):
             continue  # prepared by the user's own collator
-        check_lengths(who, model.config, longest)
+        check_lengths(who, model.config, longest, is_known=is_known)
         check_vocabulary(who, model, largest)
 
 

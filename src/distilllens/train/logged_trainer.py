@@ -45,7 +45,7 @@ class LoggedTrainer(SafeTrainer):
 
     @property
     def num_averaged(self) -> int:
-        """The processes that share a count of targets: data parallelism averages their gradients."""
+        """The processes whose gradients are averaged, and whose targets are counted together."""
         return self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
 
     def note(self, named, loss):

@@ -270,3 +270,32 @@ def test_the_card_has_data_and_tags(tmp_path):
     assert 'datasets:\n- "org/data"\n---\n' in card
     trainer.create_model_card(tags="sft")
     assert (tmp_path / "README.md").read_text().count("- sft\n") == 1
+
+
+def test_fillers_of_a_cloned_chat_template_are_no_difference(tmp_path):
+    """TRL pads the student's vocabulary with tokens that a named teacher does not have."""
+    toys.llama(4, 24, seed=1).save_pretrained(tmp_path / "teacher")
+    source = toys.tokenizer()
+    source.save_pretrained(tmp_path / "teacher")
+    source.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    source.save_pretrained(tmp_path / "source")
+    trainer = toys.trainer(
+        tmp_path / "out",
+        teacher=None,
+        teacher_model_name_or_path=str(tmp_path / "teacher"),
+        chat_template_path=str(tmp_path / "source"),
+        max_steps=1,
+    )
+    assert len(trainer.processing_class) > len(toys.tokenizer())
+    assert trainer.train().training_loss > 0
+
+
+def test_tokens_are_counted_over_a_resume(tmp_path):
+    """num_tokens goes on from a checkpoint, as every other sum of the log."""
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    whole = toys.trainer(tmp_path / "whole", **settings)
+    whole.train()
+    again = toys.trainer(tmp_path / "again", **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    rows = [t.state.log_history[-2]["num_tokens"] for t in (whole, again)]
+    assert rows[0] == rows[1] == 2 * sum(map(len, whole.train_dataset["input_ids"]))

@@ -232,7 +232,7 @@ def test_the_speed_is_target_tokens_over_the_time_of_training(tmp_path, monkeypa
     """Every token of an epoch over half a second a log; an evaluation's seconds do not count."""
     from types import SimpleNamespace
 
-    from distilllens.train import trainer as module
+    from distilllens.train import logged_trainer as module
 
     clock = iter(range(1000))
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(clock) / 2))
@@ -283,7 +283,7 @@ def test_only_drawn_pairs_are_read_and_logged(tmp_path, monkeypatch):
 
     At rate 0 a drawn pair's mean is what it is without sampling, and ``lens_loss`` is that mean.
     """
-    from distilllens.train import trainer as module
+    from distilllens.train import logged_trainer as module
 
     settings = {"learning_rate": 0.0, "data": toys.dataset(4), "lens_layers": "1:2,2:3"}
     whole = toys.trainer(tmp_path, **settings)
@@ -351,7 +351,7 @@ def test_evaluation_measures_everything(tmp_path):
     whole = toys.trainer(tmp_path, eval_dataset=data).evaluate()
     sampled = toys.trainer(tmp_path, eval_dataset=data, **toys.SAMPLED).evaluate()
     terms = [key for key in whole if "loss" in key or "entropy" in key]
-    assert len(terms) == 6
+    assert len(terms) == 7
     assert [whole[key] for key in terms] == [sampled[key] for key in terms]
 
 

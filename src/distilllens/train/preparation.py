@@ -10,7 +10,7 @@ from inspect import getfile
 from itertools import accumulate, pairwise
 from pathlib import Path
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 from trl import SFTTrainer, is_conversational_from_value, maybe_convert_to_chatml
 
@@ -206,7 +206,9 @@ def _trains_answers(dataset, args, formatting_func):
     """Whether a data set of instructions leaves it to us that their answers are the targets."""
     asked = getattr(args, "completion_only_loss", None)
     skipped = (getattr(args, "dataset_kwargs", None) or {}).get("skip_prepare_dataset")
-    if dataset is None or formatting_func or skipped or asked is not None:
+    if not isinstance(dataset, Dataset | IterableDataset):
+        return False  # which SFTTrainer says
+    if formatting_func or skipped or asked is not None:
         return False
     return _is_instruction(next(iter(dataset), {}), args.dataset_text_field)
 

@@ -157,15 +157,16 @@ class DistillLensTrainer(PreparedTrainer, LoggedTrainer):
         inner = self.accelerator.unwrap_model(model)
         total, aux_loss, named = run_inside_forward(model, inner, self._batch_terms, **inputs)
         num_tokens = named["loss"][1]
-        if num_items_in_batch is None:
-            loss, steps = total / max(num_tokens, 1), 1
+        whole = num_items_in_batch is None  # an evaluation
+        if whole:
+            loss = total / max(num_tokens, 1)
         else:
             loss = total / torch.as_tensor(num_items_in_batch).clamp(min=1)
             loss = loss * self.num_averaged
-            steps = self.current_gradient_accumulation_steps
         self.note(named, loss)
         if aux_loss is not None:
-            loss = loss + self.router_aux_loss_coef * aux_loss / steps
+            aux_loss = self.router_aux_loss_coef * aux_loss
+            loss = loss + aux_loss / (1 if whole else self.current_gradient_accumulation_steps)
         if not return_outputs:
             return loss
         with torch.no_grad():

@@ -283,7 +283,7 @@ def test_only_drawn_pairs_are_read_and_logged(tmp_path, monkeypatch):
 
     At rate 0 a drawn pair's mean is what it is without sampling, and ``lens_loss`` is that mean.
     """
-    from distilllens.train import logged_trainer as module
+    from distilllens.train import trainer as module
 
     settings = {"learning_rate": 0.0, "data": toys.dataset(4), "lens_layers": "1:2,2:3"}
     whole = toys.trainer(tmp_path, **settings)

@@ -23,6 +23,7 @@ SHAPES = {  # student and teacher: blocks, width, attention heads
         "batch": 16,
     },
     "small": {"student": (4, 128, 2), "teacher": (8, 256, 4), "vocab": 50257, "batch": 4},
+    "tiny": {"student": (3, 64, 2), "teacher": (4, 128, 2), "vocab": 512, "batch": 4},
     "toy": {"student": (3, 8, 2), "teacher": (4, 16, 2), "vocab": 211, "batch": 2},
 }
 OURS = {  # settings of DistillLensConfig

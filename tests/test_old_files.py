@@ -101,12 +101,54 @@ def test_a_whole_cache_is_not_written_again(old):
     assert files_of(old / "cache-auto") == before
 
 
+def cells(text):
+    """The lines of a table or text; columns may be wider."""
+    lines = (line for line in text.splitlines() if not line.startswith("|-"))
+    return [[cell.strip() for cell in line.split("|")] for line in lines]
+
+
 def test_results_are_compared(old, capsys):
-    """The tables are those that were written beside them, under a clearer line."""
+    """The tables are those that were written beside them, under clearer words.
+
+    Perplexities are compared by their logarithms, and a note says that answers were cut.
+    """
     assert main(["compare", "results"]) == 0
-    before = (old / "results" / "scores.md").read_text().strip()
-    now = "In each row, the model named first minus the one named second, with"
-    assert before.replace("First - second, with", now) == capsys.readouterr().out.strip()
+    before = (old / "results" / "scores.md").read_text().strip().split("\n\n")
+    found = capsys.readouterr().out.strip().split("\n\n")
+    changes = {
+        "First - second": "In each row, the model named first minus the one named second",
+        "+0.00] too few examples to tell": "+0.00] tells nothing: 0 for both",
+        "ended by themselves": "cut at max_new_tokens",
+        "25.0 %": "75.0 %",
+        # log(30.245 / 26.655), of the perplexities above, is 0.1263.
+        "+3.590 [+0.611, +6.916]": "+0.1263 [+0.0253, +0.2240]",
+    }
+    for part, now in zip(before, found, strict=False):
+        for words in changes.items():
+            part = part.replace(*words)
+        if "+0.1263" in part:
+            part = part.replace(
+                "perplexity of the references", "log-perplexity of the references (nats per token)"
+            )
+        assert cells(now) == cells(part)
+    assert found[len(before) :] == [
+        "On train, answers were cut at --max_new_tokens 6, so that their beginnings were scored: "
+        "finished 75 %, student 75 %."
+    ]
+
+
+def test_old_results_get_a_row_of_the_teacher(old, capsys):
+    """The command that made them reads the references again; no answer changes."""
+    assert main([*EVALUATION.split(), "results"]) == 0
+    assert "| teacher " in capsys.readouterr().out
+    rows = [
+        [json.loads(line) for line in (folder / "references.jsonl").read_text().splitlines()]
+        for folder in (old / "results/train/student", OLD / "results/train/student")
+    ]
+    for now, before in zip(*rows, strict=True):
+        assert now["teacher_nll"] > 0 and now["num_tokens"] == before["num_tokens"]
+        for name in ("nll", "kl"):
+            assert now[name] == pytest.approx(before[name], rel=1e-5)
 
 
 @pytest.mark.parametrize("folder", ["results", "results-begun"])
@@ -118,6 +160,7 @@ def test_results_go_on(old, folder):
     assert found.keys() == expected.keys() | {"complete.json"}
     settings = json.loads(found["evaluation.json"])["settings"]
     assert settings.pop("text_metrics")
+    assert set(settings.pop("trivial")["train"]) == {"rouge_l", "exact_match"}
     assert settings == json.loads(expected["evaluation.json"])["settings"]
     for name in expected:
         if name.endswith(".jsonl") and "references" not in name:

@@ -37,7 +37,7 @@ def main():
     (args.output / "generation_config.json").unlink(missing_ok=True)
     saved = AutoModelForCausalLM.from_pretrained(args.output, dtype=torch.float32)
     held_out = synthetic_records(1024, split="held_out", seed=0)
-    print(measure("teacher", saved, None, None, held_out, tokenizer))
+    print(measure("teacher", saved, None, None, held_out, tokenizer)[0])
 
 
 if __name__ == "__main__":

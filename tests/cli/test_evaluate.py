@@ -73,6 +73,64 @@ def test_the_table_is_that_of_the_rows(bench, capsys):
     assert settings["versions"]["torch"]
 
 
+def test_the_teacher_has_a_row(bench, capsys):
+    """Its perplexity is that of the teacher as a model; as a model it is marked in its rows."""
+    assert evaluate("--greedy", "--teacher", "teacher", output="one") == 0
+    assert evaluate("--greedy", model="teacher", output="alone") == 0
+    capsys.readouterr()
+    assert evaluate("--greedy", "--model", "teacher", "--teacher", "teacher", output="two") == 0
+    said = capsys.readouterr().out
+    one, alone, two = (
+        json.loads((bench / name / "scores.json").read_text()) for name in ("one", "alone", "two")
+    )
+    expected = alone["scores"]["perplexity"]["test"]["teacher"]
+    for found in (one, two):
+        row = found["scores"]["perplexity"]["test"]["teacher"]
+        assert row["mean"] == pytest.approx(expected["mean"], rel=1e-6)
+        assert row["num_examples"] == 8 and found["teachers"] == ["teacher"]
+    assert "teacher" not in one["scores"]["rouge_l"]["test"]
+    assert "teacher" in two["scores"]["rouge_l"]["test"]
+    assert "| teacher - student |" in said and "seeds" not in said
+
+
+def test_the_end_says_where_things_are_and_what_comes_next(bench, capsys):
+    """On standard error; the files are there, and the command to inspect is one."""
+    assert evaluate("--greedy", output="my results") == 0
+    err = capsys.readouterr().err
+    assert "tables: my results/scores.md, unrounded in scores.json" in err
+    assert "distilllens compare 'my results' OTHER_RESULTS" in err
+    assert "the same command with --teacher DIR" in err
+    assert evaluate("--greedy", "--model", "teacher", "--teacher", "teacher", output="two") == 0
+    (line,) = (x for x in capsys.readouterr().err.splitlines() if "distilllens inspect" in x)
+    command, _ = line.split("distilllens ")[1].split("   #")
+    assert "--student student --data test.jsonl" in command
+    pytest.importorskip("matplotlib")
+    assert main(command.split()) == 0 and (bench / "page.html").exists()
+    capsys.readouterr()
+    assert main(["compare", "my results", "two"]) == 0
+    said = capsys.readouterr()
+    assert "tables of each folder: my results/scores.md, two/scores.md" in said.err
+    assert "next: distilllens compare 'my results' two --json > comparison.json" in said.err
+    assert main(["compare", "two", "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out) and said.err == ""
+
+
+def test_trivial_answers_are_noted(bench):
+    """With the examples that took part; a second run leaves them as they are."""
+    (first, *_) = rows_of("test.jsonl")
+    rows = [first, first, {**first, "output": "the day"}, {**first, "output": "of"}]
+    (bench / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert evaluate("--greedy", "--limit", "3") == 0
+    before = contents("results")
+    noted = json.loads(before["evaluation.json"])["settings"]["trivial"]["test"]
+    assert noted["exact_match"]["the most frequent reference"] == pytest.approx(200 / 3)
+    found = json.loads(before["scores.json"])["trivial"]
+    assert found["rouge_l"]["test"] == max(noted["rouge_l"].values())
+    assert evaluate("--greedy", "--limit", "3") == 0
+    assert contents("results") == before
+
+
 def test_answers_do_not_depend_on_the_batch(bench):
     """One at a time or all at once: the same texts (no near tie is among them)."""
     evaluate("--batch_size", "1", output="one")
@@ -324,7 +382,10 @@ def test_a_metric_is_added_without_new_answers(bench, monkeypatch):
     for seed in (10, 20):
         name = f"test/student/seed-{seed}.jsonl"
         assert before[name] == after[name]
-    assert "kl" in json.loads(after["scores.json"])["scores"]
+    found = json.loads(after["scores.json"])
+    assert "kl" in found["scores"] and found["teachers"] == ["teacher"]
+    names = json.loads(after["evaluation.json"])["settings"]["names"]
+    assert names["teacher"] == "teacher" and names["models"] == {"student": "student"}
 
 
 def test_a_judge_is_asked_in_both_orders(bench, capsys, monkeypatch):
@@ -516,7 +577,8 @@ def test_compare_reads_folders_again(bench, capsys):
     assert "perplexity" not in capsys.readouterr().out
     assert main(["compare", "one", "two", "--json"]) == 0
     comparisons = json.loads(capsys.readouterr().out)["comparisons"]
-    assert {c["metric"] for c in comparisons} == {"rouge_l", "exact_match", "perplexity"}
+    likelihood = {"perplexity", "log_perplexity"}
+    assert {c["metric"] for c in comparisons} == {"rouge_l", "exact_match", *likelihood}
 
 
 def test_a_longer_reference_than_the_context_is_cut(bench):

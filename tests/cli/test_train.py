@@ -474,6 +474,43 @@ def test_a_damaged_final_model_is_made_again(workshop, capsys, damage):
     assert "nothing to do" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "trainer_state.json"])
+def test_other_files_of_a_final_model(workshop, capsys, name):
+    """A deleted one is made again; an edited one stays, with a warning."""
+    recipe(workshop)
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+    file = workshop / "out" / name
+    whole = file.read_bytes()
+    file.write_bytes(whole + b"\n")
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+    said = capsys.readouterr().err
+    assert f"warning: {name} changed since the run wrote" in said and "nothing to do" in said
+    assert file.read_bytes() == whole + b"\n"
+    file.unlink()
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+    assert f"made again: {name} is missing" in capsys.readouterr().err
+    if name != "trainer_state.json":  # it notes how long training took
+        assert file.read_bytes() == whole
+
+
+def test_checkpoints_of_another_run_are_not_resumed_from(workshop, capsys):
+    """Somebody copied one here: it is named, and the run ends at its own bits."""
+    recipe(workshop, output_dir="other", seed=7)
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+    recipe(workshop, output_dir="out")
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+    out, model = workshop / "out", workshop / "out" / "model.safetensors"
+    whole = model.read_bytes()
+    model.unlink()
+    shutil.rmtree(out / "checkpoint-4")
+    shutil.copytree(workshop / "other" / "checkpoint-4", out / "checkpoint-4")
+    capsys.readouterr()
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+    said = capsys.readouterr().err
+    assert "checkpoint-4 is a checkpoint of another run and not used" in said
+    assert model.read_bytes() == whole
+
+
 def test_a_run_killed_before_its_report_gets_one(workshop, capsys):
     """The same command makes what is missing, and trains nothing."""
     pytest.importorskip("matplotlib")

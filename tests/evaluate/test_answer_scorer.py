@@ -64,9 +64,9 @@ def test_prompts_are_encoded_once(monkeypatch):
     model, tokenizer, scored, encoded = toys.llama(), toys.tokenizer(), scorer(), []
     encode = tasks.encode_prompts
 
-    def counted(tokenizer, prompts, records):
+    def counted(tokenizer, prompts, *more):
         encoded.append(len(prompts))
-        return encode(tokenizer, prompts, records)
+        return encode(tokenizer, prompts, *more)
 
     monkeypatch.setattr(tasks, "encode_prompts", counted)
     scored.check(RECORDS, tokenizer, model.config)

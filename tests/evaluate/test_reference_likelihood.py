@@ -75,6 +75,7 @@ def one_by_one(student, teacher, data):
             {
                 "nll": F.cross_entropy(ours, labels, reduction="none"),
                 "kl": (p * (p / q).log()).sum(-1),
+                "teacher_nll": F.cross_entropy(theirs, labels, reduction="none"),
                 "confidence": ours.softmax(-1).amax(-1),
                 "correct": ours.argmax(-1) == labels,
             }
@@ -97,13 +98,19 @@ def close(found, expected, tolerance=1e-5):
     for ours, theirs in zip(found, expected, strict=True):
         margin = tolerance * theirs.num_tokens
         assert ours.nll == pytest.approx(theirs.nll, abs=margin)
-        assert ours.kl == (None if theirs.kl is None else pytest.approx(theirs.kl, abs=margin))
+        for name in ("kl", "teacher_nll"):
+            value = getattr(theirs, name)
+            assert getattr(ours, name) == (value and pytest.approx(value, abs=margin))
 
 
 def as_rows(predictions):
     """Sums over the tokens of each row."""
     return [
-        ReferenceLikelihood(float(row["nll"].sum()), len(row["nll"]), float(row["kl"].sum()))
+        ReferenceLikelihood(
+            float(row["nll"].sum()),
+            len(row["nll"]),
+            *(float(row[name].sum()) for name in ("kl", "teacher_nll")),
+        )
         for row in predictions
     ]
 
@@ -271,7 +278,7 @@ def test_without_a_lens_the_same(monkeypatch):
 
 @pytest.mark.parametrize("sizes", [(24, 31), (31, 24)])
 def test_vocabularies_of_unequal_size(sizes):
-    """The KL uses the renormalised shared prefix, the likelihood the student's full vocabulary."""
+    """The KL uses the renormalised shared prefix, each likelihood its model's full vocabulary."""
     student, teacher = toys.llama(vocab=sizes[0]), toys.llama(4, 24, vocab=sizes[1], seed=1)
     rows, _ = reference_likelihoods(student, PLAIN, EXAMPLES, teacher=teacher)
     close(rows, as_rows(one_by_one(student, teacher, labelled(EXAMPLES))))
@@ -347,6 +354,7 @@ def test_a_teacher_of_a_shorter_context_changes_nothing_but_the_kl():
     alone, expected = reference_likelihoods(toys.llama(), PLAIN, examples)
     whole, _ = reference_likelihoods(toys.llama(), PLAIN, examples, teacher=long)
     assert rows[-1].kl is None and whole[-1].kl > 0
+    assert all((row.kl is None) == (row.teacher_nll is None) for row in rows)
     assert sum(row.kl is None for row in rows) < len(rows)
     for row, without, other in zip(rows, alone, whole, strict=True):
         assert row.num_tokens == without.num_tokens

@@ -182,12 +182,27 @@ def test_a_folder_reads_as_numbers(tmp_path):
     """Examples by seeds; a missing verdict has count 0; absent metrics have no samples."""
     table = read_table(finished(tmp_path))
     found = table.samples["test"]["kd"]
-    assert set(found) == {"rouge_l", "exact_match", "judge", "judge_ratio", "perplexity"}
+    likelihood = {"perplexity", "log_perplexity"}
+    assert set(found) == {"rouge_l", "exact_match", "judge", "judge_ratio", *likelihood}
     assert found["rouge_l"].totals.tolist() == [[10, 20], [30, 40]]
     assert found["judge"].counts.tolist() == [[1, 1], [0, 0]]
     assert score("judge_ratio", found["judge_ratio"]).mean == 62.5  # 5 of 8
     assert np.array_equal(found["perplexity"].counts, [[2], [3]])
+    assert score("log_perplexity", found["log_perplexity"]).mean == 2.6  # 13 nats, 5 tokens
+    assert table.teacher == {}
     assert table.answers["test"]["kd"] == {"mean_tokens": 2, "finished": 1, "near_ties": 4}
+
+
+def test_the_teacher_is_read_where_its_likelihood_is_noted(tmp_path):
+    """From the model whose rows hold most of it; what exceeds its context does not count."""
+    folder = finished(tmp_path)
+    path = folder / "test" / "kd" / "references.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    write_rows(path, [{**rows[0], "teacher_nll": 1.0}, {**rows[1], "teacher_nll": None}])
+    found = read_table(folder).teacher["test"]
+    assert set(found) == {"perplexity", "log_perplexity"}
+    assert found["perplexity"].counts.tolist() == [[2], [0]]
+    assert score("log_perplexity", found["log_perplexity"]).mean == 0.5
 
 
 def changed(**changes):
@@ -252,7 +267,7 @@ def test_a_changed_row_of_a_closed_folder_is_named(tmp_path):
     folder = finished(tmp_path)
     before = read_table(folder).samples["test"]["kd"]["rouge_l"].totals
     results = Results(folder)
-    results.note_definitions(judged=False)
+    results.note_definitions(judged=False, trivial={})
     results.close()
     assert results.is_sealed()
     assert results.settings()["text_metrics"] == "words of every script"

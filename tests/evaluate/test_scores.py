@@ -129,7 +129,39 @@ def test_which_end_is_good_depends_on_the_metric(metric, verdict):
     ones = [1] * 12
     high, low = tokens([3.0, 2.9, 3.1] * 4, ones), tokens([1.0, 1.1, 0.9] * 4, ones)
     assert against(metric, high, low).verdict == verdict
-    assert against(metric, high, high).verdict == "no difference beyond noise"
+    assert against(metric, high, high).verdict == "equal on every example"
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ([0.0] * 12, "tells nothing: 0 for both"),
+        ([0.0] * 3, "tells nothing: 0 for both"),  # more examples would not help
+        ([100.0] * 12, "tells nothing: 100 for both"),
+        ([0.0, 100.0] * 6, "equal on every example"),
+    ],
+)
+def test_equal_values_are_no_noise(values, verdict):
+    """A metric without a difference in any example is not called one below the noise."""
+    same = answers([[value] for value in values])
+    assert against("exact_match", same, same).verdict == verdict
+    noisy = answers([[value] for value in [*values[:-1], 50.0]])
+    assert against("exact_match", noisy, same).verdict in (
+        "no difference beyond noise",
+        "too few examples to tell",
+    )
+    drawn = [bootstrap([("exact_match", same)] * 2, stream) for stream in (0, 1)]
+    both = compare("exact_match", *map(average_drawn, zip(*drawn, strict=True)))
+    assert both.verdict == verdict
+
+
+def test_logarithms_of_perplexities_are_compared_alike():
+    """The same verdict as of perplexities, in numbers that one bad model does not swamp."""
+    ones = [1] * 12
+    bad, good = tokens([11.0, 11.5, 12.0] * 4, ones), tokens([1.0, 1.1, 0.9] * 4, ones)
+    assert against("perplexity", bad, good).difference == pytest.approx(math.exp(11.5), rel=1e-4)
+    found = against("log_perplexity", bad, good)
+    assert found.difference == pytest.approx(10.5) and found.verdict == "worse"
 
 
 def test_draws_are_paired_within_a_benchmark_and_apart_between_two():

@@ -181,6 +181,157 @@ def test_the_heading_matches_the_numbers():
     assert "+20.25" in row and np.mean(GOOD) - np.mean(BAD) == 20.25
 
 
+def test_greedy_answers_have_no_seeds():
+    """The line above the tables names an error over seeds only where one is shown."""
+    assert as_markdown(board([table("r", {"kd": BAD})])).startswith(
+        "Mean ± standard error over examples.\n"
+    )
+    sampled = table("r", {"kd": BAD})
+    values = np.array([BAD, GOOD]).T
+    sampled.samples["test"]["kd"]["rouge_l"] = Samples(np.arange(12), values, np.ones((12, 2)))
+    first, *_ = as_markdown(board([sampled])).splitlines()
+    assert first.endswith("over examples; in brackets, standard error over seeds.")
+    greedy = table("two", {"lens": GOOD}, seeds=[None], decoding={"greedy": True})
+    (note,) = board([table("one", {"kd": BAD}), greedy]).notes
+    assert note.startswith("The folders differ in decoding (")
+
+
+def test_perplexities_are_compared_by_their_logarithms():
+    """The perplexities are shown; JSON has both comparisons."""
+    rows = table("r", {"kd": BAD, "lens": GOOD})
+    for model, nats in (("kd", 42.0), ("lens", 52.0)):
+        ones = np.ones((12, 1))
+        found = Samples(np.arange(12), nats * ones + np.arange(12)[:, None] / 100, ones)
+        rows.samples["test"][model] |= {"perplexity": found, "log_perplexity": found}
+    found = board([rows])
+    text = as_markdown(found)
+    titles = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")]
+    assert titles.count("perplexity of the references") == 1
+    assert titles.count("log-perplexity of the references (nats per token)") == 1
+    assert "+10.0000 [+10.0000, +10.0000] worse" in text
+    comparisons = {one["metric"]: one for one in as_json(found)["comparisons"]}
+    assert comparisons["perplexity"]["difference"] > 1e20
+    assert "| kd                           | 1.84e+18 ± 1.91e+16 |" in text  # exp(42.055)
+    assert comparisons["log_perplexity"]["difference"] == pytest.approx(10.0)
+    assert as_markdown(found, ["log_perplexity"]).count("| log-perplexity") == 2
+
+
+HASHES = {"model.safetensors": "ab"}
+
+
+def with_teacher(folder, models, **names):
+    """A folder with the likelihood of the references under its teacher."""
+    settings = {"teacher": HASHES, "names": {"teacher": "runs/big"} | names}
+    likelihood = dict.fromkeys(("perplexity", "log_perplexity"), tokens([3] * 12))
+    found = table(folder, models, **settings)
+    for row in found.samples["test"].values():
+        row |= likelihood
+    return dataclasses.replace(found, teacher={"test": likelihood})
+
+
+def test_the_teacher_has_a_row():
+    """Of its likelihood, marked; once for folders of one teacher, and in no comparison."""
+    one, two = with_teacher("one", {"kd": BAD}), with_teacher("two", {"lens": GOOD})
+    found = board([one, two])
+    assert found.models == ("kd", "lens") and found.teachers == ("big",)
+    text = as_markdown(found)
+    (row,) = (line for line in text.splitlines() if "big" in line)
+    assert row.split("|")[1].strip() == "big (teacher)" and "7.389 ± 0.000" in row  # e^2
+    read = as_json(found)
+    assert set(read["scores"]["perplexity"]["test"]) == {"kd", "lens", "big"}
+    assert set(read["scores"]["rouge_l"]["test"]) == {"kd", "lens"}
+    assert read["teachers"] == ["big"] and "big" not in str(read["comparisons"])
+
+
+def test_a_teacher_that_answered_is_marked_in_its_rows():
+    """It is known by its files, whatever it is called; no row is made of it twice."""
+    one = with_teacher("one", {"kd": BAD, "copy": GOOD})
+    one.settings["models"]["copy"] = HASHES
+    found = board([one])
+    assert found.teachers == ("copy",) and found.rows == ("kd", "copy")
+    assert "| copy (teacher) | 30.75" in as_markdown(found)
+    assert "| copy (teacher) - kd |" in as_markdown(found)
+
+
+@pytest.mark.parametrize(
+    ("path", "row"),
+    [("teacher", "| teacher "), ("runs/teacher", "| teacher "), ("old/kd", "| kd (teacher) ")],
+)
+def test_names_of_teachers_are_distinct(path, row):
+    """A student of the same name keeps it."""
+    text = as_markdown(board([with_teacher("one", {"kd": BAD}, teacher=path)]), ["perplexity"])
+    assert row in text and "(teacher) (teacher)" not in text and "teacher (teacher)" not in text
+    assert "| kd " in text
+
+
+TRIVIAL = {
+    "rouge_l": {"an empty answer": 0.0, "the question repeated": 25.0},
+    "exact_match": {"an empty answer": 0.0, "the question repeated": 0.0},
+}
+
+
+def test_what_does_not_beat_a_trivial_answer_tells_nothing():
+    """Two models below it have no verdict, and a note names them; one above it keeps its own."""
+    low = [value / 5 for value in GOOD]
+    models = {"kd": BAD, "low": low, "lens": GOOD}
+    found = board([table("r", models, trivial={"test": TRIVIAL})])
+    pairs = {pair: row["test"].verdict for pair, row in found.comparisons["rouge_l"].items()}
+    assert pairs == {
+        ("low", "kd"): "tells nothing: neither beats a trivial answer",
+        ("lens", "kd"): "better",
+        ("lens", "low"): "better",
+    }
+    assert found.notes == (
+        "On test, Rouge-L does not beat a trivial answer (the question repeated: 25.00 %): "
+        "kd 10.50 %, low 6.15 %.",
+    )
+    text = as_markdown(found)
+    assert "| (best trivial answer) | 25.00 " in text and "an empty answer, the quest" in text
+    assert as_json(found)["trivial"]["rouge_l"] == {"test": 25.0}
+    old = board([table("r", models)])
+    assert old.comparisons["rouge_l"]["low", "kd"]["test"].verdict == "worse" and old.notes == ()
+    assert "trivial" not in as_markdown(old)
+
+
+def test_an_average_tells_nothing_where_no_benchmark_does():
+    """One benchmark on which a model beats the trivial answers is enough."""
+    noted = {"test": TRIVIAL, "other": TRIVIAL}
+    models = {"kd": BAD, "low": [value / 2 for value in GOOD]}
+    found = board([table("r", models, more=("other",), trivial=noted)])
+    assert found.comparisons["rouge_l"]["low", "kd"]["average"].verdict.startswith("tells nothing")
+    assert found.trivial["rouge_l"]["average"] == 25.0
+    found = board([table("r", models, more=("other",), trivial={"test": TRIVIAL})])
+    assert found.comparisons["rouge_l"]["low", "kd"]["average"].verdict == "better"
+    assert "average" not in found.trivial["rouge_l"]
+
+
+def test_gibberish_is_told_without_trivial_answers():
+    """A Rouge-L below 1 % is near 0, in results of an older version too."""
+    models = {"kd": [0.1, 0.2, 0.0] * 4, "lens": [0.5, 0.6, 0.7] * 4}
+    found = board([table("r", models)])
+    assert found.notes == ("On test, Rouge-L is near 0: kd 0.10 %, lens 0.60 %.",)
+    verdict = found.comparisons["rouge_l"]["lens", "kd"]["test"].verdict
+    assert verdict.startswith("tells nothing")
+
+
+def test_answers_that_were_cut_are_told():
+    """With the length at which they were cut, if that is most of them."""
+    one = table("r", {"kd": BAD, "lens": GOOD}, decoding={"max_new_tokens": 6})
+    one.answers["test"]["kd"] = {**one.answers["test"]["kd"], "finished": 0.0}
+    found = board([one])
+    assert found.notes == (
+        "On test, answers were cut at --max_new_tokens 6, so that their beginnings were scored: "
+        "kd 100 %.",
+    )
+    assert "cut at max_new_tokens" in as_markdown(found) and "| 100.0 % " in as_markdown(found)
+
+
+def test_adapters_name_their_base():
+    """As it was found."""
+    one = table("r", {"kd": BAD}, names={"bases": {"kd": "models/base"}})
+    assert board([one]).notes == ("kd is an adapter of models/base.",)
+
+
 def older(*args, is_ascii=True, **settings):
     """A table of version 0.1.0, which did not name its definitions."""
     return dataclasses.replace(table(*args, **settings), is_ascii=is_ascii)

@@ -26,6 +26,16 @@ def test_models_stand_in_order_beside_the_reference():
     assert "(empty)" in said[3]
 
 
+def test_right_and_wrong_answers_are_marked():
+    """In words, not by colour alone; the reference has no mark, and no mark is the default."""
+    sample = Sample("q", "r", ("r", "s"), (False, False), (True, False))
+    html = Answers(("teacher", "student"), (sample,)).html()
+    columns = html.split("<h4>")[1:]
+    assert ["mark" in column for column in columns] == [False, True, True]
+    assert ">right</p>" in columns[1] and ">wrong</p>" in columns[2]
+    assert "mark" not in Answers(("a",), (Sample("q", "r", ("r",), (False,)),)).html()
+
+
 def test_lines_can_be_scrolled_by_keys():
     """A listing takes the focus and has a name."""
     html = Listing("Command", "distilllens train").html()

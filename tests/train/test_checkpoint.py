@@ -165,3 +165,13 @@ def test_a_kill_inside_a_rotation_leaves_an_incomplete_checkpoint(run, monkeypat
     assert not is_whole(run / "checkpoint-2") and steps(run) == [2, 4, 10]
     rotate(run, 2, [run / "checkpoint-10"])
     assert steps(run) == [4, 10]
+
+
+def test_a_checkpoint_of_another_run_is_skipped_and_named(run, caplog):
+    """Copied here from elsewhere; one that notes no run is of this one."""
+    mark_whole(run / "checkpoint-10", run="another")
+    assert last_whole(run, run="this") == run / "checkpoint-4"
+    assert "checkpoint-10 is a checkpoint of another run and not used" in caplog.text
+    assert last_whole(run) == run / "checkpoint-10"
+    mark_whole(run / "checkpoint-10", run="this")
+    assert last_whole(run, run="this") == run / "checkpoint-10"

@@ -110,6 +110,21 @@ def test_evaluation_data_count_if_they_decide_which_weights_are_final():
     assert difference.startswith("file 1 of eval_file was 'more.jsonl' and is now 'copy-of-train")
 
 
+def test_rows_of_a_data_set_by_name_count():
+    """Those that are trained on; version 0.1.0 did not note them."""
+    given = {"dataset_name": "org/rows"}
+    before, now, old = (
+        recipe_identity(given, [], MODELS, 1, rows)
+        for rows in ({"train": "a", "eval": "b"}, {"train": "a", "eval": "c"}, None)
+    )
+    assert first_difference(before, now) is None
+    assert first_difference(old, before) is None
+    other = recipe_identity(given, [], MODELS, 1, {"train": "c"})
+    assert first_difference(before, other) == (
+        "the train rows of dataset_name were 'a' and are now 'c'"
+    )
+
+
 def test_a_run_of_an_older_version_notes_no_tokenizer():
     """It resumes, but under the same path: nobody knows whether another folder is the same."""
     before = identity(models={"student": MODELS["student"]})

@@ -10,7 +10,7 @@ from distilllens.workflows import demo
 
 
 def test_exact_answers_are_not_exact_match(monkeypatch):
-    """A share from 0 to 1, character for character; evaluate's metric normalises first."""
+    """Character for character; evaluate's metric normalises first."""
     answers = ["the cat", "The cat.", "a dog", "the cat"]
     examples = [{"prompt": "the", "completion": "the cat"}] * 4
 
@@ -25,7 +25,8 @@ def test_exact_answers_are_not_exact_match(monkeypatch):
             return [SimpleNamespace(text=text) for text in answers]
 
     monkeypatch.setattr(demo, "TransformersBackend", Backend)
-    assert demo.exact_answers(None, examples, toys.tokenizer()) == 0.5
+    found = demo.right_answers(None, examples, toys.tokenizer())
+    assert found == [True, False, False, True]
     assert [exact_match(answer, ["the cat"]) for answer in answers] == [100, 100, 0, 100]
 
 

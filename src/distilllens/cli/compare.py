@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+
 from distilllens.cli import CommandParser
 
 _DESCRIPTION = """\
 Print the scores in one or more results folders of distilllens evaluate as one table, and for every
 pair of models the difference with a confidence interval: a paired bootstrap over the examples that
-both answered. "better" and "worse" mean that the interval does not contain 0.
+both answered. "better" and "worse" mean that the interval does not contain 0; "tells nothing" that
+no difference would count: the scores are equal constants, or do not beat a trivial answer.
 
 examples:
-  distilllens compare results/student results/plain-kd
-  distilllens compare results/student results/plain-kd --metric rouge_l kl
-  distilllens compare results/student results/plain-kd --json > comparison.json
+  distilllens compare results/kd results/distilllens
+  distilllens compare results/kd results/distilllens --metric rouge_l log_perplexity
+  distilllens compare results/kd results/distilllens --json > comparison.json
 """
 
 
@@ -25,7 +28,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--metric", nargs="+", help="show only these metrics (default: all)")
     parser.add_argument("--json", action="store_true", help="print JSON with unrounded numbers")
     args = parser.parse_args(argv)
-    from distilllens.workflows.compare import compare_results
+    from distilllens.workflows.compare import compare_results, next_steps
 
     print(compare_results(args.folders, metrics=args.metric, as_json=args.json))
+    if not args.json:
+        print(next_steps(args.folders), file=sys.stderr)
     return 0

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from textwrap import fill
 
 from distilllens.cli import CommandParser, add_flags
 from distilllens.cli.terminal import quiet_libraries, stage
-from distilllens.workflows.demo_folder import FIGURE, MARKER, check_demo, claim
+from distilllens.workflows.demo_folder import DATA, FIGURE, MARKER, check_demo, claim
 
 _DESCRIPTION = """\
 Distil a small built-in teacher into two students that start from the same weights: one by plain KD
@@ -44,11 +45,11 @@ def main(argv: list[str]) -> int:
 
     quiet_libraries()
     result, page = run_demo(TEACHER, args.output, steps=args.steps, seed=args.seed)
-    print(table(result))
-    figure = f", {FIGURE}" if page else ""
-    print(f"\nwritten to {args.output}: teacher, kd and distilllens (models){figure}, {MARKER}")
+    print(f"{table(result)}\n\n{fill(result['verdict'], 100, break_on_hyphens=False)}")
+    files = ", ".join([*DATA, *[FIGURE] * bool(page), MARKER])
+    print(f"\nwritten to {args.output}: teacher, kd and distilllens (models), {files}")
     if page:
-        print(f"open {page} to compare the students with their teacher")
+        print(f"open {page}: students and teacher by depth, answers, commands to go on with")
     return 0
 
 

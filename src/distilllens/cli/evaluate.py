@@ -16,16 +16,16 @@ the references and calibration; optionally SBERT similarity, KL(teacher || model
 Means have standard errors over examples and over seeds; differences between models have bootstrap
 confidence intervals.
 
-examples:
-  distilllens evaluate --model runs/student --benchmark test.jsonl --output results/student
-  distilllens evaluate --model runs/student --model runs/plain-kd --benchmark dolly selfinst \\
-      --teacher runs/teacher --output results/both
-  distilllens evaluate --model runs/student --benchmark test.jsonl --greedy --limit 100 \\
-      --output results/quick
-  distilllens evaluate --model runs/student --benchmark vicuna --judge gpt-4o-mini \\
-      --judge_budget 2 --output results/judged
-  torchrun --nproc_per_node 4 -m distilllens evaluate --model runs/student \\
-      --benchmark test.jsonl --output results/student
+examples, on what "distilllens demo" leaves (its models have 128 positions: short answers):
+  distilllens evaluate --model demo/kd demo/distilllens --teacher demo/teacher \\
+      --benchmark demo/test.jsonl --max_new_tokens 64 --output results/both
+  distilllens evaluate --model demo/kd demo/teacher --teacher demo/teacher --greedy --limit 100 \\
+      --benchmark demo/test.jsonl --max_new_tokens 64 --output results/quick
+  torchrun --nproc_per_node 2 -m distilllens evaluate --model demo/kd \\
+      --benchmark demo/test.jsonl --max_new_tokens 64 --output results/kd
+
+A model is a folder or hub id, a run of distilllens train or one of its checkpoints, or a LoRA
+adapter. With --teacher, the teacher has a row of its own; name it as a --model too for its answers.
 
 A benchmark is a JSONL file with instruction / input / output records, or a name: dolly, selfinst,
 vicuna, sni or unni (MiniLLM's files on the hub). The same command resumes after an interruption;
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     stage("loading torch and transformers")
     from distilllens.generate.decoding import Decoding
-    from distilllens.workflows.evaluate import Plan, evaluate
+    from distilllens.workflows.evaluate import Plan, evaluate, next_steps
 
     quiet_libraries()
     plan = Plan(
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
     evaluate(plan, command=" ".join(["distilllens", *sys.argv[1:]]))
     if os.environ.get("RANK", "0") == "0":
         print((Path(args.output) / "scores.md").read_text(encoding="utf-8"))
-        print(f"written to {args.output}: scores.md, scores.json and every answer", file=sys.stderr)
+        print(next_steps(plan), file=sys.stderr)
     return 0
 
 

@@ -134,7 +134,8 @@ class Answering:
         rows = self.results.references(task.benchmark.name, label, task.examples)
         if rows is None or self.teacher is None:
             return rows is None
-        return all(row["kl"] is None for row in rows)  # a few may be beyond the teacher's context
+        # A few may be beyond the teacher's context. Version 0.1.0 did not note its likelihood.
+        return all(row.get("teacher_nll") is None for row in rows)
 
 
 class _Todo(NamedTuple):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,7 +19,8 @@ from distilllens.evaluate.scores import (
     score,
 )
 from distilllens.evaluate.table import ResultTable
-from distilllens.loading import unique_names
+from distilllens.evaluate.trivial import best_trivial, why_useless, without_verdicts
+from distilllens.loading import shortest_names, unique_names
 
 AVERAGE = RESERVED
 _REPORTED = ("decoding", "seeds", "chat", "limit", "max_prompt_length", "dtype", "backend")
@@ -39,10 +40,13 @@ class Board:
 
     Args:
         models: their names.
-        scores: metric -> benchmark (and "average") -> model -> ``Score``.
+        scores: metric -> benchmark (and "average") -> model or teacher -> ``Score``.
         comparisons: metric -> (first, second) -> benchmark (and "average") -> ``Difference``.
         answers: benchmark -> model -> figures on the answers and the calibration.
         notes: sentences for the reader of the tables.
+        teachers: names of the models that are teachers, and of teachers that answered nothing:
+            these have the likelihood of the references only.
+        trivial: metric -> benchmark (and "average") -> the best score of a trivial answer.
     """
 
     models: tuple[str, ...]
@@ -50,6 +54,13 @@ class Board:
     comparisons: dict[str, dict[tuple[str, str], dict[str, Difference]]]
     answers: dict[str, dict[str, dict[str, float]]]
     notes: tuple[str, ...]
+    teachers: tuple[str, ...] = ()
+    trivial: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """The models, and the teachers that are none of them."""
+        return tuple(dict.fromkeys([*self.models, *self.teachers]))
 
 
 def board(tables: Sequence[ResultTable]) -> Board:
@@ -80,13 +91,100 @@ def board(tables: Sequence[ResultTable]) -> Board:
         for model in table.settings["models"]
     }
     comparisons = {m: _comparisons(m, models, samples, measured_by) for m in metrics}
-    return Board(
-        models,
-        {metric: _scores(metric, models, samples) for metric in metrics},
-        comparisons,
-        answers,
-        (*notes, *_differences(tables), *_partial(comparisons.get("rouge_l", {}), samples)),
-    )
+    notes += [*_differences(tables), *_partial(comparisons.get("rouge_l", {}), samples)]
+    teachers, forced = _teachers(tables, labels, shared)
+    rows = {b: {**row, **forced.get(b, {})} for b, row in samples.items()}
+    scores = {metric: _scores(metric, (*models, *teachers), rows) for metric in metrics}
+    for metric in metrics:
+        useless, reasons = _useless(metric, scores[metric], tables, labels)
+        comparisons[metric] = without_verdicts(comparisons[metric], useless)
+        notes += reasons
+    notes += [*_cut(tables, labels, shared), *_adapters(tables, labels)]
+    trivial = {metric: found for metric in metrics if (found := _trivial(metric, tables, shared))}
+    return Board(models, scores, comparisons, answers, tuple(notes), teachers, trivial)
+
+
+def _teachers(tables, labels, shared):
+    """Names of the teachers, and benchmark -> name -> samples of those that are no model here."""
+    known = {
+        names[model]: hashes
+        for table, names in zip(tables, labels, strict=True)
+        for model, hashes in table.settings["models"].items()
+        if hashes
+    }
+    measured = [table for table in tables if table.settings["teacher"]]
+    distinct = {str(table.settings["teacher"]): table for table in reversed(measured)}
+    teachers, samples = [], {}
+    for table in reversed(distinct.values()):
+        hashes = table.settings["teacher"]
+        if same := [name for name, other in known.items() if other == hashes]:
+            teachers += same
+        elif any(benchmark in table.teacher for benchmark in shared):
+            (name,) = shortest_names(
+                [(table.settings.get("names") or {}).get("teacher") or "teacher"]
+            )
+            taken = [*known, *teachers]
+            name = f"{name} (teacher)" if name in taken else name
+            name = f"{table.folder}: {name}" if name in taken else name
+            teachers.append(name)
+            for benchmark in shared:
+                samples.setdefault(benchmark, {})[name] = table.teacher.get(benchmark, {})
+    return tuple(teachers), samples
+
+
+def _useless(metric, scores, tables, labels):
+    """(column -> models whose score tells nothing, sentences that say why)."""
+    useless, reasons = {}, {}
+    for table, names in zip(tables, labels, strict=True):
+        for benchmark in [column for column in scores if column != AVERAGE]:
+            trivial = best_trivial(table.settings, benchmark, metric)
+            for model in names.values():
+                found = scores[benchmark].get(model)
+                if found and (why := why_useless(metric, found, trivial)):
+                    useless.setdefault(benchmark, set()).add(model)
+                    about = f"On {benchmark}, {why}"
+                    reasons.setdefault(about, []).append(f"{model} {found.mean:.2f} %")
+    if useless.keys() == scores.keys() - {AVERAGE}:
+        useless[AVERAGE] = set.intersection(*useless.values())
+    return useless, [f"{about}: {', '.join(models)}." for about, models in reasons.items()]
+
+
+def _trivial(metric, tables, shared):
+    """Column -> the best trivial score, where all folders have the same one."""
+    found = {}
+    for benchmark in shared:
+        best = {best_trivial(table.settings, benchmark, metric) for table in tables}
+        if len(best) == 1 and None not in best:
+            ((_, found[benchmark]),) = best
+    if len(shared) > 1 and len(found) == len(shared):
+        found[AVERAGE] = float(np.mean([*found.values()]))
+    return found
+
+
+def _cut(tables, labels, shared):
+    """Notes on models whose answers were mostly cut."""
+    cut = {}
+    for table, names in zip(tables, labels, strict=True):
+        for benchmark in shared:
+            for model, about in table.answers[benchmark].items():
+                if about["finished"] < 0.5:
+                    longest = table.settings["decoding"].get("max_new_tokens")
+                    share = f"{names[model]} {100 * (1 - about['finished']):.0f} %"
+                    cut.setdefault((benchmark, longest), []).append(share)
+    return [
+        f"On {benchmark}, answers were cut at --max_new_tokens {longest}, so that their beginnings "
+        f"were scored: {', '.join(models)}."
+        for (benchmark, longest), models in cut.items()
+    ]
+
+
+def _adapters(tables, labels):
+    """Notes that name the base models of adapters."""
+    return [
+        f"{names[model]} is an adapter of {base}."
+        for table, names in zip(tables, labels, strict=True)
+        for model, base in ((table.settings.get("names") or {}).get("bases") or {}).items()
+    ]
 
 
 def _measured_by(table):
@@ -124,7 +222,7 @@ def _common(metric, ours, theirs):
     """
     both = np.intersect1d(ours.examples, theirs.examples)
     ours, theirs = ours.only(both), theirs.only(both)
-    if metric in ("perplexity", "kl"):
+    if metric in ("perplexity", "log_perplexity", "kl"):
         if not np.array_equal(ours.counts, theirs.counts):
             return None
     elif ours.counts.shape == theirs.counts.shape:
@@ -179,6 +277,8 @@ def _differences(tables):
     notes = []
     for key in _REPORTED:
         values = [table.settings[key] for table in tables]
+        if key == "seeds" and [None] in values:
+            continue  # greedy, which the decoding says
         if any(value != values[0] for value in values):
             listed = "; ".join(f"{t.folder}: {v}" for t, v in zip(tables, values, strict=True))
             notes.append(f"The folders differ in {key} ({listed}).")

@@ -33,11 +33,13 @@ class ReferenceLikelihood:
         kl: KL(teacher ‖ student) in nats, summed over the same positions, 0 to inf. If the
             vocabularies differ in size, both are renormalised over their shared prefix. None
             without a teacher, or if the example exceeds the teacher's context.
+        teacher_nll: as ``nll``, under the teacher and its full vocabulary; None where ``kl`` is.
     """
 
     nll: float
     num_tokens: int
     kl: float | None
+    teacher_nll: float | None = None
 
 
 @torch.no_grad()
@@ -155,7 +157,7 @@ def _compared(labels, student, teacher=None):
     labels = labels.to(logits.device)
     norm, (largest, best) = logits.logsumexp(-1), logits.max(-1)
     tokens = {
-        "nll": norm - logits.gather(-1, labels[:, None])[:, 0],
+        "nll": norm - _at(logits, labels),
         "confidence": (largest - norm).exp(),
         "correct": best == labels,
     }
@@ -163,7 +165,13 @@ def _compared(labels, student, teacher=None):
         shared = min(logits.shape[-1], teacher.shape[-1])
         theirs = teacher[:, :shared].to(logits.device)
         tokens["kl"] = divergence("forward_kl")(logits[:, :shared], theirs)
+        teacher = teacher.to(torch.promote_types(teacher.dtype, torch.float32))
+        tokens["teacher_nll"] = teacher.logsumexp(-1) - _at(teacher, labels.to(teacher.device))
     return tokens
+
+
+def _at(logits, labels):
+    return logits.gather(-1, labels[:, None])[:, 0]
 
 
 def _check_numbers(tokens, names, counts):
@@ -174,9 +182,11 @@ def _check_numbers(tokens, names, counts):
 
 
 def _likelihoods_of(tokens, counts):
-    nll = _sums(tokens["nll"], counts)
-    kl = _sums(tokens["kl"], counts) if "kl" in tokens else [None] * len(counts)
-    return [ReferenceLikelihood(*row) for row in zip(nll, counts, kl, strict=True)]
+    nll, kl, teacher_nll = (
+        _sums(tokens[name], counts) if name in tokens else [None] * len(counts)
+        for name in ("nll", "kl", "teacher_nll")
+    )
+    return [ReferenceLikelihood(*row) for row in zip(nll, counts, kl, teacher_nll, strict=True)]
 
 
 def _sums(values, counts):

@@ -43,7 +43,7 @@ ADDABLE = ("teacher", "sbert", "judge")
 # How answers are scored. Where a folder has none or another, its answers are scored again.
 DEFINITIONS = {"text_metrics": "words of every script", "judge_reads": "whole conversations"}
 # Settings that are recorded but not compared. Hashes identify models and files, not their names.
-_NOTES = ("names", "batch_size", "device", "versions", *DEFINITIONS)
+_NOTES = ("names", "batch_size", "device", "versions", "trivial", *DEFINITIONS)
 _AGAIN = "delete the file and repeat this folder's distilllens evaluate, which makes it again"
 
 
@@ -70,6 +70,7 @@ class Settings(TypedDict):
     judge: str | None
     text_metrics: NotRequired[str]
     judge_reads: NotRequired[str | None]
+    trivial: NotRequired[dict[str, dict[str, dict[str, float]]]]  # as of trivial_scores
 
 
 class _Evaluation(TypedDict):
@@ -153,13 +154,21 @@ class Results:
                 part.unlink()
         before = self.settings() or settings
         kept = {name: settings[name] or before.get(name) for name in ADDABLE}
+        if settings["teacher"] and not before.get("teacher"):
+            names = before.get("names") or {}
+            kept["names"] = names | {"teacher": (settings.get("names") or {}).get("teacher")}
         if not (self.folder / SETTINGS).exists() or {**before, **kept} != before:
             self._note({**before, **kept}, command)
 
-    def note_definitions(self, judged: bool):
-        """Record how answers are scored now, when all of them are."""
+    def note_definitions(self, judged: bool, trivial: Mapping[str, Mapping]):
+        """Record how answers are scored now, when all of them are.
+
+        Args:
+            trivial: benchmark -> ``trivial_scores``.
+        """
         settings = self.settings()
         new = {k: v for k, v in DEFINITIONS.items() if judged or k != "judge_reads"}
+        new["trivial"] = trivial
         if settings | new != settings:
             self._note(settings | new, read_stored(self.folder / SETTINGS, _Evaluation)["command"])
 

@@ -29,12 +29,13 @@ class AnswerRow(TypedDict):
 
 
 class ReferenceRow(TypedDict):
-    """The likelihood of one reference, as ``ReferenceLikelihood``; nll and kl may be infinite."""
+    """The likelihood of one reference, as ``ReferenceLikelihood``; all but the count may be inf."""
 
     example: int
     num_tokens: int
     nll: Any
     kl: Any
+    teacher_nll: NotRequired[Any]
 
 
 # Name -> lowest and highest value. Rounding may take a divergence a little below 0.
@@ -54,6 +55,7 @@ _REFERENCE_RANGES = {
     "num_tokens": (1, math.inf),
     "nll": (-0.001, math.inf),
     "kl": (-0.001, math.inf),
+    "teacher_nll": (-0.001, math.inf),
 }
 
 

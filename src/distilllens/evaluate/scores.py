@@ -13,6 +13,7 @@ NUM_DRAWS = 10_000
 _STREAM = 20260213  # seed of the bootstrap, the same for all comparisons
 CONFIDENCE = 0.95
 FEWEST = 10  # examples needed for a verdict
+NOTHING = "tells nothing"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ METRICS = {
     "judge_ratio": Metric("judge: score in % of the references'", True),
     "judge_win": Metric("judge: wins against the reference (%)", True),
     "perplexity": Metric("perplexity of the references", False, 3, exponential=True),
+    "log_perplexity": Metric("log-perplexity of the references (nats per token)", False, 4),
     "kl": Metric("KL(teacher ‖ model) (nats per token)", False, 4),
 }
 
@@ -98,7 +100,8 @@ class Difference:
     """``difference`` = first - second, with its interval and a verdict on the first.
 
     Args:
-        verdict: "better", "worse", "no difference beyond noise" or "too few examples to tell".
+        verdict: "better", "worse", "no difference beyond noise", "equal on every example", "too
+            few examples to tell", or what starts with ``NOTHING`` where no difference would count.
         num_examples: number of examples that both have.
     """
 
@@ -202,7 +205,10 @@ def compare(metric: str, first: Drawn, second: Drawn) -> Difference:
     low, high = np.nanpercentile(differences, [tail, 100 - tail])
     num = min(first.num_examples, second.num_examples)
     verdict = "no difference beyond noise"
-    if num < FEWEST:
+    if not differences.any():  # of any draw: the values are the same, example by example
+        constant = np.ptp(first.draws) == 0
+        verdict = f"{NOTHING}: {first.value:g} for both" if constant else "equal on every example"
+    elif num < FEWEST:
         verdict = "too few examples to tell"
     elif low > 0 or high < 0:
         verdict = "better" if (low > 0) == METRICS[metric].higher_is_better else "worse"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from distilllens.evaluate.results import REFERENCES, Results, Unit
 from distilllens.evaluate.scores import Samples
 from distilllens.stored import DamagedFile
 
+_OF_LIKELIHOOD = ("perplexity", "log_perplexity")
 ANSWER_METRICS = ("rouge_l", "exact_match", "sbert", "judge", "judge_win")
 
 
@@ -24,6 +25,7 @@ class ResultTable:
             that ended by themselves, and the number of near ties.
         calibration: ``[benchmark][model]``, on the references.
         is_ascii: whether no answer has another character.
+        teacher: ``[benchmark][metric]``, the likelihood of the references under the teacher.
     """
 
     folder: str
@@ -32,6 +34,7 @@ class ResultTable:
     answers: dict[str, dict[str, dict[str, float]]]
     calibration: dict[str, dict[str, Calibration]]
     is_ascii: bool = True
+    teacher: dict[str, dict[str, Samples]] = field(default_factory=dict)
 
 
 def read_table(folder: str | Path) -> ResultTable:
@@ -46,7 +49,7 @@ def read_table(folder: str | Path) -> ResultTable:
     if settings is None:
         raise ValueError(f"{folder} holds no results; name the --output of a distilllens evaluate")
     results.is_sealed()
-    samples, answers, calibration, is_ascii = {}, {}, {}, True
+    samples, answers, calibration, is_ascii, teacher = {}, {}, {}, True, {}
     for benchmark in settings["benchmarks"]:
         for model in settings["models"]:
             by_seed, references = _rows(results, benchmark, model, settings)
@@ -56,7 +59,12 @@ def read_table(folder: str | Path) -> ResultTable:
             is_ascii = is_ascii and all(row["answer"].isascii() for row in rows)
             bins = results.calibration(benchmark, model)
             calibration.setdefault(benchmark, {})[model] = bins
-    return ResultTable(str(folder), settings, samples, answers, calibration, is_ascii)
+            # Every model's rows have the teacher's likelihood, of what both contexts hold.
+            found = _per_token(references, "teacher_nll")
+            before = teacher.get(benchmark, {}).get("perplexity")
+            if found and (before is None or found.counts.sum() > before.counts.sum()):
+                teacher[benchmark] = dict.fromkeys(_OF_LIKELIHOOD, found)
+    return ResultTable(str(folder), settings, samples, answers, calibration, is_ascii, teacher)
 
 
 def _rows(results, benchmark, model, settings):
@@ -105,9 +113,18 @@ def _samples(by_seed, references):
         others = [[row["judge_reference"] for row in rows] for rows in by_seed]
         others = np.nan_to_num(np.array(others, dtype=float).T)
         samples["judge_ratio"] = Samples(numbers, 100 * samples["judge"].totals, others)
-    tokens = np.array([[row["num_tokens"]] for row in references], dtype=float)
-    for metric, key in (("perplexity", "nll"), ("kl", "kl")):
-        values = np.array([[row[key]] for row in references], dtype=float)  # None becomes NaN
-        if (there := ~np.isnan(values)).any():
-            samples[metric] = Samples(numbers, np.where(there, values, 0.0), tokens * there)
+    for metric, key in (*((name, "nll") for name in _OF_LIKELIHOOD), ("kl", "kl")):
+        if found := _per_token(references, key):
+            samples[metric] = found
     return samples
+
+
+def _per_token(references, key):
+    """Samples of a sum over each reference's tokens; None if no reference has a value."""
+    values = np.array([[row.get(key)] for row in references], dtype=float)  # None becomes NaN
+    there = ~np.isnan(values)
+    if not there.any():
+        return None
+    numbers = np.array([row["example"] for row in references])
+    tokens = np.array([[row["num_tokens"]] for row in references], dtype=float)
+    return Samples(numbers, np.where(there, values, 0.0), tokens * there)

@@ -13,6 +13,10 @@ from distilllens.evaluate.scores import CONFIDENCE, METRICS
 from distilllens.evaluate.table import read_table
 from distilllens.files import write_atomically, write_json
 
+_TRIVIAL = (
+    "The best trivial answer is the best of three that need no model: an empty answer, the "
+    "question repeated, and the most frequent reference, if two questions share one."
+)
 # What Markdown would not show as it stands. An underscore inside a word is shown.
 _SPECIAL = re.compile(
     r"[`*|~$]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[])|<(?=[A-Za-z/!?])|&(?=#|\w+;)"
@@ -40,24 +44,38 @@ def as_json(board: Board) -> dict:
             "scores": scores,
             "comparisons": comparisons,
             "answers": board.answers,
+            "teachers": list(board.teachers),
+            "trivial": board.trivial,
             "notes": list(board.notes),
         }
     )
 
 
 def as_markdown(board: Board, metrics: Sequence[str] | None = None) -> str:
-    """The tables of each metric: scores with standard errors, then pairwise differences."""
-    metrics = list(board.scores) if metrics is None else metrics
+    """The tables of each metric: scores with standard errors, then pairwise differences.
+
+    Perplexities are compared by their logarithms: one gibberish model would swamp a difference.
+    """
+    logs = "log_perplexity"
+    metrics = [m for m in board.scores if m != logs] if metrics is None else metrics
+    scored = [s for m in metrics for row in board.scores[m].values() for s in row.values()]
+    sampled = any(s.error_over_seeds is not None for s in scored)
+    over_seeds = "; in brackets, standard error over seeds" * sampled
     parts = [
-        "Mean ± standard error over examples; in brackets, standard error over seeds.",
+        f"Mean ± standard error over examples{over_seeds}.",
         *(_score_table(board, metric) for metric in metrics),
     ]
+    if any(board.trivial.get(metric) for metric in metrics):
+        parts.append(_TRIVIAL)
+    compared = dict.fromkeys(
+        logs if m == "perplexity" and logs in board.scores else m for m in metrics
+    )
     if len(board.models) > 1:
         parts.append(
             "In each row, the model named first minus the one named second, with the "
             f"{100 * CONFIDENCE:g} % interval of a paired bootstrap over examples."
         )
-        parts += [_comparison_table(board, metric) for metric in metrics]
+        parts += [_comparison_table(board, metric) for metric in compared]
     parts.append(_answer_table(board))
     return "\n\n".join([*parts, *map(_as_itself, board.notes)]) + "\n"
 
@@ -73,21 +91,31 @@ def write_scores(results: Results):
 def _score_table(board, metric):
     columns, digits = board.scores[metric], METRICS[metric].digits
     cells = [[METRICS[metric].title, *map(_as_itself, columns)]]
-    for model in board.models:
+    for model in board.rows:
         row = [columns[column].get(model) for column in columns]
         if any(row):
-            cells.append([_as_itself(model), *(_cell(value, digits) for value in row)])
+            cells.append([_named(board, model), *(_cell(value, digits) for value in row)])
+    if trivial := board.trivial.get(metric):
+        row = (f"{trivial[c]:.{digits}f}" if c in trivial else "-" for c in columns)
+        cells.append(["(best trivial answer)", *row])
     return _markdown(cells)
+
+
+def _named(board, model):
+    is_plain = model not in board.teachers or model == "teacher" or model.endswith("(teacher)")
+    return _as_itself(model if is_plain else f"{model} (teacher)")
 
 
 def _cell(value, digits):
     if value is None:
         return "-"
-    text = f"{value.mean:.{digits}f}"
+    # The perplexity of gibberish may have twenty digits before the point.
+    form = f".{digits}f" if not 1e6 <= value.mean < math.inf else ".3g"
+    text = f"{value.mean:{form}}"
     if value.error_over_examples is not None:
-        text += f" ± {value.error_over_examples:.{digits}f}"
+        text += f" ± {value.error_over_examples:{form}}"
     if value.error_over_seeds is not None:
-        text += f" ({value.error_over_seeds:.{digits}f})"
+        text += f" ({value.error_over_seeds:{form}})"
     return text
 
 
@@ -98,7 +126,7 @@ def _comparison_table(board, metric):
     for (first, second), row in pairs.items():
         cells.append(
             [
-                _as_itself(f"{first} - {second}"),
+                f"{_named(board, first)} - {_named(board, second)}",
                 *(
                     f"{c.difference:+.{digits}f} [{c.low:+.{digits}f}, {c.high:+.{digits}f}] "
                     f"{c.verdict}"
@@ -112,7 +140,7 @@ def _comparison_table(board, metric):
 
 
 def _answer_table(board):
-    heads = ["answers", "model", "tokens, mean", "ended by themselves", "near ties"]
+    heads = ["answers", "model", "tokens, mean", "cut at max_new_tokens", "near ties"]
     cells = [[*heads, "ECE", "too sure", "not sure enough"]]
     for benchmark, row in board.answers.items():
         for model, about in row.items():
@@ -120,9 +148,9 @@ def _answer_table(board):
             cells.append(
                 [
                     _as_itself(benchmark),
-                    _as_itself(model),
+                    _named(board, model),
                     f"{about['mean_tokens']:.1f}",
-                    f"{100 * about['finished']:.1f} %",
+                    f"{100 * (1 - about['finished']):.1f} %",
                     str(about["near_ties"]),
                     *(f"{about[name]:.4f}" for name in calibration),
                 ]

@@ -13,7 +13,7 @@ from distilllens.lens.structure import worst
 _NUM_PADS = 3
 # Relative to the largest number of the output; of rounding, and of what is no rounding any more.
 _ROUNDING, _WRONG, _WRONG_IN_HALF = 1e-5, 1e-3, 5e-2
-_NOTHING = ("", False)
+_NOTHING, _NEEDED = ("", False), ("", True)
 _FOUND: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
@@ -35,8 +35,11 @@ def with_positions(model: nn.Module, module: nn.Module, inputs: dict) -> dict:
     given = any(inputs.get(name) is not None for name in ("position_ids", "past_key_values"))
     if given or not isinstance(mask, Tensor) or mask.ndim != 2:
         return inputs
+    known = _FOUND.get(module)
+    if known == _NEEDED:  # for other rows they are the positions that the module counts itself
+        return inputs | {"position_ids": positions_of(mask)}
     # Reading the mask waits for its device: not for models that are known to need nothing.
-    if _FOUND.get(module) == _NOTHING or not (mask[:, 0] == 0).any():
+    if known == _NOTHING or not (mask[:, 0] == 0).any():
         return inputs
     wrong, needed = learn_positions(model, module)
     if wrong:

@@ -3,7 +3,7 @@
 from distilllens.report.by_depth import plot_divergence_by_depth
 from distilllens.report.canvas import require_plotting
 from distilllens.report.inspector import inspector_sections
-from distilllens.report.page import figure_names, render_page, save_figures
+from distilllens.report.page import Section, figure_names, render_page, save_figures
 from distilllens.report.run_report import (
     Observations,
     Run,
@@ -13,13 +13,15 @@ from distilllens.report.run_report import (
     run_sections,
     training_section,
 )
-from distilllens.report.texts import Sample
+from distilllens.report.texts import Listing, Sample
 from distilllens.report.tokens import token_text
 
 __all__ = [
+    "Listing",
     "Observations",
     "Run",
     "Sample",
+    "Section",
     "figure_names",
     "inspector_sections",
     "measurements_section",

@@ -6,6 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 
+_MARKS = {
+    None: "",
+    True: '<p class="mark right">right</p>',
+    False: '<p class="mark wrong">wrong</p>',
+}
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -14,12 +20,14 @@ class Sample:
     Args:
         answers: one per model.
         cut: for each answer, whether it was truncated at the maximum length.
+        right: for each answer, whether to mark it as right or wrong; empty for no marks.
     """
 
     question: str
     reference: str
     answers: tuple[str, ...]
     cut: tuple[bool, ...]
+    right: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -34,11 +42,13 @@ class Answers:
         return "".join(self._sample(n, sample) for n, sample in enumerate(self.samples, 1))
 
     def _sample(self, number, sample):
-        answers = [("reference", sample.reference, False)]
-        answers += zip(self.models, sample.answers, sample.cut, strict=True)
+        answers = [("reference", sample.reference, False, None)]
+        marks = sample.right or [None] * len(sample.answers)
+        answers += zip(self.models, sample.answers, sample.cut, marks, strict=True)
         columns = "".join(
-            f'<div><h4>{escape(name)}</h4><p class="said" dir="auto">{_answer(text, cut)}</p></div>'
-            for name, text, cut in answers
+            f'<div><h4>{escape(name)}</h4><p class="said" dir="auto">{_answer(text, cut)}</p>'
+            f"{_MARKS[right]}</div>"
+            for name, text, cut, right in answers
         )
         return (
             f'<article class="card wide"><h3>Question {number}</h3>'

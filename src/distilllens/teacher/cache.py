@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,6 +29,7 @@ from distilllens.teacher.shards import (
 SHARD_BYTES = 256 * 2**20
 MAX_SHARD_BYTES = 2**30  # what a process holds before it writes, and what a kill may lose
 MAX_SHARDS = 512  # a reader maps each
+_NUM_THREADS = 4  # that read documents; copies and checksums run at the speed of memory
 _REMEDY = (
     "run distilllens cache with the same arguments: it writes again what is damaged or missing"
 )
@@ -63,6 +66,7 @@ class CachedTeacher:
                 f"teacher cache {folder} is not complete: {error}; {_REMEDY}"
             ) from error
         self.num_documents, self.num_rows = len(self._shards), self._shards.num_rows
+        self._threads = None
 
     def __contains__(self, key: bytes) -> bool:
         return self._shards.find(key) is not None
@@ -87,7 +91,6 @@ class CachedTeacher:
                 f"{kinds[normalize]} ones are needed; write another with distilllens cache"
             )
 
-    @torch.no_grad()
     def read(self, depths, *, normalize, targets, **inputs) -> tuple[LayerStates, Head]:
         """States ``[N, Dt]`` at ``depths`` and after the last block, and the head for them.
 
@@ -95,11 +98,21 @@ class CachedTeacher:
             ValueError: depths that are not stored, or a document that is not.
             DamagedFile: a document whose rows are not those that were written.
         """
+        return self.begin(depths, normalize=normalize, targets=targets, **inputs)()
+
+    def begin(self, depths, *, normalize, targets, **inputs):
+        """What ``read`` returns, from a call that ends it; rows are read by threads meanwhile."""
         depths = tuple(depths)
         self.check_depths(depths, normalize)
-        rows = [self._rows(document) for document in cut(targets=targets, **inputs)]
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="teacher-cache")
+        rows = [self._threads.submit(self._rows, each) for each in cut(targets=targets, **inputs)]
+        return partial(self._states, rows, depths, normalize)
+
+    def _states(self, rows, depths, normalize):
+        rows = [future.result() for future in rows]
         if rows:
-            states = torch.cat(rows).to(self.device, non_blocking=True).unbind(1)
+            states = self._on_device(rows).unbind(1)
         else:
             empty = self._head.weight.new_empty(0, self.manifest.width)
             states = [empty.to(getattr(torch, self.manifest.dtype))] * self.manifest.num_states
@@ -113,6 +126,14 @@ class CachedTeacher:
             ),
             self._head,
         )
+
+    def _on_device(self, rows):
+        """The rows ``[N, K, Dt]`` of all documents; to a GPU through memory it can copy beside."""
+        if torch.device(self.device).type != "cuda":
+            return torch.cat(rows).to(self.device)
+        shape = (sum(map(len, rows)), *rows[0].shape[1:])
+        pinned = torch.empty(shape, dtype=rows[0].dtype, pin_memory=True)
+        return torch.cat(rows, out=pinned).to(self.device, non_blocking=True)
 
     def _slots(self, normalize):
         """depth -> index among the stored states; the normed last depth is the final state."""

@@ -50,18 +50,17 @@ def cut(
         position_ids: ``[B, T]``, starting from 0 in each packed document.
         inputs: other inputs of the model; ignored.
     """
-    valid = targets.mask.cpu()
-    ids = input_ids.to(torch.int32).cpu()
-    real = None if attention_mask is None else attention_mask.bool().cpu()
-    begins = None if position_ids is None else (position_ids == 0).expand(ids.shape).cpu()
+    real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    begins = torch.zeros_like(input_ids) if position_ids is None else position_ids == 0
+    tables = (input_ids, targets.mask, real != 0, begins.expand(input_ids.shape))
+    # One copy: every copy from an accelerator waits for it.
+    ids, valid, real, begins = torch.stack([each.to(torch.int32) for each in tables]).cpu()
+    valid, real, begins = valid.bool(), real.bool(), begins.bool()
     found = []
     for row in range(len(ids)):
-        # Without padding, a slice avoids the copy of a boolean index.
-        kept = slice(None) if real is None else real[row]
+        kept = real[row]
         row_ids, row_valid = ids[row][kept], valid[row][kept]
-        cuts = [0, len(row_ids)]
-        if begins is not None:
-            cuts = sorted({*cuts, *begins[row][kept].nonzero().flatten().tolist()})
+        cuts = sorted({0, len(row_ids), *begins[row][kept].nonzero().flatten().tolist()})
         for start, stop in pairwise(cuts):
             found.append(_document(row_ids[start:stop], row_valid[start:stop]))
     return [document for document in found if document.num_targets]

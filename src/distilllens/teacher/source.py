@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -25,6 +26,11 @@ class TeacherSource(Protocol):
 
         The N rows are the positions of ``targets``, in their order.
         """
+
+    def begin(
+        self, depths: Iterable[int], *, normalize: bool, targets: Targets, **inputs: Tensor
+    ) -> Callable[[], tuple[LayerStates, Head]]:
+        """What ``read`` returns, from a call that ends it; the student can run in between."""
 
 
 class LiveTeacher:
@@ -72,3 +78,7 @@ class LiveTeacher:
         by_depth = dict(zip(depths, states, strict=True))
         states = LayerStates(by_depth, normed=normalize, final=final, gathered=True)
         return states, self._gather(self.lens)
+
+    def begin(self, depths, **inputs):
+        """What ``read`` returns; the teacher runs when it is called, after the student."""
+        return partial(self.read, depths, **inputs)

@@ -32,6 +32,7 @@ class Mark(TypedDict):
 
     files: dict[str, int | FileNote]
     versions: NotRequired[dict[str, str]]
+    run: NotRequired[str]
 
 
 def mark_whole(folder: str | Path, **more):
@@ -118,18 +119,25 @@ def damage_of(folder: str | Path) -> str | None:
     return _damage(Path(folder), contents=True)
 
 
-def last_whole(output_dir: str | Path, *, contents: bool = True) -> Path | None:
+def last_whole(
+    output_dir: str | Path, *, contents: bool = True, run: str | None = None
+) -> Path | None:
     """The newest complete ``checkpoint-N`` of a run, or None.
 
-    A newer checkpoint with a mark that no longer matches its files is skipped with a warning.
+    A newer checkpoint of another run, or whose files no longer match its mark, is skipped with a
+    warning.
 
     Args:
         contents: compare hashes, not only sizes.
+        run: the identity of the run, which its checkpoints note; None for any run.
     """
     for _, path in sorted(_checkpoints(output_dir), reverse=True):
         damage = _damage(path, contents)
-        if damage is None:
+        if damage is None and run in (None, _run_of(path) or run):
             return path
+        if damage is None:
+            logger.warning("%s is a checkpoint of another run and not used", path)
+            continue
         if (path / MARK).exists():
             logger.warning("%s is damaged and not used: %s", path, damage)
     return None
@@ -160,6 +168,11 @@ def _checkpoints(output_dir):
         for path in Path(output_dir).glob("checkpoint-*")
         if (match := _NAME.fullmatch(path.name)) and path.is_dir() and not path.is_symlink()
     ]
+
+
+def _run_of(folder):
+    """The identity of the run that wrote a whole checkpoint; None where it is not noted."""
+    return read_stored(folder / MARK, Mark).get("run")
 
 
 def _damage(folder, contents):

@@ -8,6 +8,7 @@ import torch
 
 from distilllens.targets import Targets
 from distilllens.train import _trl
+from distilllens.train.attention import attention_of_changing_shapes
 from distilllens.train.metrics import TermSums, wide
 from distilllens.train.safe_trainer import SafeTrainer
 
@@ -39,7 +40,8 @@ class LoggedTrainer(SafeTrainer):
         """A micro-batch; loading and the batches that a resume skips are before its time."""
         if self._since is None:
             self._since = time.perf_counter()
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        with attention_of_changing_shapes(self.args.packing):
+            loss = super().training_step(model, inputs, num_items_in_batch)
         self._carried.terms.add(self._returned(loss, inputs, num_items_in_batch))
         return loss
 
@@ -75,7 +77,8 @@ class LoggedTrainer(SafeTrainer):
         inputs = self._prepare_inputs(inputs)
         packing = self.args.packing if self.args.eval_packing is None else self.args.eval_packing
         _trl.mask_repeated_rows(inputs, self.accelerator, packing)
-        with torch.no_grad(), self.compute_loss_context_manager():
+        steady = attention_of_changing_shapes(bool(packing))
+        with torch.no_grad(), self.compute_loss_context_manager(), steady:
             outputs = None
             given = dict(inputs)  # which a subclass may change
             loss = self.compute_loss(model, given, return_outputs=not prediction_loss_only)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,9 +41,8 @@ def first_difference(before: Mapping, now: Mapping) -> str | None:
     by where they lead.
     """
     before, now = masked(before), masked(now)  # version 0.1.0 wrote tokens as they were
-    for difference in (*_in_fields(before, now), *_in_data(before, now), *_in_models(before, now)):
-        return difference
-    return None
+    differences = (part(before, now) for part in (_in_fields, _in_data, _in_rows, _in_models))
+    return next(chain.from_iterable(differences), None)
 
 
 def _in_fields(before, now) -> Iterator[str]:
@@ -99,6 +98,16 @@ def _in_data(before, now) -> Iterator[str]:
             old, new = pair
             if old is None or new is None or old.sha256 != new.sha256:
                 yield _data_difference(f"file {place} of {field}", old, new)
+
+
+def _in_rows(before, now) -> Iterator[str]:
+    """Rows of a data set by name; version 0.1.0 did not note them."""
+    old, new = before.get("rows", {}), now.get("rows", {})
+    best = any(keeps_best(recipe.get("fields", {})) for recipe in (before, now))
+    for role in sorted(old.keys() & new.keys()):
+        if old[role] != new[role] and (role == "train" or best):
+            shown = f"were {_shown(old[role])} and are now {_shown(new[role])}"
+            yield f"the {role} rows of dataset_name {shown}"
 
 
 def _data_difference(place, before, now):

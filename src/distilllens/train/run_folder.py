@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,10 +37,12 @@ class _Recipe(TypedDict):
 class _Run(TypedDict):
     recipe: _Recipe
     finished: NotRequired[bool]
+    id: NotRequired[str]
 
 
-class _Weights(TypedDict):
+class _Final(TypedDict):
     weights: NotRequired[dict[str, FileNote]]
+    files: NotRequired[dict[str, FileNote]]
 
 
 # Fields that change what is shown or kept, not what is learned: a run may resume with new values.
@@ -62,13 +65,16 @@ _FREE = {
 _FREE_PREFIXES = ("dataloader_", "eval_", "hub_", "log", "per_device_eval_", "save_")
 
 
-def recipe_identity(given: dict, files: list[str], models: dict, num_processes: int) -> dict:
+def recipe_identity(
+    given: dict, files: list[str], models: dict, num_processes: int, rows: dict | None = None
+) -> dict:
     """What makes two runs the same: fields, data, models and the number of processes.
 
     Args:
         given: field -> value, as set in the recipe or by a flag.
         files: paths of the data files.
         models: role -> fingerprint of the model, and of the "tokenizer".
+        rows: role -> fingerprint of the records of a data set by name, which is no file.
         num_processes: each process has its own batch, so another number changes the steps.
     """
     # When the best checkpoint is kept, evaluation and saving decide which weights are final.
@@ -86,6 +92,7 @@ def recipe_identity(given: dict, files: list[str], models: dict, num_processes: 
                 "fields": masked(fields),
                 "data": {str(file): sha256(file) for file in files},
                 "models": models,
+                **({"rows": rows} if rows else {}),
             },
             default=str,
         )
@@ -112,19 +119,27 @@ def resume_point(output_dir: str | Path, identity: dict) -> Path | None:
             "choose another folder"
         )
     try:
-        before = read_stored(folder / RUN_FILE, _Run)["recipe"]
+        note = read_stored(folder / RUN_FILE, _Run)
     except DamagedFile as error:
         raise DamagedFile(
             f"{error}; so nobody knows the recipe of this run: to go on all the same, choose "
             "another output_dir and name the newest checkpoint by resume_from_checkpoint"
         ) from error
-    difference = first_difference(before, identity)
+    difference = first_difference(note["recipe"], identity)
     if difference:
         raise ValueError(
             f"output_dir {folder} holds a run of another recipe: {difference}; "
             "choose another folder, or go back to the recipe to resume"
         )
-    return last_whole(folder)
+    return last_whole(folder, run=note.get("id"))
+
+
+def run_id(output_dir: str | Path) -> str | None:
+    """What distinguishes the run in a folder from others; None for no run, or one of 0.1.0."""
+    try:
+        return read_stored(Path(output_dir) / RUN_FILE, _Run).get("id")
+    except DamagedFile:
+        return None
 
 
 def other_recipe(output_dir: str | Path, identity: dict) -> str | None:
@@ -142,15 +157,25 @@ def is_finished(output_dir: str | Path) -> bool:
 
 
 def final_damage(output_dir: str | Path) -> str | None:
-    """What is wrong with the weights of a finished run; None if nothing, or if it is not known.
+    """What is wrong with the final model of a run; None if nothing, or if it is not known.
 
-    A run of version 0.1.0 did not note what they were.
+    Its other files may have been edited since, but not deleted. A run of version 0.1.0 did not note
+    what they were.
     """
     try:
-        weights = read_stored(Path(output_dir) / RUN_FILE, _Weights).get("weights", {})
+        note = read_stored(Path(output_dir) / RUN_FILE, _Final)
     except DamagedFile as error:
         return one_line(error)
-    return difference_from(output_dir, weights)
+    missing = (name for name in note.get("files", {}) if not (Path(output_dir) / name).is_file())
+    damage = difference_from(output_dir, note.get("weights", {}))
+    return damage or next((f"{name} is missing" for name in missing), None)
+
+
+def edited_files(output_dir: str | Path) -> list[str]:
+    """Files of the final model, beside its weights, that have changed since they were written."""
+    note, folder = read_stored(Path(output_dir) / RUN_FILE, _Final), Path(output_dir)
+    files = note.get("files", {})
+    return [name for name in files if difference_from(folder, {name: files[name]})]
 
 
 def write_run(output_dir: str | Path, identity: dict, finished: bool = False, **more):
@@ -163,7 +188,9 @@ def write_run(output_dir: str | Path, identity: dict, finished: bool = False, **
     for path in folder.iterdir():
         if is_part_of(path, *_WRITTEN) and path.is_file() and not path.is_symlink():
             path.unlink(missing_ok=True)
-    record = {"recipe": identity, "finished": finished, **more}
+    # It stays while the recipe may be spelled anew at every resume.
+    number = run_id(folder) or hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    record = {"recipe": identity, "finished": finished, "id": number, **more}
     write_json(folder / RUN_FILE, record)
 
 

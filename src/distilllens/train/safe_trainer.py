@@ -28,6 +28,7 @@ from distilllens.train.checkpoint import last_whole, mark_whole, rotate, version
 from distilllens.train.finite import check_weights, first_not_finite, is_finite
 from distilllens.train.metrics import num_tokens
 from distilllens.train.model_card import versions
+from distilllens.train.run_folder import run_id
 from distilllens.train.saving import saved_or_removed
 from distilllens.train.stopping import Stopped, StopSignals
 
@@ -227,7 +228,8 @@ class SafeTrainer(SFTTrainer):
                 super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()
                 if writes:
-                    mark_whole(newest, versions=versions())
+                    run = run_id(run_dir)
+                    mark_whole(newest, versions=versions(), **({"run": run} if run else {}))
         finally:
             self.args.save_total_limit = limit
         self._saved_step = step

@@ -180,13 +180,15 @@ class DistillLensTrainer(PreparedTrainer, LoggedTrainer):
         needs_lens = objective.needs_lens(everything)
         depths = layer_map.student_depths if needs_lens else ()
         read = {"normalize": self.args.lens_norm, **inputs}
-        teacher = teacher_head = None
+        teacher = teacher_head = end_read = None
         with self.accelerator.autocast():
+            if self.teacher is not None and objective.needs_teacher(everything):
+                theirs = layer_map.teacher_depths if needs_lens else ()
+                end_read = self.teacher.begin(theirs, targets=targets, **read)
             with router_logits(self.student_lens, self.aux_loss_enabled) as (asked, routed):
                 student = read_states(self.student_lens, depths, **read, **asked)
-            if self.teacher is not None and objective.needs_teacher(everything):
-                depths = layer_map.teacher_depths if needs_lens else ()
-                teacher, teacher_head = self.teacher.read(depths, targets=targets, **read)
+            if end_read is not None:
+                teacher, teacher_head = end_read()
             with gather_head(self.model):
                 terms = objective(
                     student,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from os import PathLike
 
@@ -35,3 +36,15 @@ def compare_results(
     if as_json:
         return json.dumps(tables.as_json(found), indent=1)
     return tables.as_markdown(found, metrics)
+
+
+def next_steps(folders: Sequence[str | PathLike]) -> str:
+    """Where the tables of each folder are, and a command to go on with."""
+    names = [str(folder) for folder in folders]
+    tables_of = ", ".join(f"{name}/scores.md" for name in names)
+    command = shlex.join(["distilllens", "compare", *names])
+    if len(names) == 1:
+        steps = f"{command} OTHER_RESULTS   # beside another evaluation"
+    else:
+        steps = f"{command} --json > comparison.json   # unrounded"
+    return f"tables of each folder: {tables_of}; every answer: BENCHMARK/MODEL there\nnext: {steps}"

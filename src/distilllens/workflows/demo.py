@@ -6,6 +6,7 @@ import copy
 import logging
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,14 +23,22 @@ from distilllens.divergence import divergence
 from distilllens.files import write_atomically
 from distilllens.generate.decoding import Decoding
 from distilllens.generate.transformers_backend import TransformersBackend
+from distilllens.jsonl import write_rows
 from distilllens.layer_map import LayerMap
 from distilllens.lens import LogitLens, divergence_by_depth
 from distilllens.loading import load_model, load_tokenizer
 from distilllens.report import plot_divergence_by_depth
-from distilllens.targets import without_targets
+from distilllens.targets import Targets, without_targets
 from distilllens.train import DistillLensConfig, DistillLensTrainer
-from distilllens.workflows.demo_folder import FIGURE, check_demo, claim, write_marker
+from distilllens.workflows.demo_folder import (
+    DATA,
+    FIGURE,
+    check_demo,
+    claim,
+    write_marker,
+)
 from distilllens.workflows.demo_page import demo_page
+from distilllens.workflows.demo_verdict import FIRST, SECOND, ByQuestion, compared, verdict
 from distilllens.workflows.outputs import PAGE
 from distilllens.workflows.run_models import Texts, observe_models
 
@@ -42,7 +51,7 @@ NUM_READ, NUM_ASKED = 64, 8  # on the page
 # A student starts as a copy of these teacher blocks, counted from 1. From random weights it would
 # need ten times the steps; published students start pre-trained.
 STUDENT_BLOCKS = (1, 3, 5, 6)
-RUNS = (("plain KD", "kd", {"lens_weight": 0.0}), ("DistillLens", "distilllens", {}))
+RUNS = ((SECOND, "kd", {"lens_weight": 0.0}), (FIRST, "distilllens", {}))
 
 
 class Demo(NamedTuple):
@@ -73,12 +82,14 @@ def run_demo(teacher: str | Path, output: str | Path, *, steps: int = 300, seed:
     pairs = [tuple(map(int, pair.split(":"))) for pair in result["pairs"]]
     logger.info("reading all models at every depth, answering %d questions", NUM_ASKED)
     observed = observe_models(models, tokenizer, texts, trained=pairs[:-1])
+    samples = [replace(one, right=_right(one)) for one in observed.samples]
+    observed = replace(observed, samples=tuple(samples))
     curves = {row["name"]: row["jsd"] for row in result["rows"] if row["seconds"] is not None}
     page = output / PAGE
     try:
         plot_divergence_by_depth(output / FIGURE, pairs, curves)
         command = f"distilllens demo --steps {steps} --seed {seed}"
-        write_atomically(page, demo_page(result, observed, log, command))
+        write_atomically(page, demo_page(result, observed, log, command, output))
     except ImportError as error:
         logger.warning("no figure and no %s: %s", PAGE, error)
         page = None
@@ -99,17 +110,21 @@ def _trained(teacher_dir, output, steps, seed):
     pairs = LayerMap([*LayerMap.evenly("auto", *layers), layers])
     held_out = synthetic_records(NUM_HELD_OUT, split="held_out", seed=seed)
     records = synthetic_records(min(steps * BATCH_SIZE, 8000), seed=seed)
+    for file, written in zip(DATA, (records, held_out), strict=True):
+        write_rows(output / file, [{k: v for k, v in r.items() if k != "task"} for r in written])
     models = {"teacher": teacher, "student at start": start}
     rows = [
-        measure("teacher", teacher, None, pairs, held_out, tokenizer),
-        measure("student at start", start, teacher, pairs, held_out, tokenizer),
+        measure("teacher", teacher, None, pairs, held_out, tokenizer)[0],
+        measure("student at start", start, teacher, pairs, held_out, tokenizer)[0],
     ]
+    by_question = {}
     for name, folder, settings in RUNS:
         student = copy.deepcopy(start)
         began = time.perf_counter()
         log = train(student, teacher, records, tokenizer, name, steps=steps, seed=seed, **settings)
         seconds = time.perf_counter() - began
-        rows.append(measure(name, student, teacher, pairs, held_out, tokenizer, seconds))
+        row, by_question[name] = measure(name, student, teacher, pairs, held_out, tokenizer)
+        rows.append({**row, "seconds": seconds})
         student.save_pretrained(output / folder)
         tokenizer.save_pretrained(output / folder)
         models[name] = student
@@ -121,8 +136,9 @@ def _trained(teacher_dir, output, steps, seed):
         "questions": NUM_HELD_OUT,
         "pairs": [f"{student}:{teacher}" for student, teacher in pairs],
         "rows": rows,
+        "comparison": compared(by_question[FIRST], by_question[SECOND]),
     }
-    return result, models, tokenizer, log
+    return {**result, "verdict": verdict(result)}, models, tokenizer, log
 
 
 def make_llama(tokenizer, *, layers: int, width: int, heads: int) -> LlamaForCausalLM:
@@ -192,15 +208,17 @@ def train(student, teacher, records, tokenizer, name, *, steps, seed, **settings
 
 
 @torch.no_grad()
-def measure(name, model, teacher, pairs, records, tokenizer, seconds=None) -> dict:
-    """One row: cross-entropy, KL(teacher || model) and JSD by pair in nats per answer token.
+def measure(name, model, teacher, pairs, records, tokenizer) -> tuple[dict, ByQuestion]:
+    """A row, and its values by question.
 
+    The row has cross-entropy, KL(teacher || model) and JSD by pair in nats per answer token.
     Without a teacher (the teacher's own row) KL is None and the JSDs are an empty list.
     """
     model.eval()
     examples = to_training_examples(records)
     inputs, labels = _batch(examples, tokenizer)
-    kl, jsd = None, ()
+    tokens = Targets.of(labels).mask.sum(1).tolist()
+    kl, jsd, sums = None, (), ()
     if teacher is not None:
         lenses = LogitLens(model), LogitLens(teacher)
 
@@ -208,20 +226,25 @@ def measure(name, model, teacher, pairs, records, tokenizer, seconds=None) -> di
             found = divergence_by_depth(*lenses, which, divergence=kind, labels=labels, **inputs)
             return found.means
 
-        jsd = means(pairs, divergence("jsd"))
+        by_token = []  # of every pair in turn, in chunks
+        jsd = means(pairs, lambda *logits: _kept(divergence("jsd")(*logits), by_token))
+        rows = torch.cat(by_token).double().cpu().view(len(jsd), -1)
+        sums = [[float(part.sum()) for part in row.split(tokens)] for row in rows]
         (kl,) = means(pairs.pairs[-1:], divergence("forward_kl"))
-    return {
+    right = right_answers(model, examples, tokenizer)
+    row = {
         "name": name,
         "cross_entropy": float(model(**inputs, labels=labels).loss),
         "kl": kl,
         "jsd": list(jsd),
-        "exact_match": exact_answers(model, examples, tokenizer),
-        "seconds": seconds,
+        "exact_match": sum(right) / len(right),
+        "seconds": None,
     }
+    return row, ByQuestion(sums, tokens, right)
 
 
-def exact_answers(model, examples: list[dict], tokenizer) -> float:
-    """Share of examples, 0 to 1, whose greedy answer equals the completion character for character.
+def right_answers(model, examples: list[dict], tokenizer) -> list[bool]:
+    """Whether the greedy answer to each example equals the completion, character for character.
 
     Not ``evaluate.exact.exact_match``, which normalises answers first.
     """
@@ -229,8 +252,16 @@ def exact_answers(model, examples: list[dict], tokenizer) -> float:
     decoding = Decoding(max_new_tokens=longest + 1, greedy=True)
     backend = TransformersBackend(model, tokenizer, decoding)
     answers = backend.generate(backend.encode([e["prompt"] for e in examples]), seed=0)
-    right = [a.text == e["completion"] for a, e in zip(answers, examples, strict=True)]
-    return sum(right) / len(right)
+    return [a.text == e["completion"] for a, e in zip(answers, examples, strict=True)]
+
+
+def _kept(values, places):
+    places.append(values)
+    return values
+
+
+def _right(sample):
+    return tuple(answer == sample.reference for answer in sample.answers)
 
 
 def _batch(examples, tokenizer):

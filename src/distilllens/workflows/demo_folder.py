@@ -11,6 +11,7 @@ from distilllens.workflows.outputs import PAGE, check_page
 
 MARKER = "demo.json"
 FIGURE = "divergence_by_depth.png"
+DATA = ("train.jsonl", "test.jsonl")
 
 
 def check_demo(output: Path, steps: int, seed: int) -> None:

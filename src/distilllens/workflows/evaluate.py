@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from shlex import join, quote
 from typing import NamedTuple
 
 from distilllens.evaluate.answering import Answering
@@ -16,6 +18,7 @@ from distilllens.evaluate.results import DEFINITIONS, JUDGE_CACHE, Results
 from distilllens.evaluate.scoring import Scoring
 from distilllens.evaluate.tables import write_scores
 from distilllens.evaluate.tasks import Task, check_shared, make_task
+from distilllens.evaluate.trivial import trivial_scores
 from distilllens.generate.decoding import Decoding
 from distilllens.generate.vllm_backend import check_vllm
 from distilllens.loading import check_tokenizers
@@ -117,9 +120,31 @@ def evaluate(plan: Plan, *, judge=None, command: str = "") -> None:
         if process.is_main:
             labels = [candidate.label for candidate in prepared.candidates]
             prepared.scoring(prepared.tasks, labels, plan.seeds)
-            results.note_definitions(judged=judge is not None)
+            trivial = {
+                t.benchmark.name: trivial_scores(t.examples.values()) for t in prepared.tasks
+            }
+            results.note_definitions(judge is not None, trivial)
             write_scores(results)
             results.close()
+
+
+def next_steps(plan: Plan) -> str:
+    """Where the results of a finished evaluation are, and commands to go on with."""
+    steps = [
+        f"distilllens compare {quote(plan.output)} OTHER_RESULTS   # beside another evaluation"
+    ]
+    (benchmark, *_), students = plan.benchmarks, [m for m in plan.models if m != plan.teacher]
+    if plan.teacher is None:
+        steps.append("the same command with --teacher DIR   # KL, and a row of the teacher")
+    elif students and Path(benchmark).exists():
+        flags = [word for student in students for word in ("--student", student)]
+        words = ["inspect", "--teacher", plan.teacher, *flags, "--data", benchmark, "--limit", "8"]
+        words += ["--output", "page.html"]
+        steps.append(f"{join(['distilllens', *words])}   # what they predict at every depth")
+    return (
+        f"tables: {plan.output}/scores.md, unrounded in scores.json; every answer: "
+        f"{plan.output}/BENCHMARK/MODEL\nnext: " + "\n      ".join(steps)
+    )
 
 
 class _Prepared(NamedTuple):
@@ -184,6 +209,7 @@ def _settings(plan, candidates, teacher, tasks, judge):
             "models": {candidate.label: candidate.name for candidate in candidates},
             "benchmarks": {task.benchmark.name: task.benchmark.source for task in tasks},
             "teacher": teacher.name if teacher else None,
+            "bases": {c.label: c.base for c in candidates if c.base},
         },
         "benchmarks": {
             task.benchmark.name: {

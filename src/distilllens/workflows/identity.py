@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 from distilllens.fingerprints import fingerprint, tokenizer_fingerprint
 from distilllens.loading import load_config
@@ -20,7 +21,26 @@ def tokenizer_identity(tokenizer) -> dict[str, str]:
     return {
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "chat_template": hashlib.blake2b(template, digest_size=8).hexdigest(),
+        "pipeline": hashlib.blake2b(_pipeline(tokenizer), digest_size=8).hexdigest(),
     }
+
+
+def _pipeline(tokenizer):
+    """Everything a fast tokenizer does to a text, and the special tokens, as bytes."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    steps = {} if backend is None else json.loads(backend.to_str())
+    for transient in ("padding", "truncation"):  # left behind by the last call
+        steps.pop(transient, None)
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return json.dumps([steps, special], sort_keys=True).encode()
+
+
+def rows_identity(records) -> str:
+    """What distinguishes the rows of a data set that is no file: their contents, in order."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(json.dumps(record, sort_keys=True, default=str).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def teacher_identity(args):

@@ -18,7 +18,7 @@ from distilllens.evaluate.answer_scorer import AnswerScorer
 from distilllens.objective import TERMS
 from distilllens.train import _trl, run_folder
 from distilllens.train.build import build_trainer
-from distilllens.train.checkpoint import described
+from distilllens.train.checkpoint import described, rotate
 from distilllens.train.config import HIGHER_IS_BETTER, DistillLensConfig
 from distilllens.train.metrics import SEEN
 from distilllens.train.run_lock import claimed
@@ -88,15 +88,22 @@ def _run(job, model, args, given):
     scorer = _scorer(args, records, reader, config)
     models = {
         "student": student_identity(model, config),
-        "tokenizer": tokenizer_identity(tokenizer),
+        "tokenizer": tokenizer_identity(reader),
         **({"teacher": teacher} if (teacher := teacher_identity(args)) is not None else {}),
     }
     files = train_inputs.files_of(job)
-    identity = run_folder.recipe_identity(given, files, models, args.world_size)
+    rows = train_inputs.rows_of(job, records)
+    identity = run_folder.recipe_identity(given, files, models, args.world_size, rows)
     with run_folder.unmade_on_failure(args.output_dir), claimed(args.output_dir):
         checkpoint = run_folder.resume_point(args.output_dir, identity)
         if run_folder.is_finished(args.output_dir):
             if (damage := run_folder.final_damage(args.output_dir)) is None:
+                if edited := run_folder.edited_files(args.output_dir):
+                    logger.warning(
+                        "%s changed since the run wrote them and are left alone: delete one, and "
+                        "the same command makes it again",
+                        ", ".join(edited),
+                    )
                 return None
             logger.warning("the final model is damaged, and is made again: %s", damage)
         checkpoint = _chosen(args, checkpoint, config.to_dict(), identity)
@@ -230,9 +237,13 @@ def _save_final(trainer, identity, record):
     part.rmdir()
     trainer.save_state()
     trainer.create_model_card()
+    best = trainer.state.best_model_checkpoint
+    rotate(output_dir, trainer.args.save_total_limit, [best] if best else [])
     weights = [name for name in names if fnmatch(name, "*model*.safetensors")]
-    found = described(output_dir, weights)
-    run_folder.write_run(output_dir, identity, finished=True, weights=found, **record)
+    others = [name for name in (*names, "trainer_state.json") if (output_dir / name).is_file()]
+    others = [name for name in others if name not in weights]
+    found = {"weights": described(output_dir, weights), "files": described(output_dir, others)}
+    run_folder.write_run(output_dir, identity, finished=True, **found, **record)
 
 
 def _clear(part):

@@ -15,6 +15,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, set_s
 from distilllens.data import data_files, drop_long_prompts, load_hub, load_records
 from distilllens.errors import first_line
 from distilllens.loading import load_config, load_tokenizer, with_chat_template
+from distilllens.workflows.identity import rows_identity
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +132,13 @@ def load_all(job, tokenizer) -> dict[str, list[dict]]:
                     job.max_prompt_length,
                 )
     return records
+
+
+def rows_of(job, records) -> dict[str, str]:
+    """Role -> fingerprint of the records of ``dataset_name``; empty for files."""
+    if job.dataset_name is None:
+        return {}
+    return {role: rows_identity(rows) for role, rows in records.items()}
 
 
 def files_of(job) -> list[Path]:

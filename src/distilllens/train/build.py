@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
+from peft import PeftModel
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from distilllens.data import to_dataset
+from distilllens.loading import base_model_name, is_adapter_folder, load_model
 from distilllens.train.config import DistillLensConfig
 from distilllens.train.trainer import DistillLensTrainer
 
@@ -19,7 +22,7 @@ def build_trainer(
     records: dict[str, list[dict]],
     **more,
 ) -> DistillLensTrainer:
-    """The trainer of a student, a model or its name, on ``{"train": records, "eval": records}``.
+    """The trainer of a student, a model, its name or the folder of an adapter, on ``{"train": records, "eval": records}``.
 
     Args:
         model: the settings of LoRA and of quantisation among it are read.
@@ -28,6 +31,9 @@ def build_trainer(
     Raises:
         ValueError: as ``DistillLensTrainer``.
     """
+    quantization = get_quantization_config(model)
+    if isinstance(student, str) and is_adapter_folder(student):
+        student, quantization = _adapted(student, args, quantization), None
     examples = {role: to_dataset(rows) for role, rows in records.items()}
     return DistillLensTrainer(
         student,
@@ -36,9 +42,19 @@ def build_trainer(
         eval_dataset=examples.get("eval"),
         processing_class=tokenizer,
         peft_config=_peft_config(model),
-        quantization_config=get_quantization_config(model),
+        quantization_config=quantization,
         **more,
     )
+
+
+def _adapted(folder, args, quantization):
+    """An adapter on its base model, to be trained on."""
+    settings = {**(args.model_init_kwargs or {}), "trust_remote_code": args.trust_remote_code}
+    settings.pop("revision", None)  # of the adapter
+    if quantization is not None:
+        settings["quantization_config"] = quantization
+    base = load_model("student", base_model_name(Path(folder)), **settings)
+    return PeftModel.from_pretrained(base, folder, is_trainable=True)
 
 
 def _peft_config(model):

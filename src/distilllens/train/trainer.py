@@ -118,8 +118,6 @@ class DistillLensTrainer(PreparedTrainer, SafeTrainer):
         layers = self.student_lens.num_layers
         self.teacher, self._cache_needs = find_teacher(collation, teacher_model, layers)
         self.objective = args.objective(layer_map_of(args, layers, self.teacher))
-        if self.objective.needs_lens():
-            logger.info("layer pairs, student:teacher: %s", self.objective.layer_map)
         self._eval_terms = TermSums()
         self._since = None  # start of the training time of the next log; None before a step
 

@@ -27,6 +27,7 @@ from distilllens.workflows import train_inputs
 from distilllens.workflows.identity import student_identity, teacher_identity, tokenizer_identity
 from distilllens.workflows.outputs import PAGE, check_folder
 from distilllens.workflows.provenance import record_of
+from distilllens.workflows.run_summary import Opening, closing, lens_is_read
 from distilllens.workflows.train_inputs import JobArguments
 
 logger = logging.getLogger(__name__)
@@ -84,6 +85,8 @@ def _run(job, model, args, given):
     reader = train_inputs.as_trained(tokenizer, args)
     records = train_inputs.load_all(job, reader)
     student, config = train_inputs.load_student(job, model, args, tokenizer)
+    if job.student_config is None:
+        args = train_inputs.with_save_dtype(model, args, config)
     scorer = _scorer(args, records, reader, config)
     models = {
         "student": student_identity(model, config),
@@ -100,10 +103,11 @@ def _run(job, model, args, given):
             logger.warning("the final model is damaged, and is made again: %s", damage)
         checkpoint = _chosen(args, checkpoint, config.to_dict(), identity)
         inputs = (student, model, args, tokenizer, records)
-        return _train(inputs, checkpoint, scorer, identity, record_of(given))
+        opening = Opening(train_inputs.student_in_words(job, model))
+        return _train(inputs, checkpoint, scorer, opening, identity, record_of(given))
 
 
-def _train(inputs, checkpoint, scorer, identity, record):
+def _train(inputs, checkpoint, scorer, opening, identity, record):
     """Train from a checkpoint (None: from the start) and save the final model; returns a line."""
     output_dir = inputs[2].output_dir
     begun = _Begun(lambda: run_folder.write_run(output_dir, identity, **record))
@@ -111,9 +115,14 @@ def _train(inputs, checkpoint, scorer, identity, record):
         one_line_errors("the run cannot start", lambda: begun.begun),
         StopSignals() as signals,
     ):
-        trainer = build_trainer(*inputs, callbacks=[begun, signals], score_answers=scorer)
+        callbacks = [begun, opening, signals]
+        trainer = build_trainer(*inputs, callbacks=callbacks, score_answers=scorer)
+        opening.trainer = trainer
+        record |= {"layer_map": str(trainer.objective.layer_map)} if lens_is_read(trainer) else {}
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     _save_final(trainer, identity, record)
+    if trainer.is_world_process_zero():
+        logger.info("%s", closing(trainer))
     _trl.end_training(trainer.accelerator)
     return f"the final model and its tokenizer are in {output_dir}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 
@@ -22,9 +23,10 @@ def build_trainer(
     records: dict[str, list[dict]],
     **more,
 ) -> DistillLensTrainer:
-    """The trainer of a student, a model, its name or the folder of an adapter, on ``{"train": records, "eval": records}``.
+    """The trainer of a student, a model or its name, on ``{"train": records, "eval": records}``.
 
     Args:
+        student: of the folder of an adapter, the adapter is trained on.
         model: the settings of LoRA and of quantisation among it are read.
         more: further arguments of ``DistillLensTrainer``.
 
@@ -34,6 +36,8 @@ def build_trainer(
     quantization = get_quantization_config(model)
     if isinstance(student, str) and is_adapter_folder(student):
         student, quantization = _adapted(student, args, quantization), None
+        args = copy.copy(args)
+        args.model_init_kwargs = None
     examples = {role: to_dataset(rows) for role, rows in records.items()}
     return DistillLensTrainer(
         student,

@@ -261,6 +261,7 @@ class DistillLensTrainer(PreparedTrainer, SafeTrainer):
             teacher,
             self.objective,
             self.args.lens_norm,
+            adapter_folder=str(self.args.output_dir) if _is_adapter(self.model) else None,
         )
         file = Path(self.args.output_dir) / "README.md"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -268,6 +269,10 @@ class DistillLensTrainer(PreparedTrainer, SafeTrainer):
             logger.warning("%s is no model card of distilllens and stays; none is written", file)
             return
         write_atomically(file, card)
+
+
+def _is_adapter(model):
+    return hasattr(model, "peft_config")
 
 
 def _is_evaluation_time(name):

@@ -36,6 +36,7 @@ class _Note(TypedDict):
     command: NotRequired[str]
     working_directory: NotRequired[str]
     versions: NotRequired[dict[str, str]]
+    layer_map: NotRequired[str]
 
 
 _TEXTS = ("model_name_or_path", "model_revision", "dtype", "dataset_name", "dataset_config")
@@ -86,10 +87,13 @@ def write_report(
     note = _checked(read_run(folder), folder / RUN_FILE)
     where, state = read_state(folder)
     check_page(output, flag)
-    logger.info("writing the report: reading the models of %s at every depth", folder)
+    logger.info(
+        "writing the report: the models of %s read %d texts at every depth and answer %d questions",
+        *(folder, limit, limit),
+    )
     fields = _fields(note)
     rows = state["log_history"]
-    observed = observe_run(where, note, fields, pairs_of(rows), limit, trust_remote_code)
+    observed = observe_run(where, note, fields, _pairs(note, rows), limit, trust_remote_code)
     run = Run(
         facts=_facts(note, fields, state),
         rows=rows,
@@ -136,7 +140,7 @@ def _facts(note, fields, state):
     facts = {"student started from": _student(fields)}
     if teacher := _teacher(fields):
         facts |= {"teacher": teacher, "loss": _loss(fields)}
-        if pairs := pairs_of(state["log_history"]):
+        if pairs := _pairs(note, state["log_history"]):
             facts["depths, student:teacher"] = ", ".join(pairs)
     else:
         facts["loss"] = "cross-entropy"
@@ -151,6 +155,11 @@ def _facts(note, fields, state):
     facts["processes"] = str(note["recipe"]["fields"].get("number of processes", 1))
     facts["finished"] = "yes" if note.get("finished") is True else "no"
     return facts
+
+
+def _pairs(note, rows):
+    """The pairs of depths that training compared; older runs note them in their log alone."""
+    return note["layer_map"].split(",") if "layer_map" in note else pairs_of(rows)
 
 
 def _student(fields):

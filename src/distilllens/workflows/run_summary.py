@@ -112,9 +112,10 @@ def _teacher(trainer):
     teacher, folder = trainer.teacher, trainer.args.teacher_cache
     if teacher is None:
         return "none"
+    name = trainer.args.teacher_model_name_or_path or name_of(teacher)
     if folder is not None:
-        return f"{name_of(teacher)}: its states are read from {folder}"
-    return f"{name_of(teacher)}: {size_in_words(teacher.lens.model)}, runs beside the student"
+        return f"{name}: its states are read from {folder}"
+    return f"{name}: {size_in_words(teacher.lens.model)}, runs beside the student"
 
 
 def lens_is_read(trainer) -> bool:
@@ -166,7 +167,8 @@ def _steps(args, state, num_processes):
     ]
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * num_processes
     done = f", going on after step {state.global_step}" if state.global_step else ""
-    return f"{state.max_steps:,} steps of {batch} rows ({' x '.join(sizes)}){done}"
+    steps = f"{state.max_steps:,} step" + ("s" if state.max_steps > 1 else "")
+    return f"{steps} of {batch} rows ({' x '.join(sizes)}){done}"
 
 
 def _output(args):

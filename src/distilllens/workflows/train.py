@@ -77,6 +77,7 @@ def run_job(job: JobArguments, model, args: DistillLensConfig, given: dict | Non
 def _run(job, model, args, given):
     """Train; returns a line, or None if the run is finished already."""
     train_inputs.check_student(job, model)
+    train_inputs.check_loggers(args)
     _check_evaluation(job, args)
     _check_folders(args)
     args = train_inputs.with_student_settings(job, model, args)

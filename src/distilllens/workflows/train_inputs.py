@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, set_seed
+from transformers.integrations import is_tensorboard_available
 
 from distilllens.data import data_files, drop_long_prompts, load_hub, load_records
 from distilllens.errors import first_line
@@ -44,7 +45,11 @@ class JobArguments:
         default=None, metadata={"help": "Evaluation data, in the same formats as train_file."}
     )
     dataset_name: str | None = field(
-        default=None, metadata={"help": "A dataset on the Hugging Face hub, instead of train_file."}
+        default=None,
+        metadata={
+            "help": "A dataset on the Hugging Face hub, or a local folder of one, instead of "
+            "train_file."
+        },
     )
     dataset_config: str | None = field(
         default=None, metadata={"help": "The configuration of dataset_name."}
@@ -272,6 +277,20 @@ def student_in_words(job, model) -> str:
     if job.student_config is not None:
         return f"random weights ({job.student_config['model_type']})"
     return str(model.model_name_or_path)
+
+
+def check_loggers(args):
+    """Refuse to report to a library that is not installed, before anything is loaded.
+
+    Raises:
+        ValueError: with how to install it.
+    """
+    names = args.report_to if isinstance(args.report_to, list) else [args.report_to]
+    if "tensorboard" in names and not is_tensorboard_available():
+        raise ValueError(
+            "report_to tensorboard needs tensorboard, which is not installed: pip install "
+            "'distilllens[tensorboard]', or set report_to: none"
+        )
 
 
 def check_student(job, model):

@@ -145,6 +145,16 @@ def load_model(role: str, name: str, **settings):
     return model
 
 
+def load_adapter(kind, base, folder: str):
+    """The adapter in a folder on its base model, to be trained; ``kind`` is PEFT's class of it.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
+    with _one_line(f"the adapter {folder!r}", folder, "weights"):
+        return kind.from_pretrained(base, folder, is_trainable=True)
+
+
 def saved_dtype(config) -> str | None:
     """The dtype in which a model is saved, as its configuration says, such as "bfloat16"."""
     dtype = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)

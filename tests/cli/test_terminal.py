@@ -21,7 +21,7 @@ STAGES = [
     "loading the student, preparing the data",
     "checking the student's logit lens against its logits",
     "loading the teacher teacher",
-    "student    student: 11,248 parameters, float32",
+    "student    student: 7,408 parameters, float32",
 ]
 
 
@@ -149,5 +149,5 @@ def test_a_run_is_quiet(workshop):
     assert lines[-1] == "the final model and its tokenizer are in out" and "it/s" not in quiet
     assert len(lines) < 24, "what a run says of itself fits a screen"
     verbose = printed("--verbose", "--output_dir", "again")
-    assert "Adding EOS" in verbose and "Loading weights" in verbose
+    assert "Tokenizing training data" in verbose and "Loading weights" in verbose
     assert [line for line in verbose.splitlines() if line in STAGES] == STAGES

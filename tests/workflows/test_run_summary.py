@@ -14,7 +14,7 @@ from distilllens.cli import main
 from distilllens.workflows.run_summary import block
 from distilllens.workflows.train import run_job
 
-LORA = {"use_peft": True, "lora_r": 2, "lora_target_modules": "all-linear"}
+LORA = {"use_peft": True, "lora_r": 2, "lora_dropout": 0.0, "lora_target_modules": "all-linear"}
 
 
 def save(folder, dtype):
@@ -145,3 +145,18 @@ def test_another_base_model_makes_another_adapter(workshop):
     assert main(["train", "--config", "recipe.yaml"]) == 0
     toys.llama(3, 16, seed=5).save_pretrained(workshop / "student")
     assert main(["train", "--config", "recipe.yaml"]) == 2
+
+
+def test_a_template_without_marks_names_the_ways_out(workshop, capsys):
+    """SmolLM2's template, as published: TRL has no marked version of it."""
+    template = (
+        "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + "
+        "message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    )
+    (workshop / "student" / "chat_template.jinja").write_text(template)
+    said = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "ran"}]
+    (workshop / "train.jsonl").write_text(json.dumps({"messages": said}) + "\n")
+    toys.recipe(workshop, assistant_only_loss=True)
+    assert main(["train", "--config", "recipe.yaml"]) == 2
+    err = capsys.readouterr().err
+    assert "both lists of messages" in err and "chat_template_path" in err

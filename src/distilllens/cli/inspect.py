@@ -34,7 +34,7 @@ _FLAGS = (
     ("limit", 8, "N", "number of records of --data to read"),
     ("max_length", 512, "N", "number of tokens of a record to read"),
     ("lens_layers", "auto", "PAIRS", 'depth pairs of training, to mark: auto, "3" or "2:8,4:16"'),
-    ("dtype", _DTYPES, None, "dtype of the models (default: auto, as each was saved)"),
+    ("dtype", _DTYPES, None, "dtype of the models (default: auto, as each is saved)"),
     ("output", Path, "FILE", "page to write, such as page.html"),
     ("figures", Path, "DIR", "also save all figures there, as PNG and SVG"),
     ("trust_remote_code", bool, None, "run code that comes with a model"),

@@ -10,7 +10,7 @@ from peft import PeftModel
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from distilllens.data import to_dataset
-from distilllens.loading import base_model_name, is_adapter_folder, load_model
+from distilllens.loading import base_model_name, is_adapter_folder, load_adapter, load_model
 from distilllens.train.config import DistillLensConfig
 from distilllens.train.trainer import DistillLensTrainer
 
@@ -58,7 +58,7 @@ def _adapted(folder, args, quantization):
     if quantization is not None:
         settings["quantization_config"] = quantization
     base = load_model("student", base_model_name(Path(folder)), **settings)
-    return PeftModel.from_pretrained(base, folder, is_trainable=True)
+    return load_adapter(PeftModel, base, folder)
 
 
 def _peft_config(model):

@@ -71,7 +71,7 @@ def _is_hub_id(name):
 
 
 def _loading(base, folder):
-    folder = json.dumps(folder, ensure_ascii=False)
+    folder = f"from_pretrained({json.dumps(folder, ensure_ascii=False)})"
     return [
         f"This is an adapter of {_code(base)}, which is loaded with it:",
         "",
@@ -79,8 +79,8 @@ def _loading(base, folder):
         "from peft import AutoPeftModelForCausalLM",
         "from transformers import AutoTokenizer",
         "",
-        f"model = AutoPeftModelForCausalLM.from_pretrained({folder})",
-        f"tokenizer = AutoTokenizer.from_pretrained({folder})",
+        f"model = AutoPeftModelForCausalLM.{folder}",
+        f"tokenizer = AutoTokenizer.{folder}",
         "```",
         "",
     ]

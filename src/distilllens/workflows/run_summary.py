@@ -9,13 +9,12 @@ from pathlib import Path
 from textwrap import wrap
 
 import torch
-from datasets import Dataset
 from transformers import TrainerCallback
 
 from distilllens.loading import size_in_words
 from distilllens.objective import TERMS
-from distilllens.targets import IGNORED
 from distilllens.train.cache_needs import name_of
+from distilllens.train.collation import Collation
 from distilllens.train.progress import duration, losses
 
 logger = logging.getLogger(__name__)
@@ -36,6 +35,13 @@ class Opening(TrainerCallback):
         """Once for all processes; ``trainer`` must have been set."""
         if self.trainer is not None and state.is_world_process_zero:
             logger.info("%s", block(_opening(self.trainer, state, self.student)))
+
+
+def student_in_words(job, model) -> str:
+    """What the student starts from."""
+    if job.student_config is not None:
+        return f"random weights ({job.student_config['model_type']})"
+    return str(model.model_name_or_path)
 
 
 def block(rows: dict[str, str]) -> str:
@@ -135,28 +141,12 @@ def _layers(trainer):
 
 
 def _data(trainer):
-    parts = []
-    for kind, dataset in (("", trainer.train_dataset), ("evaluation: ", trainer.eval_dataset)):
-        if isinstance(dataset, Dataset):
-            rows = f"{len(dataset):,} {'packs' if trainer.args.packing else 'rows'}"
-            tokens = _num_targets(dataset)
-            parts.append(f"{kind}{rows}" + (f", {tokens:,} target tokens" if tokens else ""))
-    return "; ".join(parts)
-
-
-def _num_targets(dataset):
-    """The number of tokens that a position before them predicts."""
-    if "labels" not in dataset.column_names:
-        return 0
-    total = 0
-    for table in dataset.select_columns(["labels"]).with_format("arrow").iter(1000):
-        labels = table["labels"].combine_chunks()
-        values = torch.from_numpy(labels.flatten().to_numpy(zero_copy_only=False).copy())
-        sizes = torch.from_numpy(labels.value_lengths().to_numpy(zero_copy_only=False).copy())
-        is_target = values != IGNORED
-        is_target[(sizes.cumsum(0) - sizes)[sizes > 0]] = False  # nothing predicts the first token
-        total += int(is_target.sum())
-    return total
+    unit = "packs" if trainer.args.packing else "rows"
+    sizes = [
+        f"{'' if kind == 'training' else f'{kind}: '}{rows:,} {unit}, {tokens:,} target tokens"
+        for kind, rows, tokens in Collation.of(trainer).sizes()
+    ]
+    return "; ".join(sizes)
 
 
 def _steps(args, state, num_processes):

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from transformers import TrainerCallback
+from transformers.integrations import is_tensorboard_available
 
 from distilllens.errors import first_line, one_line
 from distilllens.evaluate.answer_scorer import AnswerScorer
@@ -27,7 +28,7 @@ from distilllens.workflows import train_inputs
 from distilllens.workflows.identity import student_identity, teacher_identity, tokenizer_identity
 from distilllens.workflows.outputs import PAGE, check_folder
 from distilllens.workflows.provenance import record_of
-from distilllens.workflows.run_summary import Opening, closing, lens_is_read
+from distilllens.workflows.run_summary import Opening, closing, lens_is_read, student_in_words
 from distilllens.workflows.train_inputs import JobArguments
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ def run_job(job: JobArguments, model, args: DistillLensConfig, given: dict | Non
 def _run(job, model, args, given):
     """Train; returns a line, or None if the run is finished already."""
     train_inputs.check_student(job, model)
-    train_inputs.check_loggers(args)
+    _check_loggers(args)
     _check_evaluation(job, args)
     _check_folders(args)
     args = train_inputs.with_student_settings(job, model, args)
@@ -104,7 +105,7 @@ def _run(job, model, args, given):
             logger.warning("the final model is damaged, and is made again: %s", damage)
         checkpoint = _chosen(args, checkpoint, config.to_dict(), identity)
         inputs = (student, model, args, tokenizer, records)
-        opening = Opening(train_inputs.student_in_words(job, model))
+        opening = Opening(student_in_words(job, model))
         return _train(inputs, checkpoint, scorer, opening, identity, record_of(given))
 
 
@@ -161,6 +162,20 @@ def one_line_errors(what, begun=lambda: False):
             raise
         text = f"{what}: {type(error).__name__}: {first_line(error)}"
         raise ValueError(text) from error
+
+
+def _check_loggers(args):
+    """Refuse to report to a library that is not installed, before anything is loaded.
+
+    Raises:
+        ValueError: with how to install it.
+    """
+    names = args.report_to if isinstance(args.report_to, list) else [args.report_to]
+    if "tensorboard" in names and not is_tensorboard_available():
+        raise ValueError(
+            "report_to tensorboard needs tensorboard, which is not installed: pip install "
+            "'distilllens[tensorboard]', or set report_to: none"
+        )
 
 
 def _check_folders(args):

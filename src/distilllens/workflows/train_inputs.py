@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, set_seed
-from transformers.integrations import is_tensorboard_available
 
 from distilllens.data import data_files, drop_long_prompts, load_hub, load_records
 from distilllens.errors import first_line
@@ -270,27 +269,6 @@ def random_student(student_config: dict, tokenizer, seed: int):
         raise ValueError(f"student_config is not valid: {first_line(error)}") from error
     student.config.name_or_path = f"random weights, {student_config}"
     return student
-
-
-def student_in_words(job, model) -> str:
-    """What the student starts from."""
-    if job.student_config is not None:
-        return f"random weights ({job.student_config['model_type']})"
-    return str(model.model_name_or_path)
-
-
-def check_loggers(args):
-    """Refuse to report to a library that is not installed, before anything is loaded.
-
-    Raises:
-        ValueError: with how to install it.
-    """
-    names = args.report_to if isinstance(args.report_to, list) else [args.report_to]
-    if "tensorboard" in names and not is_tensorboard_available():
-        raise ValueError(
-            "report_to tensorboard needs tensorboard, which is not installed: pip install "
-            "'distilllens[tensorboard]', or set report_to: none"
-        )
 
 
 def check_student(job, model):

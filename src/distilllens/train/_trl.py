@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import logging
 import re
+import sys
 import time
 from contextlib import contextmanager
 
@@ -19,9 +20,9 @@ from trl.models import prepare_deepspeed
 from trl.models.utils import prepare_fsdp
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
-from distilllens.objective import TERMS
 from distilllens.targets import without_targets
 from distilllens.train.preparation import PreparedTrainer
+from distilllens.train.progress import LastStepLogged, LogLines, losses
 
 __all__ = [
     "OTHER_INTERVALS",
@@ -154,12 +155,6 @@ def prepare_without_student(args, tokenizer, train_dataset, eval_dataset=None) -
 class LossProgress(ProgressCallback):
     """A training bar that shows the loss and its terms, instead of one line per log."""
 
-    _SHORT = (
-        ("loss", "loss"),
-        *((term.log_name, term.short) for term in TERMS),
-        ("eval_loss", "eval"),
-    )
-
     def __init__(self):
         super().__init__()
         self._shown = {}
@@ -168,7 +163,7 @@ class LossProgress(ProgressCallback):
         """Show the latest value of each term."""
         if not state.is_world_process_zero or self.training_bar is None:
             return
-        self._shown |= {short: f"{logs[key]:.3f}" for key, short in self._SHORT if key in logs}
+        self._shown |= losses(logs or {})
         self.training_bar.set_postfix(self._shown, refresh=False)
 
     def close(self):
@@ -180,9 +175,10 @@ class LossProgress(ProgressCallback):
 
 
 def replace_progress_bar(trainer):
-    """Replace the progress bar of transformers by LossProgress (none when tqdm is disabled)."""
+    """Replace the progress bar of transformers by ours, or by lines (none if tqdm is disabled)."""
+    trainer.add_callback(LastStepLogged())
     if trainer.pop_callback(ProgressCallback) is not None:
-        trainer.add_callback(LossProgress())
+        trainer.add_callback(LossProgress() if sys.stderr.isatty() else LogLines())
 
 
 def mask_repeated_rows(inputs, accelerator, packed: bool):

@@ -18,6 +18,7 @@ from distilllens.train.config_checks import (
     check_bounds,
     check_lens_layers,
     check_precision,
+    check_save_dtype,
     check_scope,
     check_types,
 )
@@ -164,6 +165,15 @@ class DistillLensConfig(SFTConfig):
         },
     )
 
+    save_dtype: str = field(
+        default="auto",
+        metadata={
+            "help": 'The dtype of the final model: "auto" (that of the files that the student '
+            "started from; LoRA adapters and random students stay as trained), float32, bfloat16 "
+            "or float16. Checkpoints keep the dtype of training."
+        },
+    )
+
     # These three depend on the machine when they are not set (None).
     bf16: bool | None = field(
         default=None,
@@ -203,6 +213,7 @@ class DistillLensConfig(SFTConfig):
         if isinstance(self.lens_layers, int) and not isinstance(self.lens_layers, bool):
             self.lens_layers = str(self.lens_layers)
         check_lens_layers(self.lens_layers)
+        check_save_dtype(self.save_dtype)
 
     def _follow_the_machine(self):
         # Without use_cpu, accelerate takes each process of torchrun on a CPU for a single one.

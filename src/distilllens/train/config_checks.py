@@ -28,6 +28,7 @@ _BOUNDS = {
     "warmup_steps": (0, math.inf),
     "weight_decay": (0, math.inf),
 }
+_SAVED = ("auto", "float32", "bfloat16", "float16")
 _PACKING = ("bfd", "bfd_split", "wrapped")
 
 
@@ -62,6 +63,16 @@ def check_precision(args):
             f"{asked} needs a GPU, and this run is on the CPU; leave it out for float32, or set "
             "bf16: true"
         )
+
+
+def check_save_dtype(name):
+    """Refuse a dtype in which no final model is saved.
+
+    Raises:
+        ValueError: with those that are known.
+    """
+    if name not in _SAVED:
+        raise ValueError(f"save_dtype is one of {', '.join(_SAVED)}, got {name!r}")
 
 
 def check_types(args):

@@ -22,6 +22,14 @@ from distilllens.targets import IGNORED, has_target
 logger = logging.getLogger(__name__)
 # Columns of what was noticed of a row, beside its tokens and labels.
 _NOTES = ["lost", "wrote_bos"]
+_NO_MARKS = (
+    "assistant_only_loss is set, and the chat template marks no token as the assistant's: it has "
+    "no {% generation %} around answers"
+)
+_WAYS_OUT = (
+    "write the rows as prompt and completion, both lists of messages, of which the completion is "
+    "trained; or set chat_template_path to a template that has the marks"
+)
 
 
 class PreparedTrainer(SFTTrainer):
@@ -49,13 +57,18 @@ class PreparedTrainer(SFTTrainer):
         if _trains_answers(train_dataset, args, kwargs.get("formatting_func")):
             args = copy.copy(args)
             args.completion_only_loss = True
-        super().__init__(
-            model,
-            args=args,
-            train_dataset=train_dataset,
-            processing_class=processing_class,
-            **kwargs,
-        )
+        try:
+            super().__init__(
+                model,
+                args=args,
+                train_dataset=train_dataset,
+                processing_class=processing_class,
+                **kwargs,
+            )
+        except ValueError as error:
+            if not (marks and "chat template is not training-compatible" in str(error)):
+                raise
+            raise ValueError(f"{_NO_MARKS}; {_WAYS_OUT}") from error
 
     def _prepare_dataset(
         self, dataset, processing_class, args, packing, formatting_func, dataset_name
@@ -178,10 +191,7 @@ class _Row:
             **template,
         )
         if 1 not in written["assistant_masks"]:
-            raise ValueError(
-                "assistant_only_loss is set, and the chat template marks no token as the "
-                "assistant's; its text needs {% generation %} around answers"
-            )
+            raise ValueError(f"{_NO_MARKS}; {_WAYS_OUT}")
         return written
 
 

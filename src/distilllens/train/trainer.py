@@ -123,8 +123,6 @@ class DistillLensTrainer(PreparedTrainer, LoggedTrainer):
         layers = self.student_lens.num_layers
         self.teacher, self._cache_needs = find_teacher(collation, teacher_model, layers)
         self.objective = args.objective(layer_map_of(args, layers, self.teacher))
-        if self.objective.needs_lens():
-            logger.info("layer pairs, student:teacher: %s", self.objective.layer_map)
 
     def train(self, *args, **kwargs):
         """Fill the teacher cache with what it lacks, then train."""
@@ -236,6 +234,7 @@ class DistillLensTrainer(PreparedTrainer, LoggedTrainer):
             self.args.lens_norm,
             dataset=dataset_name,
             more_tags=[tags] if isinstance(tags, str) else tags or (),
+            adapter_folder=str(self.args.output_dir) if _is_adapter(self.model) else None,
         )
         file = Path(self.args.output_dir) / "README.md"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -243,3 +242,7 @@ class DistillLensTrainer(PreparedTrainer, LoggedTrainer):
             logger.warning("%s is no model card of distilllens and stays; none is written", file)
             return
         write_atomically(file, card)
+
+
+def _is_adapter(model):
+    return hasattr(model, "peft_config")

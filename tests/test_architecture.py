@@ -24,6 +24,7 @@ FLOORS = {
     "sampling": 1,
     "fingerprints": 1,
     "jsonl": 1,
+    "marks": 1,
     "places": 1,
     "lens": 2,
     "data": 2,

@@ -1,10 +1,14 @@
 """Files are whole or not there."""
 
+import errno
 import hashlib
+import io
+import os
 
 import pytest
 
-from distilllens import files
+from distilllens import files, jsonl
+from distilllens.evaluate.judge.replies import Reply, ReplyCache
 
 
 def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch):
@@ -23,6 +27,47 @@ def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]  # and nothing of the new one is left
 
 
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+WRITERS = {
+    "text": lambda path: files.write_atomically(path, "a"),
+    "bytes": lambda path: files.write_atomically(path, b"a"),
+    "json": lambda path: files.write_json(path, 1),
+    "rows": lambda path: jsonl.write_rows(path, [{}]),
+    "appended": lambda path: jsonl.append_rows(path, [{}]),
+    "a reply": lambda path: ReplyCache(path).add("a", Reply("b", False, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("step", ["open", "write", "sync"])
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch, kind, step):
+    """The system names it only where it cannot be opened; nothing temporary is left."""
+    path = tmp_path / "file"
+
+    def full(*args):
+        raise FULL
+
+    class Full(io.FileIO):
+        write = full
+
+    def opened(file, mode):
+        return open(file, mode) if mode == "rb" else Full(file, mode)
+
+    if step == "open":
+        monkeypatch.setattr(os, "open", full)
+    elif step == "write":
+        for module in (files, jsonl):
+            monkeypatch.setattr(module, "open", opened, raising=False)
+    elif kind == "a reply":
+        pytest.skip("a reply is flushed, not synchronized")
+    else:
+        monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError) as refused:
+        WRITERS[kind](path)
+    assert (refused.value.errno, refused.value.filename) == (errno.ENOSPC, str(path))
+    assert not list(tmp_path.glob("*.part"))
+
+
 def test_sha256(tmp_path):
     """That of the bytes."""
     (tmp_path / "x").write_bytes(b"abc")
@@ -37,15 +82,30 @@ def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(tmp_path, monke
     files.write_json(tmp_path / "note.json", 1)
     assert not (tmp_path / "note.json").is_symlink()
     files.part_of(tmp_path / "other.json").symlink_to(mine)
-    with pytest.raises(OSError):
+    with pytest.raises(ValueError, match="is a symbolic link, through which nothing is written"):
         files.write_json(tmp_path / "other.json", 2)
     assert mine.read_text() == "mine"
+
+
+def test_rows_are_not_appended_through_a_link(tmp_path):
+    """Nor through one to nothing, which would make a file elsewhere."""
+    (tmp_path / "rows.jsonl").symlink_to(tmp_path / "nothing")
+    with pytest.raises(ValueError, match=r"rows\.jsonl is a symbolic link, through which nothing"):
+        jsonl.append_rows(tmp_path / "rows.jsonl", [{}])
+    assert not (tmp_path / "nothing").exists()
 
 
 def test_only_names_of_ours_are_temporary_files_of_ours(tmp_path):
     """A suffix proves nothing."""
     ours = files.part_of(tmp_path / "shard-1a.safetensors")
     assert files.is_part_of(ours, "run.json", "shard-*.safetensors")
-    assert files.is_part_of(tmp_path / "run.json.part", "run.json")
-    for name in ("movie.mkv.part", "movie.mkv.123.part", "run.json", "run.json.part.bak", ".part"):
+    for name in (
+        "run.json.part",
+        "run.json.1a.part",
+        "movie.mkv.part",
+        "movie.mkv.123.part",
+        "run.json",
+        "run.json.part.bak",
+        ".part",
+    ):
         assert not files.is_part_of(tmp_path / name, "run.json", "shard-*.safetensors"), name

@@ -7,26 +7,68 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
 # Opening a symbolic link fails, so that what it points to is never written.
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
-_PART = re.compile(r"(.+?)(\.\d+)?\.part")
+_PART = re.compile(r"(.+)\.\d+\.part")
 
 
-def write_atomically(path: Path, text: str):
-    """Write a text file so that a reader, or a crash, finds the old or the new one, whole."""
-    part = part_of(path)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-    try:
-        with open(os.open(part, flags | NO_LINK, 0o666), "w", encoding="utf-8") as stream:
-            stream.write(text)
-        settle(part, path)
-    except OSError as error:
-        if error.errno != errno.ELOOP:  # a link of somebody else's
+def write_atomically(path: Path, content: str | bytes):
+    """Write a file so that a reader, or a crash, finds the old or the new one, whole.
+
+    Raises:
+        ValueError: a symbolic link in the place of our temporary file.
+        OSError: with the path.
+    """
+    data, part = content.encode() if isinstance(content, str) else content, part_of(path)
+    with named_errors(path):
+        file = open_for_writing(part, os.O_TRUNC)
+        try:
+            with open(file, "wb") as stream:
+                stream.write(data)
+            settle(part, path)
+        except OSError:
             part.unlink(missing_ok=True)
+            raise
+
+
+def open_for_writing(path: Path, flags: int = 0) -> int:
+    """A descriptor of a file to write, made where it is missing; a link is never followed.
+
+    Args:
+        flags: ``os.O_APPEND`` or ``os.O_TRUNC``.
+
+    Raises:
+        ValueError: the path is a symbolic link.
+    """
+    try:
+        if path.is_symlink():  # where the system has no O_NOFOLLOW
+            raise OSError(errno.ELOOP, "")
+        return os.open(path, os.O_WRONLY | os.O_CREAT | NO_LINK | flags, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP and path.is_symlink():
+            raise ValueError(linked(path)) from error
         raise
+
+
+def linked(path: Path) -> str:
+    """What is said of a symbolic link in a place where we write."""
+    return f"{path} is a symbolic link, through which nothing is written; move it away"
+
+
+@contextmanager
+def named_errors(path: str | Path) -> Iterator[None]:
+    """Errors of the disk name the file, which the system does only where it cannot be opened."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_json(path: Path, value: object):

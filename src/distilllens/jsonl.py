@@ -7,13 +7,17 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from distilllens.files import write_atomically
+from distilllens.files import named_errors, open_for_writing, write_atomically
 
 
 def append_rows(path: Path, rows: Sequence[dict]):
-    """Append rows to a file, created if missing; they are on disk on return."""
-    with open(path, "ab") as stream:
-        end_torn_line(stream, path)
+    """Append rows to a file, created if missing; they are on disk on return.
+
+    Raises:
+        ValueError: the path is a symbolic link.
+        OSError: with the path.
+    """
+    with named_errors(path), open_to_append(path) as stream:
         stream.write(encode_rows(rows))
         stream.flush()
         os.fsync(stream.fileno())
@@ -21,7 +25,7 @@ def append_rows(path: Path, rows: Sequence[dict]):
 
 def write_rows(path: Path, rows: Iterable[dict]):
     """Replace a file by these rows, atomically."""
-    write_atomically(path, encode_rows(rows).decode())
+    write_atomically(path, encode_rows(rows))
 
 
 def read_rows(path: Path) -> list[dict] | None:
@@ -40,7 +44,7 @@ def whole_rows(path: Path) -> list[dict]:
 def sort_rows(path: Path):
     """Sort the lines of a file by their bytes, and drop torn ones."""
     lines = sorted(line for line in path.read_bytes().split(b"\n") if parse_row(line) is not None)
-    write_atomically(path, b"".join(line + b"\n" for line in lines).decode())
+    write_atomically(path, b"".join(line + b"\n" for line in lines))
 
 
 def encode_rows(rows: Iterable[dict]) -> bytes:
@@ -57,10 +61,16 @@ def parse_row(line: bytes) -> dict | None:
     return row if isinstance(row, dict) else None
 
 
-def end_torn_line(stream, path: Path):
-    """End the last line of a file opened for appending, if a crash left it unfinished."""
+def open_to_append(path: Path):
+    """A file opened for appending; if a crash left its last line unfinished, the line is ended.
+
+    Raises:
+        ValueError: the path is a symbolic link.
+    """
+    stream = open(open_for_writing(path, os.O_APPEND), "ab")  # noqa: SIM115
     if stream.tell() > 0 and _last_byte(path) != b"\n":
         stream.write(b"\n")
+    return stream
 
 
 def _last_byte(path):

@@ -98,7 +98,7 @@ def test_a_run_that_never_began_leaves_the_folder_free(workshop, capsys):
     recipe(workshop, lr_scheduler_type="cosine", lr_scheduler_kwargs={"foo": 1})
     assert main(["train", "--config", "recipe.yaml"]) == 2
     (workshop / "out").mkdir()
-    (workshop / "out" / "run.json.part").write_text('{"rec')
+    (workshop / "out" / "run.json.7.part").write_text('{"rec')
     recipe(workshop)
     assert main(["train", "--config", "recipe.yaml"]) == 0
 

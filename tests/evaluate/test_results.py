@@ -7,6 +7,7 @@ import pytest
 
 from distilllens import files
 from distilllens.evaluate.calibration import Calibration
+from distilllens.evaluate.judge.replies import Reply, ReplyCache
 from distilllens.evaluate.results import SETTINGS, Results, Unit
 from distilllens.evaluate.scores import score
 from distilllens.evaluate.table import read_table
@@ -131,6 +132,57 @@ def test_what_a_killed_process_left_is_taken_away(tmp_path):
     assert set(results.parts(UNIT)) == {0}
 
 
+STRANGERS = (
+    "scores.old.part",
+    "scores.old.7.part",
+    "scores.json.part",
+    "mine/download.jsonl.part",
+    "mine/seed-10.jsonl.7.part",
+    "test/kd/download.jsonl.7.part",
+    "test/kd/seed-10.jsonl.part",
+    "test/kd/seed-10.jsonl.7.part/inside",
+    "test/kd/deeper/seed-10.jsonl.7.part",
+    "test/kd/evaluation.json.7.part",
+    "evaluation.json.seven.part",
+)
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_somebody_elses_temporary_file_stays(tmp_path, name):
+    """One of ours has our name, a process and a place where we write."""
+    results = Results(tmp_path)
+    results.begin(settings(), "first")
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    results.begin(settings(), "first")
+    assert (tmp_path / name).read_text() == "mine"
+
+
+LINKS = ("test/kd/seed-10.process-0.jsonl", "timings.jsonl", "judge.jsonl", "test/kd", "test")
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_nothing_is_written_through_a_link(tmp_path, name):
+    """It is named before any work, and by whoever would write."""
+    results, place = Results(tmp_path / "out"), tmp_path / "out" / name
+    results.begin(settings(), "first")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    mine = tmp_path / "mine"
+    mine.touch() if place.suffix else mine.mkdir()
+    place.symlink_to(mine)
+    with pytest.raises(ValueError, match=f"{place} is a symbolic link, through which nothing"):
+        results.check(settings())
+    writing = {
+        LINKS[0]: lambda: results.append(UNIT, 0, [row(0)]),
+        "timings.jsonl": lambda: results.note_time(seconds=1),
+        "judge.jsonl": lambda: ReplyCache(place).add("a", Reply("b", False, 1, 1)),
+    }
+    if name in writing:
+        with pytest.raises(ValueError, match=f"{place} is a symbolic link"):
+            writing[name]()
+        assert mine.read_text() == ""
+
+
 def test_a_torn_reply_is_no_obstacle(tmp_path):
     """A judge's replies are sorted; a torn line, even one cut inside a character, is dropped."""
     results = Results(tmp_path)
@@ -228,6 +280,7 @@ DAMAGED = {
         "'settings.benchmarks.test.examples' is missing",
     ),
     "bytes": ("evaluation.json", b"\xff", "is not UTF-8"),
+    "equal seeds": ("evaluation.json", changed(seeds=[10, 10]), "'settings.seeds' has 10 twice"),
     "an answer": ("test/kd/seed-20.jsonl", "[]\n", "seed-20.jsonl:1: the content is []"),
     "a torn row": ("test/kd/seed-10.jsonl", '{"exa', "seed-10.jsonl:1: broken JSON"),
     "no row": ("test/kd/seed-10.jsonl", "", "seed-10.jsonl: example 0 is missing (2 of 2 are)"),
@@ -278,6 +331,34 @@ def test_a_changed_row_of_a_closed_folder_is_named(tmp_path):
         with pytest.raises(DamagedFile, match=f"{path} has changed since it was finished"):
             read_table(folder)
         path.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after", "message"),
+    [
+        ("evaluation.json", "20\n", "30\n", "evaluation.json: the settings have changed since"),
+        ("evaluation.json", "20\n", "10\n", "'settings.seeds' has 10 twice"),
+        ("evaluation.json", '"examples": 2', '"examples": 1', "the settings have changed since"),
+        ("complete.json", "seed-20", "seed-30", "does not name test/kd/seed-20.jsonl, which is a"),
+        ("complete.json", "kd/calib", "dk/calib", "names test/dk/calibration.json, which is no"),
+    ],
+)
+def test_a_changed_word_on_the_files_is_named(tmp_path, file, before, after, message):
+    """Settings and seal say the same of a finished evaluation; the command may change."""
+    folder = finished(tmp_path)
+    Results(folder).close()
+    note = folder / "evaluation.json"
+    note.write_text(note.read_text().replace('"command": "command"', '"command": "other"'))
+    read_table(folder)
+    text = (folder / file).read_text()
+    assert text.count(before) == 1
+    (folder / file).write_text(text.replace(before, after))
+    with pytest.raises(DamagedFile) as refused:
+        read_table(folder)
+    said = str(refused.value)
+    assert said.startswith(str(folder / file)) and message in said
+    what = "; restore the file" if file == "evaluation.json" else "; delete the file and repeat"
+    assert what in said
 
 
 def test_reordered_rows_pair_as_before(tmp_path):

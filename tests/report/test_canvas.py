@@ -1,6 +1,9 @@
 """Figures as SVG elements of a page, and as files."""
 
+import errno
+import os
 import re
+import warnings
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -155,3 +158,45 @@ def test_names_are_literal_in_pages():
     found = [element.text for element in ElementTree.fromstring(text).iter() if element.text]
     assert set(NAMES) <= {words.strip() for words in found}
     assert not re.search(r'[" ]-?\d+\.\d{3,}', re.sub(">[^<]*<", "><", text))
+
+
+def test_characters_without_a_glyph_are_told_once(tmp_path, caplog):
+    """Not for each character and file, and not for a page, whose text the browser draws."""
+    canvas._told.clear()
+    drawn = figure()
+    drawn.axes[0].set_title("日本語")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        canvas.to_svg(drawn, "one", "")
+        assert not caplog.records
+        for name in ("one", "two"):
+            canvas.save(drawn, tmp_path / name, {})
+    assert [record.getMessage() for record in caplog.records] == [
+        "the figures show boxes for characters that matplotlib's font does not have, such as 日; "
+        "a page shows them"
+    ]
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_other_warnings_of_a_figure_are_shown(monkeypatch):
+    """Only those on glyphs are put together."""
+    drawn = figure()
+    monkeypatch.setattr(drawn, "savefig", lambda *a, **k: warnings.warn("other", stacklevel=1))
+    with pytest.warns(UserWarning, match="other"):
+        canvas._svg(drawn, "one", "path")
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_a_full_disk_names_the_figure(tmp_path, monkeypatch, suffix):
+    """And nothing temporary is left."""
+
+    def full(part, path):
+        if path.suffix == f".{suffix}":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.replace(part, path)
+
+    monkeypatch.setattr("distilllens.files.settle", full)
+    with pytest.raises(OSError) as refused:
+        canvas.save(figure(), tmp_path / "entropy", {})
+    assert refused.value.filename == str(tmp_path / f"entropy.{suffix}")
+    assert not list(tmp_path.glob("*.part"))

@@ -17,6 +17,7 @@ from distilllens.loading import (
     load_tokenizer,
     unique_names,
 )
+from distilllens.marks import check_weights
 from distilllens.stored import DamagedFile, read_stored
 
 
@@ -58,8 +59,8 @@ def find_models(names: Sequence[str], *, trust_remote_code: bool = False) -> lis
         trust_remote_code: whether code that comes with a model may run.
 
     Raises:
-        ValueError: a name has no model, tokenizer or weights, its tokenizer has no end-of-sequence
-            token, or a model is named twice.
+        ValueError: a name has no model, tokenizer or weights, damaged weights, a tokenizer without
+            end-of-sequence token, or a model is named twice.
     """
     labels = zip(_labels(names), names, strict=True)
     return [_candidate(label, name, trust_remote_code) for label, name in labels]
@@ -112,6 +113,8 @@ def _candidate(label, name, trusted):
         raise ValueError(f"model {name} holds no weights (model.safetensors)")
     if base:
         hashes |= {f"base/{file}": value for file, value in file_hashes(base, config).items()}
+        check_weights(f"the base model {base!r} of the model {name!r}", base)
+    check_weights(f"the model {name!r}", name)
     has_tokenizer = not base or any(folder.glob("tokenizer*"))
     source = name if has_tokenizer else base
     tokenizer = load_tokenizer("model", source, trust_remote_code=trusted)

@@ -6,7 +6,8 @@
     BENCHMARK/MODEL/references.jsonl   the likelihood of the references, one example per line
     BENCHMARK/MODEL/calibration.json   the model's confidence in the references' tokens
     scores.json, scores.md             the tables
-    complete.json                      the SHA-256 of the files of each benchmark, written last
+    complete.json                      the SHA-256 of the settings and of the files of each
+                                       benchmark, written last
     judge.jsonl                        a judge's replies
     timings.jsonl                      seconds; the only file that differs from run to run
 
@@ -18,12 +19,22 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from distilllens.evaluate.calibration import Calibration
+from distilllens.evaluate.layout import (
+    CALIBRATION,
+    JUDGE_CACHE,
+    REFERENCES,
+    SETTINGS,
+    TIMINGS,
+    Unit,
+    check_links,
+    drop_remains,
+    finished_files,
+)
 from distilllens.evaluate.rows import (
     AnswerRow,
     ReferenceRow,
@@ -31,13 +42,11 @@ from distilllens.evaluate.rows import (
     read_parts,
     read_references,
 )
-from distilllens.evaluate.seal import SEAL, is_sealed, seal, unseal
+from distilllens.evaluate.seal import check_settings, has_all, read_seal, unseal, write_seal
 from distilllens.files import is_part_of, write_json
 from distilllens.jsonl import append_rows, encode_rows, sort_rows, write_rows
 from distilllens.stored import DamagedFile, read_stored
 
-SETTINGS, JUDGE_CACHE = "evaluation.json", "judge.jsonl"
-REFERENCES, CALIBRATION = "references.jsonl", "calibration.json"
 # Settings of metrics that can be added to an evaluation later.
 ADDABLE = ("teacher", "sbert", "judge")
 # How answers are scored. Where a folder has none or another, its answers are scored again.
@@ -45,6 +54,7 @@ DEFINITIONS = {"text_metrics": "words of every script", "judge_reads": "whole co
 # Settings that are recorded but not compared. Hashes identify models and files, not their names.
 _NOTES = ("names", "batch_size", "device", "versions", "trivial", *DEFINITIONS)
 _AGAIN = "delete the file and repeat this folder's distilllens evaluate, which makes it again"
+_RESTORE = "restore the file, or evaluate into another folder"
 
 
 class _Benchmark(TypedDict):
@@ -84,20 +94,6 @@ class _Bins(TypedDict):
     correct: list[int]
 
 
-@dataclass(frozen=True)
-class Unit:
-    """One model on one benchmark with one seed (None: greedy)."""
-
-    benchmark: str
-    model: str
-    seed: int | None
-
-    @property
-    def name(self) -> str:
-        """The name of its files."""
-        return "greedy" if self.seed is None else f"seed-{self.seed}"
-
-
 class Results:
     """The files of an evaluation.
 
@@ -119,8 +115,8 @@ class Results:
         the batch size, the device and the versions of libraries may differ.
 
         Raises:
-            ValueError: the folder is a file, holds something else, or an evaluation with other
-                settings (the message names the first that differs).
+            ValueError: the folder is a file, holds something else, an evaluation with other
+                settings (the message names the first that differs), or a link where we write.
             DamagedFile: a finished file has changed.
         """
         if self.folder.exists() and not self.folder.is_dir():
@@ -132,6 +128,7 @@ class Results:
             raise ValueError(
                 f"--output {self.folder} is not empty and holds no evaluation; name another folder"
             )
+        check_links(self.folder, before)
         now = json.loads(json.dumps(settings))
         scored_alike = all(before.get(k) == now[k] for k in DEFINITIONS if now.get(k))
         self.is_complete = self.is_sealed() and scored_alike
@@ -149,10 +146,8 @@ class Results:
     def begin(self, settings: dict, command: str):
         """Record the settings, and the command if it is the first or adds a metric."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for part in self.folder.rglob("*.part"):  # left by a process that was killed
-            if is_part_of(part, SETTINGS, SEAL, CALIBRATION, "scores.*", "*.jsonl"):
-                part.unlink()
         before = self.settings() or settings
+        drop_remains(self.folder, before)
         kept = {name: settings[name] or before.get(name) for name in ADDABLE}
         if settings["teacher"] and not before.get("teacher"):
             names = before.get("names") or {}
@@ -174,29 +169,36 @@ class Results:
 
     def close(self):
         """Record the SHA-256 of every finished file, when all else is written."""
-        settings, files = self.settings(), []
-        for benchmark, model in product(settings["benchmarks"], settings["models"]):
-            names = [f"{Unit(benchmark, model, seed).name}.jsonl" for seed in settings["seeds"]]
-            folder = self.folder / benchmark / model
-            files += [folder / name for name in (*names, REFERENCES, CALIBRATION)]
-        seal(self.folder, files)
+        settings = self.settings()
+        write_seal(self.folder, settings, finished_files(settings))
 
     def settings(self) -> Settings | None:
         """The settings in the folder, or None."""
         path = self.folder / SETTINGS
         if not path.is_file():
             return None
-        with _advised("restore the file, or evaluate into another folder"):
+        with _advised(_RESTORE):
             settings = read_stored(path, _Evaluation)["settings"]
             for name in ("models", "benchmarks", "seeds"):
                 if not settings[name]:
                     raise DamagedFile(f"{path}: the entry 'settings.{name}' is empty")
+            for at, seed in enumerate(settings["seeds"]):
+                if seed in settings["seeds"][:at]:
+                    text = f"the entry 'settings.seeds' has {json.dumps(seed)} twice"
+                    raise DamagedFile(f"{path}: {text}; seeds must differ")
         return settings
 
     def is_sealed(self) -> bool:
         """Whether the evaluation is finished, and its files are as they were then."""
+        settings = self.settings()
         with _advised(_AGAIN):
-            return is_sealed(self.folder)
+            seal = read_seal(self.folder)
+        if settings is None or seal is None:
+            return False
+        with _advised(_RESTORE):
+            check_settings(seal, settings, self.folder / SETTINGS)
+        with _advised(_AGAIN):
+            return has_all(self.folder, seal, finished_files(settings))
 
     def of(self, benchmark: str, model: str) -> Path:
         """The folder of one model on one benchmark; created if it is missing."""
@@ -283,9 +285,10 @@ class Results:
 
     def note_time(self, **entry):
         """Append a line to the timings."""
-        append_rows(self.folder / "timings.jsonl", [entry])
+        append_rows(self.folder / TIMINGS, [entry])
 
     def _note(self, settings, command):
+        unseal(self.folder)
         write_json(self.folder / SETTINGS, {"settings": settings, "command": command})
 
     def _has_measured(self, name, settings):

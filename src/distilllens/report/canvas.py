@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
+import warnings
 from collections.abc import Mapping
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 
-from distilllens.files import part_of, settle
+from distilllens.files import write_atomically
 
 # Name -> colour on a light and on a dark page. The models' colours are those of Okabe and Ito, who
 # chose them for colour-blind readers, a little lighter on a dark page.
@@ -35,6 +38,9 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ((), (5, 2), (1.5, 1.5), (6, 1.5, 1.5, 1.5), (3, 1.5), (8, 2, 2, 2, 2, 2), (2, 4))
 # Who made a file, in its metadata: a command replaces no figure of another.
 _MAKER = "distilllens"
+_NO_GLYPH = re.compile(r"Glyph (\d+) .*missing from")
+_told: set[str] = set()  # the first character that a font did not have
+logger = logging.getLogger(__name__)
 _NAMES = {light: name for name, (light, _) in COLOURS.items()}
 
 
@@ -141,19 +147,17 @@ def save(figure, stem: Path, chosen: Mapping[str, str]):
         when = [w for w in artist.get_gid().split()[1:] if not w.startswith("series=")]
         artist.set_visible(words.issuperset(when))
     add_legend(figure)
-    svg = stem.with_name(f"{stem.name}.svg")
-    part = part_of(svg)
-    part.write_text(_svg(figure, stem.name, "path"), encoding="utf-8")
-    settle(part, svg)
+    write_atomically(stem.with_name(f"{stem.name}.svg"), _svg(figure, stem.name, "path"))
     save_png(figure, stem.with_name(f"{stem.name}.png"))
 
 
 def save_png(figure, path: Path):
     """Write a PNG of 200 dpi on a white background, atomically."""
-    part = part_of(path)
     _make_literal(figure)
-    figure.savefig(part, dpi=200, format="png", facecolor="white", metadata={"Software": _MAKER})
-    settle(part, path)
+    stream, about = io.BytesIO(), {"Software": _MAKER}
+    with _boxes_told():
+        figure.savefig(stream, dpi=200, format="png", facecolor="white", metadata=about)
+    write_atomically(path, stream.getvalue())
 
 
 def add_legend(figure):
@@ -208,9 +212,30 @@ def _svg(figure, salt, fonttype):
     _make_literal(figure)
     stream = io.StringIO()
     settings = {"svg.fonttype": fonttype, "svg.hashsalt": f"distilllens {salt}"}
-    with matplotlib.rc_context(settings):
+    # A browser draws the text of a page with its own fonts.
+    with matplotlib.rc_context(settings), _boxes_told(tell=fonttype == "path"):
         figure.savefig(stream, format="svg", metadata={"Creator": _MAKER, "Date": None})
     return stream.getvalue()
+
+
+@contextmanager
+def _boxes_told(*, tell=True):
+    """One warning for all characters that the font lacks, not one each and file."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        if not (found := _NO_GLYPH.match(str(warning.message))):
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+        elif tell and not _told:
+            _told.add(found[1])
+            logger.warning(
+                "the figures show boxes for characters that matplotlib's font does not have, such "
+                "as %s; a page shows them",
+                chr(int(found[1])),
+            )
 
 
 def _marked(match):

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import shutil
-import zipfile
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
 from distilllens.errors import one_line
-from distilllens.files import flush, sha256, write_json
+from distilllens.files import write_json
+from distilllens.marks import MARK, FileNote, described, difference_from
 from distilllens.stored import DamagedFile, read_stored
 
-MARK = "complete.json"
-_PICKLE = b"\x80\x02"  # the first bytes of torch.save's old format
 _NAME = re.compile(r"checkpoint-(\d+)")
 logger = logging.getLogger(__name__)
-
-
-class FileNote(TypedDict):
-    """Size and contents of a file."""
-
-    bytes: int
-    sha256: str
 
 
 class Mark(TypedDict):
@@ -53,57 +43,6 @@ def versions_of(folder: str | Path) -> dict[str, str]:
         return read_stored(Path(folder) / MARK, Mark).get("versions", {})
     except DamagedFile:
         return {}
-
-
-def described(folder: str | Path, names: list[str]) -> dict[str, FileNote]:
-    """Name -> size and SHA-256 of files in a folder, once they are on the disk."""
-    found = {}
-    for name in names:
-        file = Path(folder) / name
-        flush(file)
-        found[name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
-    return found
-
-
-def difference_from(
-    folder: str | Path, files: dict[str, int | FileNote], *, contents: bool = True
-) -> str | None:
-    """What differs between a folder and what ``described`` found there before; None if nothing."""
-    for name, entry in files.items():
-        file = Path(folder) / name
-        size = entry if isinstance(entry, int) else entry["bytes"]
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes instead of {size}"
-        if not contents:
-            continue
-        if isinstance(entry, int):
-            if (why := unreadable(file)) is not None:
-                return f"{name} cannot be read: {why}"
-        elif sha256(file) != entry["sha256"]:
-            return f"the contents of {name} have changed"
-    return None
-
-
-def unreadable(file: Path) -> str | None:
-    """Why a file of a checkpoint cannot be read, as far as its format tells; None if it can.
-
-    torch.save writes archives with a CRC-32 of every member; its old format has no checksum.
-    """
-    try:
-        if file.suffix in (".pt", ".pth"):
-            with open(file, "rb") as stream:
-                if stream.read(len(_PICKLE)) == _PICKLE:
-                    return None
-            with zipfile.ZipFile(file) as archive:
-                bad = archive.testzip()
-            return None if bad is None else f"the contents of its part {bad} have changed"
-        if file.suffix == ".json":
-            json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError, zipfile.BadZipFile, NotImplementedError) as error:
-        return str(error) or type(error).__name__
-    return None
 
 
 def is_whole(folder: str | Path) -> bool:

@@ -10,20 +10,13 @@ from typing import Any, NotRequired, TypedDict
 
 from distilllens.errors import one_line
 from distilllens.files import is_part_of, sha256, write_json
+from distilllens.marks import MARK, RUN_FILE, FileNote, difference_from, unreadable
 from distilllens.masking import masked
 from distilllens.stored import DamagedFile, read_stored
-from distilllens.train.checkpoint import (
-    MARK,
-    FileNote,
-    damage_of,
-    difference_from,
-    last_whole,
-    unreadable,
-)
+from distilllens.train.checkpoint import damage_of, last_whole
 from distilllens.train.recipe_difference import first_difference, keeps_best
 from distilllens.train.run_lock import LOCK_FILE
 
-RUN_FILE = "run.json"
 # What is written into a run's folder under a temporary name.
 _WRITTEN = (RUN_FILE, "README.md", "report.html")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from distilllens.files import NO_LINK
+from distilllens.files import NO_LINK, named_errors
 
 try:
     import fcntl
@@ -87,8 +87,13 @@ def _locked(folder):
     if not stat.S_ISREG(os.fstat(file).st_mode) or os.read(file, 20).strip(b"0123456789\n"):
         os.close(file)
         raise ValueError(_foreign(path))
-    os.truncate(file, 0)
-    os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
+    try:
+        with named_errors(path):
+            os.truncate(file, 0)
+            os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
+    except OSError:
+        os.close(file)
+        raise
     return file
 
 

@@ -16,10 +16,11 @@ from transformers.integrations import is_tensorboard_available
 
 from distilllens.errors import first_line, one_line
 from distilllens.evaluate.answer_scorer import AnswerScorer
+from distilllens.marks import described
 from distilllens.objective import TERMS
 from distilllens.train import _trl, run_folder
 from distilllens.train.build import build_trainer
-from distilllens.train.checkpoint import described, rotate
+from distilllens.train.checkpoint import rotate
 from distilllens.train.config import HIGHER_IS_BETTER, DistillLensConfig
 from distilllens.train.metrics import SEEN
 from distilllens.train.run_lock import claimed

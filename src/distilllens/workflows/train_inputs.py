@@ -21,6 +21,7 @@ from distilllens.loading import (
     saved_dtype,
     with_chat_template,
 )
+from distilllens.marks import check_weights
 from distilllens.workflows.identity import rows_identity
 
 logger = logging.getLogger(__name__)
@@ -220,12 +221,14 @@ def load_student(job, model, args, tokenizer):
     """``(student, config)``: a name for the trainer to load, or a model with random weights.
 
     Raises:
-        ValueError: a configuration that cannot be loaded or is not valid.
+        ValueError: a configuration that cannot be loaded or is not valid, or damaged weights.
     """
     if job.student_config is not None:
         student = random_student(job.student_config, tokenizer, args.seed)
         return student, student.config
-    return model.model_name_or_path, load_student_config(job, model, args, tokenizer)
+    config = load_student_config(job, model, args, tokenizer)
+    check_weights(f"the student {model.model_name_or_path!r}", model.model_name_or_path)
+    return model.model_name_or_path, config
 
 
 def load_student_config(job, model, args, tokenizer):

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
 
-from distilllens.jsonl import end_torn_line, parse_row
+from distilllens.files import named_errors
+from distilllens.jsonl import open_to_append, parse_row
 from distilllens.stored import DamagedFile, check_stored
 
 _BEGIN = b'{"key": "'
@@ -67,9 +68,10 @@ class ReplyCache:
     def add(self, key: str, reply: Reply, **about):
         """Keep a reply; its line is flushed on return. ``about`` adds fields for human readers."""
         line = json.dumps({"key": key, **asdict(reply), **about}, ensure_ascii=False) + "\n"
-        with self._lock:
+        with self._lock, named_errors(self.path):
             if self._file is None:
-                self._file = _opened(self.path)
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = open_to_append(self.path)
             self._file.write(line.encode("utf-8", "backslashreplace"))
             self._file.flush()
             self._replies[key] = reply
@@ -80,13 +82,6 @@ class ReplyCache:
             if self._file is not None:
                 self._file.close()
                 self._file = None
-
-
-def _opened(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "ab")  # noqa: SIM115
-    end_torn_line(file, path)
-    return file
 
 
 def _read(path):

@@ -41,8 +41,10 @@ WIDER_TESTS = {
     "test_notebooks.py",
     "cli/test_full_disk.py",
     "test_old_files.py",
+    "train/test_agreement.py",
     "train/test_answers.py",
     "train/test_distributed.py",
+    "train/test_host.py",
     "train/test_invariance.py",
     "train/test_signals.py",
 }

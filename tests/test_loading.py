@@ -59,7 +59,6 @@ def test_code_beside_a_model_never_runs_unasked(folder, load, monkeypatch, tmp_p
     [
         (lambda f: (f / "config.json").unlink(), "the folder has no readable config.json"),
         (lambda f: (f / "config.json").write_text("{"), "the folder has no readable config.json"),
-        (lambda f: (f / "adapter_config.json").write_text("{}"), "the folder holds an adapter"),
     ],
 )
 def test_a_configuration_that_is_not_there(folder, spoil, message):
@@ -69,6 +68,20 @@ def test_a_configuration_that_is_not_there(folder, spoil, message):
         load_config("teacher", str(folder))
     assert str(refused.value).startswith(f"cannot load the teacher '{folder}'")
     assert "\n" not in str(refused.value)
+
+
+def test_an_adapter_has_the_configuration_and_tokenizer_of_its_base(folder, tmp_path):
+    """Unless it has a tokenizer itself; an adapter that cannot be read is refused by name."""
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps({"base_model_name_or_path": str(folder)}))
+    assert load_config("teacher", str(adapter)).num_hidden_layers == 3
+    assert load_tokenizer("teacher", str(adapter)).eos_token == "<eos>"
+    assert find_tokenizer("teacher", str(adapter)).eos_token == "<eos>"
+    file.write_text("{}")
+    with pytest.raises(ValueError, match=r"adapter_config\.json cannot be read"):
+        load_config("teacher", str(adapter))
 
 
 def test_weights_that_are_missing_are_not_made_up(folder):

@@ -25,14 +25,15 @@ _IRRELEVANT = ("_name_or_path", "architectures", "transformers_version", "use_ca
 def fingerprint(name: str, config) -> dict:
     """A fingerprint of a model by name: its configuration, the hub's commit, a folder's weights.
 
-    From each weight file it takes the size and 512 evenly spaced samples of 4 KiB: a retrained
+    The weights of an adapter's base model count where they are in a folder. From each weight file
+    it takes the size and 512 evenly spaced samples of 4 KiB: a retrained
     model differs there, and a large file need not be read whole. A change between samples goes
     unnoticed. Python files in the folder are read whole.
     """
     weights = hashlib.sha256(str(getattr(config, "_commit_hash", None)).encode())
     folder = Path(name)
-    files = [file for pattern in _WEIGHTS for file in sorted(folder.glob(pattern))]
-    for file in files if folder.is_dir() else ():
+    folders = [folder, *_base_folder(folder)] if folder.is_dir() else []
+    for file in (f for each in folders for p in _WEIGHTS for f in sorted(each.glob(p))):
         size = file.stat().st_size
         weights.update(f"{file.name} {size}".encode())
         last = max(size - _SAMPLE_BYTES, 0)
@@ -46,6 +47,16 @@ def fingerprint(name: str, config) -> dict:
         "config": hashlib.sha256(_settings(config)).hexdigest()[:16],
         "weights": weights.hexdigest()[:16],
     }
+
+
+def _base_folder(adapter):
+    """The folder of an adapter's base model, if that is a folder."""
+    try:
+        entries = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        base = Path(str(entries["base_model_name_or_path"]))
+    except (OSError, ValueError, LookupError, TypeError):
+        return []
+    return [base] if base.is_dir() else []
 
 
 def tensor_fingerprint(model) -> str:

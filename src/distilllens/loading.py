@@ -38,23 +38,26 @@ def load_config(
         adapter: the folder of the adapter whose base model this is; named in messages.
         settings: of ``from_pretrained``, such as ``revision``.
 
+    Returns:
+        For the folder of a PEFT adapter, the configuration of its base model.
+
     Raises:
-        ValueError: it cannot be loaded, or the folder holds an adapter.
+        ValueError: it cannot be loaded.
     """
     what = f"the {role} {str(name)!r}"
     if adapter:
         what = f"the base model {str(name)!r} of the adapter {adapter}"
-    if (Path(name) / _ADAPTER).is_file():
-        raise ValueError(
-            f"cannot load {what}: the folder holds an adapter; merge it into its base "
-            "model (merge_and_unload) and name the merged model"
+    elif (base := base_model_name(Path(name))) is not None:
+        settings.pop("revision", None)  # of the adapter
+        return load_config(
+            role, base, trust_remote_code=trust_remote_code, adapter=str(name), **settings
         )
     with _one_line(what, name, "config.json", _base_advice(adapter)):
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **settings)
 
 
 def load_tokenizer(role: str, name: str, *, advice: str = "", **settings):
-    """The tokenizer of the model ``name``.
+    """The tokenizer of the model ``name``; of an adapter without one, that of its base model.
 
     Args:
         role: what messages call the model.
@@ -64,6 +67,9 @@ def load_tokenizer(role: str, name: str, *, advice: str = "", **settings):
     Raises:
         ValueError: it cannot be loaded.
     """
+    if not _has_tokenizer(name) and (base := base_model_name(Path(name))) is not None:
+        settings.pop("revision", None)
+        name = base
     with _one_line(f"the tokenizer of the {role} {str(name)!r}", name, "tokenizer", advice):
         return AutoTokenizer.from_pretrained(name, **_NO_REMOTE_CODE | settings)
 
@@ -74,10 +80,16 @@ def find_tokenizer(role: str, name: str, **settings):
     Raises:
         ValueError: there is a tokenizer and it cannot be loaded.
     """
-    folder = Path(name)
-    if folder.is_dir() and not any((folder / file).exists() for file in _TOKENIZER_FILES):
+    found = base_model_name(Path(name)) or name
+    if not _has_tokenizer(name) and not _has_tokenizer(found):
         return None
     return load_tokenizer(role, name, **settings)
+
+
+def _has_tokenizer(name):
+    """Whether a folder holds a tokenizer; of a hub id, True."""
+    folder = Path(name)
+    return not folder.is_dir() or any((folder / file).exists() for file in _TOKENIZER_FILES)
 
 
 def with_chat_template(tokenizer, path: str):
@@ -135,6 +147,45 @@ def load_model(role: str, name: str, **settings):
             f"({len(missing)} in all)"
         )
     return model
+
+
+def load_adapter(kind, base, folder: str):
+    """The adapter in a folder on its base model, to be trained; ``kind`` is PEFT's class of it.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
+    with _one_line(f"the adapter {folder!r}", folder, "weights"):
+        return kind.from_pretrained(base, folder, is_trainable=True)
+
+
+def saved_dtype(config) -> str | None:
+    """The dtype in which a model is saved, as its configuration says, such as "bfloat16"."""
+    dtype = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    return None if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def size_in_words(model) -> str:
+    """The number of a model's parameters, how many of them are trained, and their dtypes."""
+    sizes, trained = {}, 0
+    for parameter in model.parameters():
+        num = getattr(parameter, "ds_numel", parameter.numel())  # of DeepSpeed's shards
+        sizes[parameter.dtype] = sizes.get(parameter.dtype, 0) + num
+        trained += num * parameter.requires_grad
+    total = sum(sizes.values())
+    dtypes = sorted(sizes, key=sizes.get, reverse=True)
+    names = " and ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    part = "" if trained in (0, total) else f" ({_count(trained)} trainable)"
+    return f"{_count(total)} parameters{part}, {names}"
+
+
+def _count(num):
+    return f"{num / 1e6:,.1f} M" if num >= 1e6 else f"{num:,}"
+
+
+def is_adapter_folder(name: str | None) -> bool:
+    """Whether a name means a folder with a PEFT adapter."""
+    return name is not None and (Path(name) / _ADAPTER).is_file()
 
 
 def base_model_name(folder: Path) -> str | None:
@@ -252,26 +303,20 @@ def check_tokenizers(student, teacher) -> Unshared:
     return compare_tokenizers(student, teacher)
 
 
-def check_lengths(who: str, config, max_length: int | None, default: int | None, longest: int):
+def check_lengths(who: str, config, longest: int, *, is_known: bool = True):
     """Refuse sequences longer than a model's positions.
 
-    A ``max_length`` beyond the positions is refused when it was set, or when the data need it; the
-    field's default is not held against a model.
+    Args:
+        longest: in tokens; if it is not known, what the data may hold.
 
     Raises:
         ValueError: with the length and the number of positions.
     """
     positions = positions_of(config)
-    if positions is None:
-        return
-    if max_length is not None and max_length > positions and max_length != default:
+    if positions is not None and longest > positions:
+        hold = "hold" if is_known else "may hold"
         raise ValueError(
-            f"max_length {max_length} is beyond the {who}'s {positions} positions; "
-            f"set max_length to {positions} or less"
-        )
-    if longest > positions:
-        raise ValueError(
-            f"the data hold a sequence of {longest} tokens, beyond the {who}'s {positions} "
+            f"the data {hold} a sequence of {longest} tokens, beyond the {who}'s {positions} "
             f"positions; set max_length to {positions} or less"
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -83,12 +83,15 @@ class LossTerms:
         by_pair: key of a term with pairs -> the sums ``[P]`` in the order of the layer map, and the
             number of tokens that each pair was measured on.
         num_tokens: N, the targets of the batch.
+        seen: ``[2]``, sums over the N targets: those that are the student's most likely token, and
+            the entropy of its predictions in nats.
     """
 
     total: Tensor
     sums: Mapping[str, tuple[Tensor, int]]
     by_pair: Mapping[str, tuple[Tensor, int]]
     num_tokens: int
+    seen: Tensor | None = None
 
     @property
     def cross_entropy(self) -> Tensor:
@@ -202,7 +205,9 @@ class Objective:
         targets = labels if isinstance(labels, Targets) else Targets.of(labels)
         self._check(student, teacher, measure_all)
         final = _rows(student, student.final, targets)
-        terms, fraction = {"cross_entropy": self._cross_entropy(final, targets.ids)}, 1.0
+        fraction, dtype = 1.0, torch.promote_types(final.dtype, torch.float32)
+        seen = final.new_empty(2, len(final), dtype=dtype)
+        terms = {"cross_entropy": self._cross_entropy(final, targets.ids, seen)}
         if teacher is not None and (self.output_weight > 0 or measure_all):
             teacher_final = _rows(teacher, teacher.final, targets)
             terms["output"] = self._output(final, teacher_final, teacher_head)
@@ -211,7 +216,8 @@ class Objective:
             terms["lens"] = self._lens(student, teacher, teacher_head, targets, kept, fraction)
         total, nats = self._evaluate(student_head, terms)
         # The empty sum keeps the graph connected when no term has a weight.
-        return self._summed(final[:0].sum() + total, nats, len(targets), fraction)
+        summed = self._summed(final[:0].sum() + total, nats, len(targets), fraction)
+        return replace(summed, seen=seen.sum(1))
 
     def _check(self, student, teacher, measure_all):
         needed = self.layer_map if teacher is not None and self.needs_lens(measure_all) else ()
@@ -256,9 +262,9 @@ class Objective:
                 nats[key] = linear_terms(student_head, [terms[key]])[1][0]
         return total, nats
 
-    def _cross_entropy(self, final, targets):
+    def _cross_entropy(self, final, targets, seen):
         weight = _share(final, self.cross_entropy_weight)
-        return cross_entropy_term(final, targets, weight=weight)
+        return cross_entropy_term(final, targets, weight=weight, seen=seen)
 
     def _output(self, final, teacher_final, teacher_head):
         options = {"temperature": self.temperature, **self.output_kwargs}

@@ -166,13 +166,14 @@ def test_one_seed_is_one_start(workshop):
 
 
 def test_a_bf16_student_trains_in_float32(workshop):
-    """Whatever a student was saved in, its weights are float32 unless dtype says otherwise."""
+    """Its weights are float32 unless dtype says otherwise; the final model is as it was saved."""
     from transformers import AutoConfig
 
     toys.llama(3, 16).bfloat16().save_pretrained(workshop / "student")
     recipe(workshop)
     assert main(["train", "--config", "recipe.yaml"]) == 0
-    assert str(AutoConfig.from_pretrained("out").dtype) == "torch.float32"
+    assert str(AutoConfig.from_pretrained("out/checkpoint-4").dtype) == "torch.float32"
+    assert str(AutoConfig.from_pretrained("out").dtype) == "torch.bfloat16"
 
 
 # What is wrong: (changes to the recipe, flags, what the one line says).
@@ -615,3 +616,43 @@ def test_names_of_models_are_literal_in_the_card(workshop):
     card = (workshop / "o_ut*" / "README.md").read_text()
     assert "# o\\_ut\\*\n" in card
     assert "| student started from | `` stu\\|dent`_$x$_ `` |" in card
+
+
+@pytest.mark.parametrize(
+    ("recipe", "flags", "expected"),
+    [
+        ({"train_file": "a.jsonl", "eval_file": "b.jsonl"}, ["--dataset_name", "org/data"], None),
+        (
+            {"dataset_name": "org/data", "dataset_test_split": "test"},
+            ["--train_file", "a.jsonl"],
+            ["a.jsonl"],
+        ),
+    ],
+)
+def test_data_of_a_flag_replace_those_of_a_recipe(recipe, flags, expected):
+    """Files and data sets exclude each other, and a flag overrides."""
+    from distilllens.cli.train_arguments import make_parser, parse
+
+    found = parse(make_parser("train", ""), {"output_dir": "out", **recipe}, flags)
+    assert found.job.train_file == expected and not recipe.keys() & found.given.keys()
+    assert found.job.dataset_name == (None if expected else "org/data")
+
+
+def test_both_kinds_of_data_in_one_place_are_refused():
+    """Nothing says which is meant."""
+    from distilllens.cli.train_arguments import make_parser, parse
+
+    flags = ["--train_file", "a.jsonl", "--dataset_name", "b", "--output_dir", "out"]
+    with pytest.raises(ValueError, match="either train_file or dataset_name"):
+        parse(make_parser("train", ""), {}, flags)
+
+
+def test_a_missing_tensorboard_is_named_before_anything_is_loaded(workshop, capsys, monkeypatch):
+    """With the extra that installs it."""
+    from distilllens.workflows import train_inputs
+
+    monkeypatch.setattr(train_inputs, "is_tensorboard_available", lambda: False)
+    recipe(workshop, report_to="tensorboard")
+    assert main(["train", "--config", "recipe.yaml"]) == 2
+    err = capsys.readouterr().err
+    assert "distilllens[tensorboard]" in err and "loading the tokenizer" not in err

@@ -1,5 +1,7 @@
 """Several terms of one head: the sum of what each is alone, with one gradient of the head."""
 
+import math
+
 import pytest
 import torch
 
@@ -123,6 +125,52 @@ def test_one_gradient_of_the_head_is_alive():
     total, _ = linear_terms(head, [cross_entropy_term(s, labels) for s in students])
     found = total.grad_fn.found
     assert [tuple(g.shape) for g in found if g is not None] == [(4096, 64), *[(8, 64)] * 4]
+
+
+@pytest.mark.parametrize("impl", ["chunked", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", ["plain", "ties", "impossible tokens", "no rows"])
+def test_what_a_student_predicts_is_seen(impl, dtype, case):
+    """Whether a label is the argmax, the first of equal ones, and the entropy; no gradient moves.
+
+    The oracle is in float64, with 0 log 0 = 0 written out. Tolerance: 1e-6 nats in float32, where
+    logits are exact: rows and head are small multiples of 1/4.
+    """
+    generator = torch.Generator().manual_seed(1)
+
+    def quarters(*shape):
+        return (torch.randint(-4, 5, shape, generator=generator) / 4).to(dtype)
+
+    rows = 0 if case == "no rows" else 11
+    student, weight, bias = quarters(rows, 6), quarters(23, 6), quarters(23)
+    if case == "ties":
+        weight[7], bias[7] = weight[3], bias[3]
+        student = weight[[3] * rows] * 2
+    if case == "impossible tokens":
+        bias[::2] = -torch.inf
+    labels = torch.arange(rows) % 23
+    logits = student.double() @ weight.double().T + bias.double()
+    labels[::3] = logits.argmax(-1)[::3]
+    if case == "ties":
+        labels[1::3] = 7
+    gradients, options = [], {"impl": impl} | ({"chunk_size": 4} if impl == "chunked" else {})
+    for seen in (None, torch.full((2, rows), 9.0, dtype=torch.promote_types(dtype, torch.float32))):
+        leaves = [t.clone().requires_grad_() for t in (student, weight, bias)]
+        term = cross_entropy_term(leaves[0], labels, seen=seen)
+        total, _ = linear_terms(Head(*leaves[1:]), [term], **options)
+        gradients.append(torch.autograd.grad(total, leaves))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    q = logits.softmax(-1)
+    entropy = [-sum(p * math.log(p) for p in row if p > 0) for row in q.tolist()]
+    first = [row.index(max(row)) for row in logits.tolist()]
+    assert seen[0].tolist() == [float(a == b) for a, b in zip(labels.tolist(), first, strict=True)]
+    assert seen[1].tolist() == pytest.approx(entropy, abs=1e-6 if dtype != torch.bfloat16 else 0.05)
+    again = torch.empty_like(seen)
+    with torch.no_grad():
+        linear_terms(
+            Head(weight, bias), [cross_entropy_term(student, labels, seen=again)], **options
+        )
+    assert torch.equal(again, seen)
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_evaluation_reads_the_cache(tmp_path):
     written = filled(tmp_path / "b", **settings).evaluate()
     read = filled(tmp_path / "c", teacher=None, **settings).evaluate()
     terms = [key for key in live if "loss" in key or "entropy" in key]
-    assert len(terms) == 6
+    assert len(terms) == 7
     for key in terms:
         assert math.isclose(live[key], read[key], rel_tol=1e-6), key
         assert written[key] == read[key]

@@ -67,7 +67,7 @@ def test_a_checkpoint_without_sums_says_what_train_loss_is(tmp_path, caplog, kin
 def test_the_speed_after_a_resume_is_that_of_its_own_steps(tmp_path, monkeypatch):
     """Tokens that were counted before the interruption took no time since; loading is no step."""
     clock = iter(range(0, 10**6, 10))
-    monkeypatch.setattr("distilllens.train.trainer.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("distilllens.train.logged_trainer.time.perf_counter", lambda: next(clock))
     whole = toys.trainer(tmp_path, **SETTINGS)
     whole.train()
     speed = whole.state.log_history[0]["target_tokens_per_second"]

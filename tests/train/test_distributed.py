@@ -71,7 +71,7 @@ def test_two_processes_step_like_one(tmp_path, kind, wrapper, flags):
     rows = [row for row in alone.state.log_history if "loss" in row]
     for a, b in zip([row for row in found["log"] if "loss" in row], rows, strict=True):
         terms = [key for key in b if "loss" in key or "entropy" in key]
-        assert len(terms) == (5 if "--sampled" in flags else 6)
+        assert len(terms) == (6 if "--sampled" in flags else 7)
         for key in terms:
             assert math.isclose(a[key], b[key], rel_tol=1e-5), key
     if kind == "ddp":

@@ -34,7 +34,7 @@ def test_a_step_does_not_depend_on_accumulation(tmp_path, batch, accumulation, l
     assert toys.drift(whole, split) < TOLERANCE
     for a, b in zip(whole_log[:-1], split_log[:-1], strict=True):
         terms = [key for key in a if "loss" in key or "entropy" in key]
-        assert len(terms) == (5 if loss is toys.SAMPLED else 6)
+        assert len(terms) == (6 if loss is toys.SAMPLED else 7)
         for key in terms:
             assert math.isclose(a[key], b[key], rel_tol=1e-5), key
 
@@ -124,7 +124,7 @@ def test_eval_loss_does_not_depend_on_the_batch(tmp_path, batch):
     whole = toys.trainer(tmp_path, eval_dataset=data, per_device_eval_batch_size=7).evaluate()
     split = toys.trainer(tmp_path, eval_dataset=data, per_device_eval_batch_size=batch).evaluate()
     terms = [key for key in whole if "loss" in key or "entropy" in key]
-    assert len(terms) == 6
+    assert len(terms) == 7
     for key in terms:
         assert math.isclose(whole[key], split[key], rel_tol=1e-5), key
     assert math.isclose(

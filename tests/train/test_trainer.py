@@ -232,7 +232,7 @@ def test_the_speed_is_target_tokens_over_the_time_of_training(tmp_path, monkeypa
     """Every token of an epoch over half a second a log; an evaluation's seconds do not count."""
     from types import SimpleNamespace
 
-    from distilllens.train import trainer as module
+    from distilllens.train import logged_trainer as module
 
     clock = iter(range(1000))
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(clock) / 2))
@@ -351,7 +351,7 @@ def test_evaluation_measures_everything(tmp_path):
     whole = toys.trainer(tmp_path, eval_dataset=data).evaluate()
     sampled = toys.trainer(tmp_path, eval_dataset=data, **toys.SAMPLED).evaluate()
     terms = [key for key in whole if "loss" in key or "entropy" in key]
-    assert len(terms) == 6
+    assert len(terms) == 7
     assert [whole[key] for key in terms] == [sampled[key] for key in terms]
 
 
@@ -484,9 +484,9 @@ REFUSALS = {
     ),
     "too many pairs": ({"lens_layers": "12"}, "12 evenly spread pairs do not fit 3 student"),
     "no inner depth": ({"student": "one block"}, "no pair of inner depths"),
-    "length beyond the positions": (
-        {"max_length": 65},
-        "max_length 65 is beyond the student's 64 positions; set max_length to 64 or less",
+    "a stream that may go beyond the positions": (
+        {"data": toys.texts().to_iterable_dataset(), "max_length": 65},
+        "may hold a sequence of 65 tokens, beyond the student's 64 positions; set max_length to 64",
     ),
     "data beyond the positions": (
         too_long(max_length=None),
@@ -559,15 +559,17 @@ def test_refusals(tmp_path, name):
 
 
 def test_wrong_arguments_are_named(tmp_path):
-    """The same object twice, another config class, hooks that would need logits."""
+    """The same object twice, another config class or two, a loss that would need logits."""
     model, args = toys.llama(), toys.config(tmp_path)
     common = {"train_dataset": toys.dataset(), "processing_class": toys.tokenizer()}
     with pytest.raises(ValueError, match="same object"):
         DistillLensTrainer(model, model, args=args, **common)
-    with pytest.raises(ValueError, match="compute_metrics is not supported"):
-        DistillLensTrainer(model, toys.llama(seed=1), args=args, compute_metrics=print, **common)
-    with pytest.raises(ValueError, match="args must be a DistillLensConfig, got int"):
+    with pytest.raises(ValueError, match="compute_loss_func is not supported"):
+        DistillLensTrainer(model, toys.llama(seed=1), args=args, compute_loss_func=print, **common)
+    with pytest.raises(ValueError, match="args must be a DistillLensConfig or an SFTConfig, got i"):
         DistillLensTrainer(model, toys.llama(seed=1), args=3, **common)
+    with pytest.raises(ValueError, match="the second argument is the teacher, and args are named"):
+        DistillLensTrainer(model, args, args, **common)
 
 
 def test_a_teacher_by_name_brings_its_tokenizer(tmp_path):

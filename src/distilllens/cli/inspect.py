@@ -24,7 +24,7 @@ examples:
 With --prompt every token is shown; with --data only those that predict a response, as in training.
 """
 _SEVERAL = {"action": "extend", "nargs": "+", "default": []}
-_DTYPES = {"choices": ("float32", "bfloat16", "float16"), "default": "float32"}
+_DTYPES = {"choices": ("auto", "float32", "bfloat16", "float16"), "default": "auto"}
 _FLAGS = (
     ("teacher", str, "MODEL", "teacher: a folder or hub id"),
     ("student", _SEVERAL, "MODEL", "one or more students"),
@@ -34,7 +34,7 @@ _FLAGS = (
     ("limit", 8, "N", "number of records of --data to read"),
     ("max_length", 512, "N", "number of tokens of a record to read"),
     ("lens_layers", "auto", "PAIRS", 'depth pairs of training, to mark: auto, "3" or "2:8,4:16"'),
-    ("dtype", _DTYPES, None, "precision of the models (default: float32)"),
+    ("dtype", _DTYPES, None, "dtype of the models (default: auto, as each is saved)"),
     ("output", Path, "FILE", "page to write, such as page.html"),
     ("figures", Path, "DIR", "also save all figures there, as PNG and SVG"),
     ("trust_remote_code", bool, None, "run code that comes with a model"),

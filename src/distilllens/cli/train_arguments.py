@@ -14,6 +14,19 @@ from distilllens.errors import first_line
 from distilllens.train.config import DistillLensConfig
 from distilllens.workflows.train_inputs import JobArguments
 
+# A flag -> the fields of a recipe that it replaces.
+_INSTEAD = {
+    "dataset_name": ("train_file", "eval_file"),
+    "train_file": (
+        "dataset_name",
+        "dataset_config",
+        "dataset_train_split",
+        "dataset_test_split",
+    ),
+    "model_name_or_path": ("student_config",),
+    "student_config": ("model_name_or_path", "model_revision"),
+}
+
 
 class Arguments(NamedTuple):
     """Three dataclasses, and name -> value of the fields that were set."""
@@ -50,7 +63,10 @@ def parse(parser: _Parser, recipe: dict, flags: list[str]) -> Arguments:
     """
     options = parser._option_string_actions
     words = [flag.split("=")[0] for flag in flags]
-    names = set(recipe) | {options[word].dest for word in words if word in options}
+    flagged = {options[word].dest for word in words if word in options}
+    overridden = {n for flag in flagged & _INSTEAD.keys() for n in _INSTEAD[flag]} - flagged
+    recipe = {name: value for name, value in recipe.items() if name not in overridden}
+    names = set(recipe) | flagged
     if "output_dir" not in names or recipe.get("output_dir", "unset") is None:
         raise ValueError("output_dir is missing: the folder for checkpoints and the final model")
     parser.set_defaults_with_config(**recipe)

@@ -90,13 +90,25 @@ class LogitLens:
             modes = ["stub"]
         elif self._readout.head is None:
             modes.remove("closed")
+        samples = self._samples(probe)
         for mode in modes:
-            error = max(self._error(mode, hidden, probe.ids) for hidden in probe.states)
+            error = max(self._error(mode, *sample) for sample in samples)
             if error <= _tolerance(probe.logits):
                 return mode
             if mode == "closed":
                 self._reason = f"norm and head alone miss its logits by {error:.1e} of the largest"
         raise ValueError(f"its own forward around stand-ins differs from its logits by {error:.1e}")
+
+    def _samples(self, probe):
+        """Streams and ids of the proof: the last depth whole; of the others two tokens, stacked.
+
+        A head costs the reading of its whole weight, however few its rows are.
+        """
+        *inner, last = probe.states
+        if not inner or self.anatomy.axes() != (0, 1, 0) or last.ndim != 3:
+            return [(hidden, probe.ids) for hidden in probe.states]
+        few = torch.cat([hidden[:1, :2] for hidden in inner])
+        return [(last, probe.ids), (few, probe.ids[:1, :2].expand(len(few), -1))]
 
     def _error(self, mode, hidden, ids) -> float:
         truth = logits_around_blocks(self.model, self.anatomy, hidden, ids)
@@ -106,7 +118,10 @@ class LogitLens:
             if mode == "stub":
                 raise
             return float("inf")
-        error = worst(found, truth)
+        if found.shape != truth.shape:
+            return float("inf")
+        # Each row of a stack is another depth, with logits of another size.
+        error = max(map(worst, found, truth))
         # The tolerance would hide a scale that is off by 1e-3; such a scale changes most entries.
         if error < 1 and truth.dtype in _HALF and (found != truth).float().mean() > 0.1:
             return float("inf")

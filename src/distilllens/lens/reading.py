@@ -149,6 +149,7 @@ class _Parts:
         self._lenses, self._maps, self._top_k = lenses, maps, top_k
         self.readings = [[[] for _ in range(lens.num_layers + 1)] for lens in lenses]
         self.pairs = [[[] for _ in partner] for partner in maps]
+        self._kept = {}  # of the chunk in progress: the tensors of all its depths
 
     def add(self, passage, chunk_size):
         """Run every model over a passage and read its positions."""
@@ -159,6 +160,7 @@ class _Parts:
             self._add_chunk([r.chunk(slice(start, start + chunk_size)) for r in rows])
 
     def _add_chunk(self, chunks):
+        self._kept = {}
         for depth in range(len(chunks[0])):
             log_p = self._read(0, chunks[0], depth)
             top = self.readings[0][depth][-1][0].to(log_p.device)
@@ -166,16 +168,27 @@ class _Parts:
                 for ours in (s for s, t in enumerate(partner) if t == depth):
                     log_q = self._read(1 + student, chunks[1 + student], ours).to(log_p.device)
                     compared = compare_rows(log_q, log_p, top)
-                    self.pairs[student][ours].append([x.cpu() for x in compared])
+                    kept = self._keep(("pair", student), ours, len(self._maps[student]), compared)
+                    self.pairs[student][ours].append(kept)
 
     def _read(self, model, chunk, depth):
         """Store a chunk's predictions; return its log-probabilities ``[n, V]``."""
         log_p = chunk.log_p(depth)
         tokens, probabilities, entropy = most_likely(log_p, self._top_k)
         final = log_p.gather(-1, chunk.final)[:, 0].exp()
-        stored = [x.cpu() for x in (tokens, probabilities, entropy, final)]
-        self.readings[model][depth].append(stored)
+        found = (tokens, probabilities, entropy, final)
+        self.readings[model][depth].append(self._keep(("model", model), depth, len(chunk), found))
         return log_p
+
+    def _keep(self, of, depth, num_depths, found):
+        """Copies of a depth's results on the CPU, in tensors that hold those of all depths.
+
+        Small tensors of each depth, kept between large ones that come and go, would leave holes in
+        the heap that no large one fits into: gigabytes, for thirty depths.
+        """
+        if of not in self._kept:
+            self._kept[of] = [x.new_empty(num_depths, *x.shape, device="cpu") for x in found]
+        return [kept[depth].copy_(x) for kept, x in zip(self._kept[of], found, strict=True)]
 
 
 class _Rows:

@@ -199,9 +199,16 @@ def divergence_term(
 
 
 def cross_entropy_term(
-    student: Tensor, labels: Tensor, *, temperature: float = 1.0, weight: Tensor | None = None
+    student: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float = 1.0,
+    weight: Tensor | None = None,
+    seen: Tensor | None = None,
 ) -> Term:
     """A term of ``linear_terms``: the cross-entropy. Arguments as ``linear_cross_entropy``.
+
+    ``seen`` is as in ``Term``.
 
     Raises:
         ValueError: as ``linear_cross_entropy``.
@@ -212,6 +219,7 @@ def cross_entropy_term(
         weight=_checked_weight(weight, student),
         temperature=_checked_temperature(temperature),
         labels=labels,
+        seen=seen,
     )
 
 

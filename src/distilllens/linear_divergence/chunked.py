@@ -54,7 +54,7 @@ class _Plan:
 
     kernel: Callable
     head: Head
-    other: Tensor | tuple[Tensor, Head]
+    other: _Labels | tuple[Tensor, Head]
     weight: Tensor
     size: int
     temperature: float
@@ -64,7 +64,7 @@ class _Plan:
 
 
 def _plan(head, term, chunk_size, comparison):
-    kernel, other, compare_rows = gradients.cross_entropy, term.labels, None
+    kernel, other, compare_rows = gradients.cross_entropy, _Labels(term.labels, term.seen), None
     if term.labels is None:
         kernel = gradients.kernel(term.name, term.params)
         other = (term.teacher.detach(), term.teacher_head)
@@ -146,14 +146,15 @@ class _Logits:
 class _Labels:
     """The same two steps for labels instead of a second model."""
 
-    def __init__(self, labels):
-        self.labels = labels
+    def __init__(self, labels, seen):
+        self.labels, self.seen, self.start = labels, seen, 0
 
     def project(self, start, stop):
-        self.chunk = self.labels[start:stop]
+        self.start = start
 
     def rows(self, first, last):
-        return self.chunk[first:last]
+        rows = slice(self.start + first, self.start + last)
+        return self.labels[rows], None if self.seen is None else self.seen[:, rows]
 
 
 class _HeadGradients:
@@ -228,10 +229,9 @@ def _run(plan, head, student, of_student, of_head, wants_gradient):
     block = _block_rows(chunk, plan, student.device)
     in_tiles = 0 if plan.compare_rows else block
     logits = _Logits(student, head, plan, chunk, in_tiles)
-    if isinstance(plan.other, Tensor):
-        other = _Labels(plan.other)
-    else:
-        other = _Logits(*plan.other, plan, chunk, in_tiles)
+    other = plan.other
+    if not isinstance(other, _Labels):
+        other = _Logits(*other, plan, chunk, in_tiles)
     # The kernel needs no scratch; the bias's gradient is summed from float32 blocks.
     scratch = 2 if in_tiles else int(of_head.bias is not None)
     work = student.new_empty(scratch, block, plan.size, dtype=plan.dtype)

@@ -20,7 +20,11 @@ def evaluate(head: Head, terms: list[Term]) -> tuple[Tensor, list[Tensor]]:
 def _compare(head, term):
     student = head(term.student).to(term.dtype) / term.temperature
     if term.labels is not None:
-        return -student.log_softmax(-1).gather(-1, term.labels.unsqueeze(-1)).squeeze(-1)
+        logs = student.log_softmax(-1)
+        if term.seen is not None:
+            term.seen[0] = logs.argmax(-1) == term.labels
+            term.seen[1] = torch.special.entr(logs.detach().exp()).sum(-1)
+        return -logs.gather(-1, term.labels.unsqueeze(-1)).squeeze(-1)
     with torch.no_grad():
         teacher = term.teacher_head(term.teacher).to(term.dtype) / term.temperature
     size = term.shared_size(head)

@@ -18,7 +18,9 @@ class Term:
         student: normed hidden states ``[N, Ds]``.
         weight: ``[N]``, a constant.
         temperature: divides all logits.
-        labels: ``[N]`` tokens, or None for a divergence from
+        labels: ``[N]`` tokens, or None for a divergence from a teacher.
+        seen: ``[2, N]``, beside labels only: filled with 1 where the label is the most likely token
+            and 0 elsewhere, and with the entropy in nats. None fills nothing.
         teacher, teacher_head: normed hidden states ``[N, Dt]`` and their head; constants.
         name, params: of the divergence, as in ``distilllens.divergence``.
     """
@@ -27,6 +29,7 @@ class Term:
     weight: Tensor
     temperature: float
     labels: Tensor | None = None
+    seen: Tensor | None = None
     teacher: Tensor | None = None
     teacher_head: Head | None = None
     name: str = "cross_entropy"

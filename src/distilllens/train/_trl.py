@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import logging
 import re
+import sys
 import time
 from contextlib import contextmanager
 
@@ -19,9 +20,9 @@ from trl.models import prepare_deepspeed
 from trl.models.utils import prepare_fsdp
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
-from distilllens.objective import TERMS
 from distilllens.targets import without_targets
 from distilllens.train.preparation import PreparedTrainer
+from distilllens.train.progress import LastStepLogged, LogLines, losses
 
 __all__ = [
     "OTHER_INTERVALS",
@@ -34,6 +35,7 @@ __all__ = [
     "forget_evaluation",
     "hidden_messages",
     "invalid_generation_fields",
+    "keep_routers_quiet",
     "mask_repeated_rows",
     "maybe_gather_lm_head_ctx",
     "missing_head",
@@ -115,6 +117,16 @@ def count_tokens_of_targets(trainer):
     trainer._loss_shifts_labels = True
 
 
+def keep_routers_quiet(model):
+    """Let a student's own forward return no router logits, which SFTTrainer asks it for.
+
+    Our loss asks the backbone for them, and a forward around stand-ins for the blocks has none.
+    """
+    config = model.config.get_text_config()
+    if getattr(config, "output_router_logits", False):
+        config.output_router_logits = False
+
+
 class _Preparer(PreparedTrainer):
     def _send_telemetry(self):
         """Nothing is sent anywhere."""
@@ -127,7 +139,7 @@ def prepare_without_student(args, tokenizer, train_dataset, eval_dataset=None) -
     tokens of its configuration. The data are the same as with the real student.
     """
     args = copy.copy(args)  # SFTTrainer writes into it
-    args.model_init_kwargs = None
+    args.model_init_kwargs = args.router_aux_loss_coef = None
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id")}
     shape = {"n_embd": 2, "n_layer": 1, "n_head": 1, "n_positions": 8}
     config = GPT2Config(vocab_size=len(tokenizer), **shape, **special)
@@ -143,12 +155,6 @@ def prepare_without_student(args, tokenizer, train_dataset, eval_dataset=None) -
 class LossProgress(ProgressCallback):
     """A training bar that shows the loss and its terms, instead of one line per log."""
 
-    _SHORT = (
-        ("loss", "loss"),
-        *((term.log_name, term.short) for term in TERMS),
-        ("eval_loss", "eval"),
-    )
-
     def __init__(self):
         super().__init__()
         self._shown = {}
@@ -157,7 +163,7 @@ class LossProgress(ProgressCallback):
         """Show the latest value of each term."""
         if not state.is_world_process_zero or self.training_bar is None:
             return
-        self._shown |= {short: f"{logs[key]:.3f}" for key, short in self._SHORT if key in logs}
+        self._shown |= losses(logs or {})
         self.training_bar.set_postfix(self._shown, refresh=False)
 
     def close(self):
@@ -169,9 +175,10 @@ class LossProgress(ProgressCallback):
 
 
 def replace_progress_bar(trainer):
-    """Replace the progress bar of transformers by LossProgress (none when tqdm is disabled)."""
+    """Replace the progress bar of transformers by ours, or by lines (none if tqdm is disabled)."""
+    trainer.add_callback(LastStepLogged())
     if trainer.pop_callback(ProgressCallback) is not None:
-        trainer.add_callback(LossProgress())
+        trainer.add_callback(LossProgress() if sys.stderr.isatty() else LogLines())
 
 
 def mask_repeated_rows(inputs, accelerator, packed: bool):

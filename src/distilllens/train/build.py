@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import re
+from pathlib import Path
 
+from peft import PeftModel
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from distilllens.data import to_dataset
+from distilllens.loading import base_model_name, is_adapter_folder, load_adapter, load_model
 from distilllens.train.config import DistillLensConfig
 from distilllens.train.trainer import DistillLensTrainer
 
@@ -22,12 +26,18 @@ def build_trainer(
     """The trainer of a student, a model or its name, on ``{"train": records, "eval": records}``.
 
     Args:
+        student: of the folder of an adapter, the adapter is trained on.
         model: the settings of LoRA and of quantisation among it are read.
         more: further arguments of ``DistillLensTrainer``.
 
     Raises:
         ValueError: as ``DistillLensTrainer``.
     """
+    quantization = get_quantization_config(model)
+    if isinstance(student, str) and is_adapter_folder(student):
+        student, quantization = _adapted(student, args, quantization), None
+        args = copy.copy(args)
+        args.model_init_kwargs = None
     examples = {role: to_dataset(rows) for role, rows in records.items()}
     return DistillLensTrainer(
         student,
@@ -36,9 +46,19 @@ def build_trainer(
         eval_dataset=examples.get("eval"),
         processing_class=tokenizer,
         peft_config=_peft_config(model),
-        quantization_config=get_quantization_config(model),
+        quantization_config=quantization,
         **more,
     )
+
+
+def _adapted(folder, args, quantization):
+    """An adapter on its base model, to be trained on."""
+    settings = {**(args.model_init_kwargs or {}), "trust_remote_code": args.trust_remote_code}
+    settings.pop("revision", None)  # of the adapter
+    if quantization is not None:
+        settings["quantization_config"] = quantization
+    base = load_model("student", base_model_name(Path(folder)), **settings)
+    return load_adapter(PeftModel, base, folder)
 
 
 def _peft_config(model):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import torch
 from transformers import TrainerCallback
@@ -19,10 +19,11 @@ class _Entries(TypedDict):
     since: int
     loss: float
     terms: dict[str, list[float]]
+    num_tokens: NotRequired[int]
 
 
 class CarriedSums(TrainerCallback, ExportableState):
-    """The losses of all steps of a run, and the terms since its last log.
+    """The losses and tokens of all steps of a run, and the terms since its last log.
 
     Attributes:
         terms: since the last log, of this process.
@@ -31,11 +32,16 @@ class CarriedSums(TrainerCallback, ExportableState):
 
     def __init__(self):
         self.terms = TermSums()
-        self._loss, self._since, self.entries = 0.0, 0, {}
+        self._loss, self._tokens, self._since, self.entries = 0.0, 0, 0, {}
 
-    def add(self, loss: torch.Tensor):
+    def add(self, loss: torch.Tensor, num_tokens: torch.Tensor | int = 0):
         """Add the loss of a micro-batch, as it counts for its step on this process."""
         self._loss = self._loss + wide(loss.detach())
+        self._tokens = self._tokens + num_tokens
+
+    def num_tokens(self, reduce) -> int:
+        """The tokens of the run so far, padding excluded; ``reduce`` sums over processes."""
+        return int(reduce(torch.as_tensor(self._tokens)))
 
     def mean_loss(self, step: int, num_processes: int, reduce) -> float:
         """Mean over the steps so far, all processes together; ``reduce`` sums over them."""
@@ -45,6 +51,7 @@ class CarriedSums(TrainerCallback, ExportableState):
         """Note the sums of all processes for the checkpoint that is saved next."""
         terms = {name: [*both] for name, both in self.terms.totals(reduce).items()}
         self.entries = {"since": self._since, "loss": self._total(reduce), "terms": terms}
+        self.entries["num_tokens"] = self.num_tokens(reduce)
 
     def state(self) -> dict:
         """What transformers writes to trainer_state.json."""
@@ -70,6 +77,7 @@ class CarriedSums(TrainerCallback, ExportableState):
             return
         self._since = entries["since"]
         self._loss = entries["loss"] if main else 0.0
+        self._tokens = entries.get("num_tokens", 0) if main else 0
         self.terms.resume(entries["terms"], main=main)
 
     def _total(self, reduce):

@@ -86,10 +86,10 @@ def rotate(output_dir: str | Path, limit: int | None, keep: list[str | Path]):
     """Delete the oldest checkpoints until ``limit`` are left, incomplete ones first.
 
     Args:
-        limit: None keeps all.
+        limit: None and 0 keep all, as in transformers.
         keep: checkpoints that are never deleted.
     """
-    if limit is None:
+    if not limit:
         return
     found = sorted((is_whole(path), step, path) for step, path in _checkpoints(output_dir))
     kept = {Path(path).resolve() for path in keep}

@@ -9,17 +9,14 @@ from distilllens.loading import check_lengths, check_vocabulary
 from distilllens.objective import WEIGHT_FIELDS
 from distilllens.targets import has_target
 from distilllens.train.collation import Collation
-from distilllens.train.config import DistillLensConfig
 
 
-def check_arguments(model, teacher, args, compute_loss_func, compute_metrics):
-    """Refuse arguments of a trainer that leave nothing to learn, or that need logits.
+def check_arguments(model, teacher, args, compute_loss_func):
+    """Refuse arguments of a trainer that leave nothing to learn, or that replace the loss.
 
     Raises:
         ValueError: with the argument.
     """
-    if not isinstance(args, DistillLensConfig):
-        raise ValueError(f"args must be a DistillLensConfig, got {type(args).__name__}")
     if teacher is None and args.teacher_cache is None and args.cross_entropy_weight == 0:
         raise ValueError(
             "nothing to learn from: there is no teacher and cross_entropy_weight is 0; set "
@@ -31,15 +28,11 @@ def check_arguments(model, teacher, args, compute_loss_func, compute_metrics):
         raise ValueError(f"{', '.join(others)} and {last} are all 0")
     if teacher is not None and teacher is model and not isinstance(model, str):
         raise ValueError("student and teacher are the same object; pass a copy as the teacher")
-    for name, value in (
-        ("compute_loss_func", compute_loss_func),
-        ("compute_metrics", compute_metrics),
-    ):
-        if value is not None:
-            raise ValueError(
-                f"{name} is not supported: the loss is the objective of args, and logits are "
-                "never built; use a callback for your own metrics"
-            )
+    if compute_loss_func is not None:
+        raise ValueError(
+            "compute_loss_func is not supported: it reads logits, and the loss builds none; "
+            "override compute_loss in a subclass"
+        )
 
 
 def check_answers(args, eval_dataset, score_answers):
@@ -85,14 +78,13 @@ def check_data(who: str, model, collation: Collation):
         ValueError: sequences beyond its positions, tokens beyond its vocabulary, no target at all.
     """
     max_length = collation.args.max_length
-    default = DistillLensConfig.__dataclass_fields__["max_length"].default
     for kind, dataset in collation.datasets():
-        longest, largest = max_length or 0, 0
+        longest, largest, is_known = max_length or 0, 0, False
         if isinstance(dataset, Dataset) and "input_ids" in dataset.column_names:
-            longest, largest = survey(dataset, kind)
+            (longest, largest), is_known = survey(dataset, kind), True
         elif not isinstance(dataset, IterableDataset):
             continue  # prepared by the user's own collator
-        check_lengths(who, model.config, max_length, default, longest)
+        check_lengths(who, model.config, longest, is_known=is_known)
         check_vocabulary(who, model, largest)
 
 

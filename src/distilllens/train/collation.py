@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 
-from distilllens.targets import Targets
+from distilllens.targets import IGNORED, Targets
 from distilllens.train._trl import prepare_without_student
 from distilllens.train.config import DistillLensConfig
 
@@ -68,6 +68,14 @@ class Collation:
             *((names[name], dataset) for name, dataset in evaluation.items()),
         ]
 
+    def sizes(self) -> list[tuple[str, int, int]]:
+        """``(kind, rows, target tokens)`` of each data set that is not streamed."""
+        return [
+            (kind, len(dataset), _num_targets(dataset))
+            for kind, dataset in self.datasets()
+            if isinstance(dataset, Dataset) and "labels" in dataset.column_names
+        ]
+
     def batch(self, rows: list[tuple[Dataset, int]]) -> dict[str, torch.Tensor]:
         """The batch that the collator makes of rows, on the CPU, with ``targets`` for labels."""
         inputs = dict(self.collator([dataset[index] for dataset, index in rows]))
@@ -88,3 +96,16 @@ class Collation:
             name: value.to(device) if isinstance(value, torch.Tensor | Targets) else value
             for name, value in batch.items()
         }
+
+
+def _num_targets(dataset):
+    """The number of tokens that a position before them predicts."""
+    total = 0
+    for table in dataset.select_columns(["labels"]).with_format("arrow").iter(1000):
+        labels = table["labels"].combine_chunks()
+        values = torch.from_numpy(labels.flatten().to_numpy(zero_copy_only=False).copy())
+        sizes = torch.from_numpy(labels.value_lengths().to_numpy(zero_copy_only=False).copy())
+        is_target = values != IGNORED
+        is_target[(sizes.cumsum(0) - sizes)[sizes > 0]] = False  # nothing predicts the first token
+        total += int(is_target.sum())
+    return total

@@ -12,27 +12,33 @@ import torch
 from trl import SFTConfig
 
 from distilllens.layer_map import LayerMap
-from distilllens.objective import Objective
+from distilllens.objective import TERMS, Objective
 from distilllens.sampling import check_fraction
 from distilllens.train.config_checks import (
     check_bounds,
     check_lens_layers,
     check_precision,
+    check_save_dtype,
     check_scope,
     check_types,
 )
 
-# Scores of answers; every other metric is a loss, in nats.
+# Scores of answers.
 HIGHER_IS_BETTER = ("rouge_l", "exact_match")
+
+
+def is_loss(metric: str) -> bool:
+    """Whether a metric is better where it is smaller: a loss of ours, or called one."""
+    ours = {term.log_name for term in TERMS} | {"entropy"}
+    return metric.split("/")[0] in ours or metric.endswith("loss")
 
 
 @dataclass
 class DistillLensConfig(SFTConfig):
     """``trl.SFTConfig`` with the fields of distillation and of the logit lens.
 
-    Defaults are those of ``SFTConfig``, except ``bf16`` (on where an accelerator supports it),
-    ``activation_checkpointing`` (off on the CPU) and ``router_aux_loss_coef`` (0: the loss reads
-    states, not a router).
+    Defaults are those of ``SFTConfig``, except ``bf16`` (on where an accelerator supports it) and
+    ``activation_checkpointing`` (off on the CPU).
 
     Raises:
         ValueError: a value out of range; the message names the field, the value and what is valid.
@@ -159,6 +165,15 @@ class DistillLensConfig(SFTConfig):
         },
     )
 
+    save_dtype: str = field(
+        default="auto",
+        metadata={
+            "help": 'The dtype of the final model: "auto" (that of the files that the student '
+            "started from; LoRA adapters and random students stay as trained), float32, bfloat16 "
+            "or float16. Checkpoints keep the dtype of training."
+        },
+    )
+
     # These three depend on the machine when they are not set (None).
     bf16: bool | None = field(
         default=None,
@@ -187,7 +202,7 @@ class DistillLensConfig(SFTConfig):
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             # transformers prefers larger values unless the name ends in "loss".
             name = self.metric_for_best_model.removeprefix("eval_")
-            self.greater_is_better = name in HIGHER_IS_BETTER
+            self.greater_is_better = not is_loss(name)
         check_bounds(self)
         super().__post_init__()
         check_precision(self)
@@ -198,6 +213,7 @@ class DistillLensConfig(SFTConfig):
         if isinstance(self.lens_layers, int) and not isinstance(self.lens_layers, bool):
             self.lens_layers = str(self.lens_layers)
         check_lens_layers(self.lens_layers)
+        check_save_dtype(self.save_dtype)
 
     def _follow_the_machine(self):
         # Without use_cpu, accelerate takes each process of torchrun on a CPU for a single one.
@@ -215,8 +231,6 @@ class DistillLensConfig(SFTConfig):
         self.dataloader_pin_memory = self.dataloader_pin_memory and accelerator
         if self.gradient_checkpointing_kwargs and not self.activation_checkpointing_kwargs:
             self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
-        if self.router_aux_loss_coef is None:
-            self.router_aux_loss_coef = 0.0
 
     def _follow_the_answers(self):
         if not self.eval_generate:

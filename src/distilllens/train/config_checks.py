@@ -23,11 +23,12 @@ _BOUNDS = {
     "num_train_epochs": (1e-9, math.inf),
     "per_device_eval_batch_size": (1, 2**20),
     "per_device_train_batch_size": (1, 2**20),
-    "save_total_limit": (1, math.inf),
+    "save_total_limit": (0, math.inf),
     "seed": (0, 2**32 - 1),
     "warmup_steps": (0, math.inf),
     "weight_decay": (0, math.inf),
 }
+_SAVED = ("auto", "float32", "bfloat16", "float16")
 _PACKING = ("bfd", "bfd_split", "wrapped")
 
 
@@ -48,9 +49,6 @@ def check_bounds(args):
             raise ValueError(f"{name} must be at least {low:g}{top}, got {value}")
         if value == math.inf:
             raise ValueError(f"{name} must be finite, got {value}")
-    if args.packing and args.packing_strategy not in _PACKING:
-        known = ", ".join(_PACKING)
-        raise ValueError(f"packing_strategy is one of {known}, got {args.packing_strategy!r}")
 
 
 def check_precision(args):
@@ -65,6 +63,16 @@ def check_precision(args):
             f"{asked} needs a GPU, and this run is on the CPU; leave it out for float32, or set "
             "bf16: true"
         )
+
+
+def check_save_dtype(name):
+    """Refuse a dtype in which no final model is saved.
+
+    Raises:
+        ValueError: with those that are known.
+    """
+    if name not in _SAVED:
+        raise ValueError(f"save_dtype is one of {', '.join(_SAVED)}, got {name!r}")
 
 
 def check_types(args):
@@ -126,11 +134,10 @@ def check_scope(args):
             f"label_smoothing_factor must be 0, got {args.label_smoothing_factor}: "
             "the cross-entropy is computed without smoothing"
         )
-    if args.router_aux_loss_coef:
-        raise ValueError(
-            f"router_aux_loss_coef must be 0, got {args.router_aux_loss_coef}: "
-            "the loss reads states and heads, not a router"
-        )
+    # SFTConfig has put the new names of old strategies in their place.
+    if args.packing and args.packing_strategy not in _PACKING:
+        known = ", ".join(_PACKING)
+        raise ValueError(f"packing_strategy is one of {known}, got {args.packing_strategy!r}")
     if args.teacher_cache is not None and (
         not isinstance(args.teacher_cache, str) or not args.teacher_cache.strip()
     ):

@@ -8,15 +8,21 @@ from torch import Tensor
 from distilllens.layer_map import LayerMap
 from distilllens.objective import TERMS, LossTerms
 
+# In the log of TRL too, and in this order in ``LossTerms.seen``.
+SEEN = ("mean_token_accuracy", "entropy")
+
 
 def named_terms(terms: LossTerms, layer_map: LayerMap | None) -> dict[str, tuple[Tensor, int]]:
     """Name in the log -> the sum of one batch and the number of tokens in it.
 
     Terms that were not measured are left out. ``lens_loss`` is an estimate for all tokens, like the
-    total; the value of a pair is over the tokens that it was measured on.
+    total; the value of a pair is over the tokens that it was measured on. ``mean_token_accuracy``
+    and ``entropy`` are TRL's: over the student's predictions at the targets.
     """
     named = {"loss": (terms.total.detach(), terms.num_tokens)}
     named |= {term.log_name: terms.sums[term.key] for term in TERMS if term.key in terms.sums}
+    if terms.seen is not None:
+        named |= {name: (terms.seen[at], terms.num_tokens) for at, name in enumerate(SEEN)}
     for term in TERMS:
         values, count = terms.by_pair.get(term.key, ((), 0))
         for (s, t), value in zip(layer_map or (), values, strict=term.key in terms.by_pair):
@@ -75,6 +81,14 @@ class TermSums:
         self.num_tokens = int(totals.get("loss", (0, 0))[1]) - self._resumed_tokens
         self._resumed_tokens = 0
         return {name: total / count for name, (total, count) in totals.items() if count > 0}
+
+
+def num_tokens(inputs: dict) -> Tensor | int:
+    """The tokens of a batch, padding excluded, as TRL counts them."""
+    if (mask := inputs.get("attention_mask")) is not None:
+        return mask.sum()
+    ids = inputs.get("input_ids")
+    return 0 if ids is None else ids.numel()
 
 
 def wide(value: Tensor) -> Tensor:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
 from distilllens.objective import TERMS
+from distilllens.places import is_local
 
 LIBRARIES = ("distilllens", "trl", "transformers", "torch")
 _MARK = "with DistillLens (arXiv 2602.13567)."
@@ -18,15 +21,36 @@ def versions() -> dict[str, str]:
 
 
 def model_card(
-    model_name: str, student: str, teacher: str | None, objective, lens_norm: bool
+    model_name: str,
+    student: str,
+    teacher: str | None,
+    objective,
+    lens_norm: bool,
+    *,
+    dataset: str | None = None,
+    more_tags: Iterable[str] = (),
+    adapter_folder: str | None = None,
 ) -> str:
-    """Markdown that begins with the hub's metadata."""
+    """Markdown that begins with the hub's metadata.
+
+    Args:
+        student: what training started from; the base model of an adapter.
+        adapter_folder: where a PEFT adapter was saved, to show how to load it; None for a model.
+    """
     how, tags = "supervised fine-tuning", ["trl", "sft"]
     if teacher is not None:
-        how, tags = "knowledge distillation", ["trl", "distillation"]
+        how, tags = "knowledge distillation", [*tags, "distillation"]
         if objective.lens_weight > 0:
             how, tags = f"{how} through the logit lens", [*tags, "logit-lens"]
-    head = ["---", "library_name: transformers", "tags:", *(f"- {tag}" for tag in tags), "---"]
+    tags = dict.fromkeys([*tags, *more_tags])
+    library = "transformers"
+    if adapter_folder is not None:
+        library, tags = "peft", {**tags, "lora": None}
+    # The hub takes names of its own alone.
+    base = [f"base_model: {student}"] if _is_hub_id(student) else []
+    data = ["datasets:", f"- {json.dumps(dataset)}"] if dataset else []
+    lists = ["tags:", *(f"- {_plain(tag)}" for tag in tags), *data]
+    head = ["---", f"library_name: {library}", *base, *lists, "---"]
     rows = _sft_rows(student) if teacher is None else _rows(student, teacher, objective, lens_norm)
     return "\n".join(
         [
@@ -40,10 +64,36 @@ def model_card(
             "|---|---|",
             *(f"| {name} | {value} |" for name, value in rows),
             "",
+            *([] if adapter_folder is None else _loading(student, adapter_folder)),
             "Versions: " + ", ".join(map(" ".join, versions().items())) + ".",
             "",
         ]
     )
+
+
+def _plain(tag):
+    """A tag as YAML reads it."""
+    return tag if re.fullmatch(r"[a-zA-Z][\w-]*", tag) else json.dumps(tag)
+
+
+def _is_hub_id(name):
+    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not is_local(name)
+
+
+def _loading(base, folder):
+    folder = f"from_pretrained({json.dumps(folder, ensure_ascii=False)})"
+    return [
+        f"This is an adapter of {_code(base)}, which is loaded with it:",
+        "",
+        "```python",
+        "from peft import AutoPeftModelForCausalLM",
+        "from transformers import AutoTokenizer",
+        "",
+        f"model = AutoPeftModelForCausalLM.{folder}",
+        f"tokenizer = AutoTokenizer.{folder}",
+        "```",
+        "",
+    ]
 
 
 def may_write_card(path: Path) -> bool:

@@ -10,10 +10,11 @@ from inspect import getfile
 from itertools import accumulate, pairwise
 from pathlib import Path
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 from trl import SFTTrainer, is_conversational_from_value, maybe_convert_to_chatml
 
+from distilllens.data import format_instruction
 from distilllens.data.encode import Encoding, encode, template_fields, write_messages
 from distilllens.files import sha256
 from distilllens.targets import IGNORED, has_target
@@ -21,6 +22,14 @@ from distilllens.targets import IGNORED, has_target
 logger = logging.getLogger(__name__)
 # Columns of what was noticed of a row, beside its tokens and labels.
 _NOTES = ["lost", "wrote_bos"]
+_NO_MARKS = (
+    "assistant_only_loss is set, and the chat template marks no token as the assistant's: it has "
+    "no {% generation %} around answers"
+)
+_WAYS_OUT = (
+    "write the rows as prompt and completion, both lists of messages, of which the completion is "
+    "trained; or set chat_template_path to a template that has the marks"
+)
 
 
 class PreparedTrainer(SFTTrainer):
@@ -28,6 +37,8 @@ class PreparedTrainer(SFTTrainer):
 
     Its tokens and labels are those of SFTTrainer, except that a beginning-of-sequence token which a
     text writes itself is not doubled. Rows without a target are left out before they are packed.
+    Rows that hold ``instruction`` and ``output``, and nothing that SFTTrainer reads, become prompt
+    and completion by Alpaca's template.
 
     Raises:
         ValueError: a row that cannot be encoded, by its number from 0; data without a row or
@@ -43,13 +54,21 @@ class PreparedTrainer(SFTTrainer):
                 "assistant_only_loss needs a chat template that marks the answers, and the "
                 "tokenizer has none; set chat_template_path"
             )
-        super().__init__(
-            model,
-            args=args,
-            train_dataset=train_dataset,
-            processing_class=processing_class,
-            **kwargs,
-        )
+        if _trains_answers(train_dataset, args, kwargs.get("formatting_func")):
+            args = copy.copy(args)
+            args.completion_only_loss = True
+        try:
+            super().__init__(
+                model,
+                args=args,
+                train_dataset=train_dataset,
+                processing_class=processing_class,
+                **kwargs,
+            )
+        except ValueError as error:
+            if not (marks and "chat template is not training-compatible" in str(error)):
+                raise
+            raise ValueError(f"{_NO_MARKS}; {_WAYS_OUT}") from error
 
     def _prepare_dataset(
         self, dataset, processing_class, args, packing, formatting_func, dataset_name
@@ -77,7 +96,7 @@ class PreparedTrainer(SFTTrainer):
                 assistant_only=args.assistant_only_loss,
                 chat_template=self.chat_template,
                 formatting_func=formatting_func,
-                code=tuple(sha256(Path(getfile(part))) for part in (encode, _Row)),
+                code=tuple(sha256(Path(getfile(part))) for part in _CODE),
             )
             with args.main_process_first(desc=f"encoding {kind} data"):
                 dataset = _encoded(dataset, [*first], row, args.dataset_num_proc)
@@ -152,9 +171,11 @@ class _Row:
                 return {name: row[name] for name in fields} | template_fields(row)
         if self.text_field in row:
             return {"text": row[self.text_field]}
+        if _is_instruction(row, self.text_field):
+            return format_instruction(row)
         raise ValueError(
-            f"it has the fields {sorted(row)}; it needs prompt and completion, messages, or "
-            f"{self.text_field}"
+            f"it has the fields {sorted(row)}; it needs prompt and completion, messages, "
+            f"{self.text_field}, or instruction and output"
         )
 
     def _assistant_mask(self, example, template):
@@ -170,11 +191,36 @@ class _Row:
             **template,
         )
         if 1 not in written["assistant_masks"]:
-            raise ValueError(
-                "assistant_only_loss is set, and the chat template marks no token as the "
-                "assistant's; its text needs {% generation %} around answers"
-            )
+            raise ValueError(f"{_NO_MARKS}; {_WAYS_OUT}")
         return written
+
+
+# What decides the tokens of a row.
+_CODE = (encode, format_instruction, _Row)
+
+
+def _is_instruction(row, text_field):
+    """Whether a row holds an instruction and its answer, and nothing that SFTTrainer reads."""
+    fields = {name for name, value in row.items() if value is not None}
+    others = [
+        {"prompt", "completion"},
+        {"messages"},
+        {"conversations"},
+        {"input_ids"},
+        {text_field},
+    ]
+    return {"instruction", "output"} <= fields and not any(other <= fields for other in others)
+
+
+def _trains_answers(dataset, args, formatting_func):
+    """Whether a data set of instructions leaves it to us that their answers are the targets."""
+    asked = getattr(args, "completion_only_loss", None)
+    skipped = (getattr(args, "dataset_kwargs", None) or {}).get("skip_prepare_dataset")
+    if not isinstance(dataset, Dataset | IterableDataset):
+        return False  # which SFTTrainer says
+    if formatting_func or skipped or asked is not None:
+        return False
+    return _is_instruction(next(iter(dataset), {}), args.dataset_text_field)
 
 
 def _encoded(dataset, columns, row, num_proc):

@@ -26,9 +26,10 @@ from distilllens.train._trl import (
 from distilllens.train.carried import CarriedSums
 from distilllens.train.checkpoint import last_whole, mark_whole, rotate, versions_of
 from distilllens.train.finite import check_weights, first_not_finite, is_finite
+from distilllens.train.metrics import num_tokens
 from distilllens.train.model_card import versions
 from distilllens.train.run_folder import run_id
-from distilllens.train.saving import saved_or_removed
+from distilllens.train.saving import recast, saved_or_removed
 from distilllens.train.stopping import Stopped, StopSignals
 
 logger = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ class SafeTrainer(SFTTrainer):
         """One micro-batch; its loss is remembered until its optimizer step is known to be sound."""
         ids = inputs.get("input_ids")
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self._carried.add(loss)
+        self._carried.add(loss, num_tokens(inputs))
         self._micro_batches.append((loss.detach(), ids))
         return loss
 
@@ -174,12 +175,15 @@ class SafeTrainer(SFTTrainer):
         return self.accelerator.reduce(sums.to(self.accelerator.device), reduction="sum")
 
     def save_model(self, output_dir=None, _internal_call=False):
-        """Save the model, if its weights are finite."""
+        """Save the model, if its weights are finite; the caller's, unlike checkpoints, recast."""
         bad = torch.tensor(int(first_not_finite(self.model) is not None))
         if self.accelerator.reduce(bad.to(self.accelerator.device), reduction="sum") > 0:
             check_weights("student", self.model)
             raise ValueError("the weights of the student are not finite on another process")
         super().save_model(output_dir, _internal_call)
+        dtype = getattr(self.args, "save_dtype", "auto")
+        if not _internal_call and self.args.should_save and dtype != "auto":
+            recast(Path(output_dir or self.args.output_dir), dtype)
 
     def _save(self, output_dir=None, state_dict=None):
         # transformers pickles the arguments beside every model.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import shutil
@@ -10,9 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, PreTrainedModel
 
 from distilllens.errors import first_line, one_line
+from distilllens.files import part_of, settle, write_json
 from distilllens.train._trl import invalid_generation_fields
 from distilllens.train.checkpoint import last_whole
 
@@ -92,6 +97,51 @@ def saved_or_removed(folder: Path, what: str, *, writes: bool) -> Iterator[None]
             f"{what} could not be saved in {run}: {why}; {remains}: make room or mend the disk, "
             "and the same command goes on from there"
         ) from error
+
+
+def recast(folder: Path, dtype: str):
+    """Give the weights of a saved model another dtype, a file at a time.
+
+    Weights that do not fit into it stay as they are, all of them, and a warning says so.
+
+    Args:
+        dtype: "float32", "bfloat16" or "float16".
+    """
+    files = sorted(folder.glob("*model*.safetensors"))
+    largest = torch.finfo(getattr(torch, dtype)).max
+    for file in files:
+        if any(t.is_floating_point() and t.abs().max() > largest for t in _tensors(file)):
+            logger.warning(
+                "weights in %s do not fit into %s, and stay in the dtype of training", file, dtype
+            )
+            return
+    num_bytes = sum(_recast_file(file, getattr(torch, dtype)) for file in files)
+    for name in ("config.json", "model.safetensors.index.json"):
+        if not (folder / name).exists():
+            continue
+        entries = json.loads((folder / name).read_text(encoding="utf-8"))
+        if name == "config.json":
+            for part in (entries, *(v for v in entries.values() if isinstance(v, dict))):
+                part |= {"dtype": dtype} if "dtype" in part else {}
+        else:
+            entries["metadata"]["total_size"] = num_bytes
+        write_json(folder / name, entries)
+
+
+def _tensors(file):
+    """The tensors in a file, one at a time."""
+    with safe_open(file, "pt") as stream:
+        yield from (stream.get_tensor(name) for name in stream.keys())  # noqa: SIM118
+
+
+def _recast_file(file, dtype):
+    """Write the floating tensors of a file in a dtype; returns the bytes of all tensors."""
+    tensors = load_file(file)
+    made = {n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}
+    # load_file may map the file, which therefore is not written into.
+    save_file(made, part_of(file), metadata={"format": "pt"})
+    settle(part_of(file), file)
+    return sum(tensor.nbytes for tensor in made.values())
 
 
 def _disk_error(error, folder):

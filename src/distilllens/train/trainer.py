@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import copy
 import logging
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from datasets import IterableDataset
+from transformers import TrainingArguments
 
-from distilllens.data import format_instruction
 from distilllens.files import write_atomically
 from distilllens.lens import LogitLens, read_states
 from distilllens.sampling import draw_pairs, draw_tokens
 from distilllens.targets import Targets
 from distilllens.train import _trl
-from distilllens.train.attention import attention_of_changing_shapes
+from distilllens.train.arguments import teacher_and_config
 from distilllens.train.cache_fill import fill_cache
 from distilllens.train.cache_needs import name_of
 from distilllens.train.checks import check_answers, check_arguments, check_counts, check_data
 from distilllens.train.collation import Collation
-from distilllens.train.config import DistillLensConfig
 from distilllens.train.finite import check_weights
-from distilllens.train.metrics import TermSums, named_terms
+from distilllens.train.logged_trainer import LoggedTrainer
+from distilllens.train.metrics import named_terms
 from distilllens.train.model_card import may_write_card, model_card
 from distilllens.train.preparation import PreparedTrainer
 from distilllens.train.redirect import run_inside_forward
-from distilllens.train.safe_trainer import SafeTrainer
+from distilllens.train.routers import router_logits, router_loss
 from distilllens.train.saving import make_saveable
 from distilllens.train.sharding import check_parallelism, gather_head
 from distilllens.train.teachers import (
@@ -41,13 +39,16 @@ from distilllens.train.teachers import (
 logger = logging.getLogger(__name__)
 
 
-class DistillLensTrainer(PreparedTrainer, SafeTrainer):
+class DistillLensTrainer(PreparedTrainer, LoggedTrainer):
     """Train a student by cross-entropy, an output divergence and a lens divergence.
 
     Use it like ``SFTTrainer``: it takes the same data (and instruction/input/output records) and
     arguments, and writes the same checkpoints. It logs ``loss`` (the weighted total) and,
     unweighted and in nats per target token, ``output_loss``, ``lens_loss``, ``lens_loss/2:8`` ...
-    and ``cross_entropy``; evaluation measures every term whatever its weight.
+    and ``cross_entropy``; evaluation measures every term whatever its weight. TRL's
+    ``mean_token_accuracy``, ``entropy``, ``num_tokens`` and, for a student with routers,
+    ``aux_loss`` are logged too. A subclass may override ``compute_loss``: ``loss`` is what it
+    returns, in training and evaluation.
     ``target_tokens_per_second`` counts the target tokens of all processes over the time since the
     last log, evaluations excluded.
 
@@ -57,7 +58,9 @@ class DistillLensTrainer(PreparedTrainer, SafeTrainer):
             ``args.teacher_cache``, ``train()`` first runs it once over the documents that are not
             in the cache; a complete cache needs no teacher. With neither, training is plain SFT and
             needs ``cross_entropy_weight`` > 0.
-        args: a ``DistillLensConfig``.
+        args: a ``DistillLensConfig``. An ``SFTConfig`` or ``TrainingArguments``, also as the second
+            argument, becomes one with the defaults of our fields; without a teacher, with
+            ``cross_entropy_weight`` 1.
 
     Raises:
         ValueError: a model that the lens cannot read exactly in training, a layer map that does not
@@ -67,7 +70,7 @@ class DistillLensTrainer(PreparedTrainer, SafeTrainer):
     Source: arXiv 2602.13567; docs/paper.md.
     """
 
-    _tag_names = ["trl", "distilllens"]  # noqa: RUF012 - transformers reads it as a class attribute
+    _tag_names = ["trl", "sft", "distilllens"]  # noqa: RUF012 - transformers reads it as a class attribute
     _name = "DistillLens"
     # compute_loss divides by the tokens of the whole optimizer step.
     loss_is_scaled_for_ga = True
@@ -76,7 +79,7 @@ class DistillLensTrainer(PreparedTrainer, SafeTrainer):
         self,
         model,
         teacher_model=None,
-        args: DistillLensConfig | None = None,
+        args: TrainingArguments | None = None,
         *,
         train_dataset=None,
         eval_dataset=None,
@@ -87,22 +90,23 @@ class DistillLensTrainer(PreparedTrainer, SafeTrainer):
         score_answers=None,
         **kwargs,
     ):
-        args = args if args is not None else DistillLensConfig(output_dir="distilllens-student")
-        teacher_model = teacher_model or getattr(args, "teacher_model_name_or_path", None)
-        check_arguments(model, teacher_model, args, compute_loss_func, compute_metrics)
+        teacher_model, args = teacher_and_config(teacher_model, args)
+        check_arguments(model, teacher_model, args, compute_loss_func)
         check_answers(args, eval_dataset, score_answers)
         self.score_answers = score_answers
         logger.info("loading the student, preparing the data")
         super().__init__(
             model=model,
             args=copy.copy(args),  # SFTTrainer and _save_checkpoint write into it
-            train_dataset=_formatted(train_dataset),
-            eval_dataset=_formatted(eval_dataset),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
             processing_class=processing_class,
             peft_config=peft_config,
+            compute_metrics=compute_metrics,
             **kwargs,
         )
         _trl.drop_fused_head(self.model)
+        _trl.keep_routers_quiet(self.model)
         _trl.replace_progress_bar(self)
         _trl.count_tokens_of_targets(self)
         check_parallelism(self.accelerator, self.args)
@@ -119,15 +123,10 @@ class DistillLensTrainer(PreparedTrainer, SafeTrainer):
         layers = self.student_lens.num_layers
         self.teacher, self._cache_needs = find_teacher(collation, teacher_model, layers)
         self.objective = args.objective(layer_map_of(args, layers, self.teacher))
-        if self.objective.needs_lens():
-            logger.info("layer pairs, student:teacher: %s", self.objective.layer_map)
-        self._eval_terms = TermSums()
-        self._since = None  # start of the training time of the next log; None before a step
 
     def train(self, *args, **kwargs):
         """Fill the teacher cache with what it lacks, then train."""
         self.fill_teacher_cache()
-        self._since = None
         return super().train(*args, **kwargs)
 
     def fill_teacher_cache(self):
@@ -147,28 +146,29 @@ class DistillLensTrainer(PreparedTrainer, SafeTrainer):
         check_cached_depths(collation, cached, layers)
         self.teacher, self._cache_needs = cached, None
 
-    def training_step(self, *args, **kwargs):
-        """A micro-batch; loading and the batches that a resume skips are before its time."""
-        if self._since is None:
-            self._since = time.perf_counter()
-        with attention_of_changing_shapes(self.args.packing):
-            return super().training_step(*args, **kwargs)
-
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The weighted total of a micro-batch over the target tokens of its optimizer step."""
-        if return_outputs:
-            raise ValueError("return_outputs is not supported: no logits are built")
-        training = self.model.training
+        """The weighted total of a micro-batch over the target tokens of its optimizer step.
+
+        The loss of routers, weighted by ``router_aux_loss_coef``, is a mean over micro-batches.
+        ``return_outputs`` costs another forward, for logits without a gradient.
+        """
         inner = self.accelerator.unwrap_model(model)
-        total, named, num_tokens = run_inside_forward(model, inner, self._batch_terms, **inputs)
-        (self._carried.terms if training else self._eval_terms).add(named)
-        if num_items_in_batch is None:
-            return total / max(num_tokens, 1)
-        loss = total / torch.as_tensor(num_items_in_batch).clamp(min=1)
-        if self.args.average_tokens_across_devices:
-            # The count is over all processes, and data parallelism averages their gradients.
-            loss = loss * self.accelerator.num_processes
-        return loss
+        total, aux_loss, named = run_inside_forward(model, inner, self._batch_terms, **inputs)
+        num_tokens = named["loss"][1]
+        whole = num_items_in_batch is None  # an evaluation
+        if whole:
+            loss = total / max(num_tokens, 1)
+        else:
+            loss = total / torch.as_tensor(num_items_in_batch).clamp(min=1)
+            loss = loss * self.num_averaged
+        self.note(named, loss)
+        if aux_loss is not None:
+            aux_loss = self.router_aux_loss_coef * aux_loss
+            loss = loss + aux_loss / (1 if whole else self.current_gradient_accumulation_steps)
+        if not return_outputs:
+            return loss
+        with torch.no_grad():
+            return loss, model(**{k: v for k, v in inputs.items() if k != "labels"})
 
     def _batch_terms(self, labels, **inputs):
         objective, everything, draws = self.objective, not self.model.training, None
@@ -183,7 +183,8 @@ class DistillLensTrainer(PreparedTrainer, SafeTrainer):
             if self.teacher is not None and objective.needs_teacher(everything):
                 theirs = layer_map.teacher_depths if needs_lens else ()
                 end_read = self.teacher.begin(theirs, targets=targets, **read)
-            student = read_states(self.student_lens, depths, **read)
+            with router_logits(self.student_lens, self.aux_loss_enabled) as (asked, routed):
+                student = read_states(self.student_lens, depths, **read, **asked)
             if end_read is not None:
                 teacher, teacher_head = end_read()
             with gather_head(self.model):
@@ -196,7 +197,12 @@ class DistillLensTrainer(PreparedTrainer, SafeTrainer):
                     measure_all=everything,
                     lens_draws=draws,
                 )
-        return terms.total, named_terms(terms, layer_map), terms.num_tokens
+            aux_loss = None
+            named = named_terms(terms, layer_map)
+            if self.aux_loss_enabled:
+                aux_loss = router_loss(self.student_lens.model, routed, inputs)
+                named["aux_loss"] = (aux_loss.detach(), 1)  # a mean over micro-batches
+        return terms.total, aux_loss, named
 
     def _drawn(self, objective, inputs):
         """The objective over this step's pairs, and the draws of its tokens (None: all of them)."""
@@ -210,53 +216,11 @@ class DistillLensTrainer(PreparedTrainer, SafeTrainer):
         pairs = draw_pairs(objective.layer_map, self.args.lens_pair_fraction, **key)
         return replace(objective, layer_map=pairs), draws
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """The loss alone: evaluation builds no logits either."""
-        inputs = self._prepare_inputs(inputs)
-        packing = self.args.packing if self.args.eval_packing is None else self.args.eval_packing
-        _trl.mask_repeated_rows(inputs, self.accelerator, packing)
-        steady = attention_of_changing_shapes(bool(packing))
-        with torch.no_grad(), self.compute_loss_context_manager(), steady:
-            return self.compute_loss(model, inputs).detach(), None, None
-
-    def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
-        """The loop of transformers, with sums over counts instead of its means of means."""
-        self._eval_terms = TermSums()
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        if self.model_wrapped is self.model and not (
-            self.is_fsdp_enabled or self.is_deepspeed_enabled
-        ):
-            _trl.forget_evaluation(self.model, self.accelerator)
-        if self.args.eval_generate and metric_key_prefix == "eval":
-            self._eval_terms.add(self._answer_terms())
-        means = self._eval_terms.means(self._sum_over_processes)
-        output.metrics.update({f"{metric_key_prefix}_{key}": value for key, value in means.items()})
-        return output
-
-    def _answer_terms(self):
-        """Scores of the answers to this process's share of the evaluation data: sums and counts."""
-        accelerator = self.accelerator
-        share = (accelerator.process_index, accelerator.num_processes)
-        with accelerator.autocast():
-            found = self.score_answers(self.model, self.processing_class, share)
-        device = accelerator.device
-        return {k: (torch.tensor(v, device=device), count) for k, (v, count) in found.items()}
-
-    def log(self, logs, start_time=None):
-        """Replace the trainer's own loss by the means since the last log, and add the speed."""
-        # An evaluation is logged at its end, with its duration, which is no training time.
-        if self._since is not None:
-            self._since += sum(value for name, value in logs.items() if _is_evaluation_time(name))
-        if self.model.training and "loss" in logs:
-            logs |= self._carried.terms.means(self._sum_over_processes)
-            now = time.perf_counter()
-            began, self._since = now if self._since is None else self._since, now
-            num_tokens = self._carried.terms.num_tokens
-            logs["target_tokens_per_second"] = num_tokens / max(self._since - began, 1e-9)
-        super().log(logs, start_time)
-
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
-        """Write README.md: teacher, layer map and weights of the loss; another README stays."""
+        """Write README.md: teacher, layer map and weights of the loss; another README stays.
+
+        ``dataset_name`` and ``tags``, a text or several, are added to the hub's metadata.
+        """
         if not self.is_world_process_zero():
             return
         teacher = self.args.teacher_model_name_or_path
@@ -268,6 +232,9 @@ class DistillLensTrainer(PreparedTrainer, SafeTrainer):
             teacher,
             self.objective,
             self.args.lens_norm,
+            dataset=dataset_name,
+            more_tags=[tags] if isinstance(tags, str) else tags or (),
+            adapter_folder=str(self.args.output_dir) if _is_adapter(self.model) else None,
         )
         file = Path(self.args.output_dir) / "README.md"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -277,18 +244,5 @@ class DistillLensTrainer(PreparedTrainer, SafeTrainer):
         write_atomically(file, card)
 
 
-def _is_evaluation_time(name):
-    return name.startswith("eval_") and name.endswith("_runtime")
-
-
-def _formatted(dataset):
-    """Turn instruction records into prompt and completion; SFTTrainer reads all other kinds."""
-    if isinstance(dataset, dict):
-        return type(dataset)({key: _formatted(value) for key, value in dataset.items()})
-    columns = getattr(dataset, "column_names", None)
-    unknown = columns is None and isinstance(dataset, IterableDataset)
-    if not {"instruction", "output"} <= set(next(iter(dataset), ()) if unknown else columns or ()):
-        return dataset
-    formatted = dataset.map(format_instruction, remove_columns=columns)
-    # The rows of a generator may each have columns of their own.
-    return formatted.select_columns(["prompt", "completion"]) if unknown else formatted
+def _is_adapter(model):
+    return hasattr(model, "peft_config")

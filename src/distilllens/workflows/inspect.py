@@ -22,7 +22,9 @@ from distilllens.loading import (
     least_positions,
     load_config,
     load_model,
+    saved_dtype,
     shortest_names,
+    size_in_words,
 )
 from distilllens.report import (
     figure_names,
@@ -48,7 +50,7 @@ def write_inspection(
     limit: int = 8,
     max_length: int = 512,
     lens_layers: str | int = "auto",
-    dtype: str = "float32",
+    dtype: str = "auto",
     figures: str | Path | None = None,
     trust_remote_code: bool = False,
 ) -> str:
@@ -63,7 +65,7 @@ def write_inspection(
         limit: number of records of ``data`` to read.
         max_length: number of tokens to read of a record.
         lens_layers: the depth pairs used in training, to be marked.
-        dtype: "float32", "bfloat16" or "float16".
+        dtype: "auto" (each model as it was saved), "float32", "bfloat16" or "float16".
         figures: a folder for all figures as PNG and SVG; none by default.
 
     Raises:
@@ -98,18 +100,21 @@ def write_inspection(
     names_of_texts = [f"text {number}" for number in range(1, len(passages) + 1)]
     for unshared in differences:
         unshared.check([each.ids.tolist() for each in passages], tokenizer, names_of_texts)
-    found = _read(models, passages, lens_layers, getattr(torch, dtype), loading)
+    found = _read(models, passages, lens_layers, dtype, loading)
     labels = _labels(names)
     sections = inspector_sections(found, labels, partial(token_text, tokenizer))
     first, *others = labels
     title = f"{', '.join(others)} beside {first}" if others else f"Logit lens of {first}"
-    page = render_page(title, _lead(models, source, dtype, found.trained), sections)
+    dtypes = (
+        [dtype] if dtype != "auto" else [saved_dtype(config) or "float32" for config in configs]
+    )
+    lead = _lead(models, source, dtypes, found.trained)
+    page = render_page(title, lead, sections)
     return _write(output, page, figures, sections)
 
 
 def _read(models, passages, lens_layers, dtype, loading):
     """The models at every depth, each on all passages: an Inspection."""
-    logger.info("loading %s", ", ".join(name for _, name in models))
     lenses = [_lens(role, name, dtype, **loading) for role, name in models]
     largest = max(int(passage.ids.max()) for passage in passages)
     for (role, name), lens in zip(models, lenses, strict=True):
@@ -150,8 +155,10 @@ def _shared_tokenizer(models, **loading):
 
 
 def _lens(role, name, dtype, **loading):
+    logger.info("loading %s", name)
     model = load_model(role, name, dtype=dtype, **loading)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    logger.info("%s: %s, on %s", role, size_in_words(model.requires_grad_(False)), device)
     return LogitLens(model.to(device).eval())
 
 
@@ -197,8 +204,9 @@ def _labels(names):
     return [f"{label} ({number})" for number, label in enumerate(labels)]
 
 
-def _lead(models, source, dtype, trained):
+def _lead(models, source, dtypes, trained):
     shown = "; ".join(f"{role}: {name}" for role, name in models)
     pairs = dict.fromkeys(",".join(f"{s}:{t}" for s, t in each) for each in trained if each)
     paired = f" Paired depths, student:teacher: {' and '.join(pairs)}." if pairs else ""
-    return f"{shown}. Read from {source}, in {dtype}.{paired}"
+    precision = " and ".join(dict.fromkeys(dtypes))
+    return f"{shown}. Read from {source}, in {precision}.{paired}"

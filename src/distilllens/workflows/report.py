@@ -15,9 +15,11 @@ from distilllens.report import Run, render_page, require_plotting, run_sections
 from distilllens.report.training import pairs_of
 from distilllens.stored import check_stored
 from distilllens.train.config import DistillLensConfig
+from distilllens.train.progress import duration
 from distilllens.train.run_folder import RUN_FILE, read_run, read_state
 from distilllens.workflows.outputs import PAGE, check_count, check_page, write_page
 from distilllens.workflows.run_models import observe_run
+from distilllens.workflows.run_summary import loss_in_words
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ class _Note(TypedDict):
     command: NotRequired[str]
     working_directory: NotRequired[str]
     versions: NotRequired[dict[str, str]]
+    layer_map: NotRequired[str]
 
 
 _TEXTS = ("model_name_or_path", "model_revision", "dtype", "dataset_name", "dataset_config")
@@ -84,10 +87,13 @@ def write_report(
     note = _checked(read_run(folder), folder / RUN_FILE)
     where, state = read_state(folder)
     check_page(output, flag)
-    logger.info("writing the report: reading the models of %s at every depth", folder)
+    logger.info(
+        "writing the report: the models of %s read %d texts at every depth and answer %d questions",
+        *(folder, limit, limit),
+    )
     fields = _fields(note)
     rows = state["log_history"]
-    observed = observe_run(where, note, fields, pairs_of(rows), limit, trust_remote_code)
+    observed = observe_run(where, note, fields, _pairs(note, rows), limit, trust_remote_code)
     run = Run(
         facts=_facts(note, fields, state),
         rows=rows,
@@ -134,7 +140,7 @@ def _facts(note, fields, state):
     facts = {"student started from": _student(fields)}
     if teacher := _teacher(fields):
         facts |= {"teacher": teacher, "loss": _loss(fields)}
-        if pairs := pairs_of(state["log_history"]):
+        if pairs := _pairs(note, state["log_history"]):
             facts["depths, student:teacher"] = ", ".join(pairs)
     else:
         facts["loss"] = "cross-entropy"
@@ -145,10 +151,15 @@ def _facts(note, fields, state):
         facts["epochs"] = f"{epochs:.3g}"
     runtimes = [row["train_runtime"] for row in state["log_history"] if "train_runtime" in row]
     if runtimes and isinstance(runtimes[-1], int | float):
-        facts["time since its last start"] = _duration(runtimes[-1])
+        facts["time since its last start"] = duration(runtimes[-1])
     facts["processes"] = str(note["recipe"]["fields"].get("number of processes", 1))
     facts["finished"] = "yes" if note.get("finished") is True else "no"
     return facts
+
+
+def _pairs(note, rows):
+    """The pairs of depths that training compared; older runs note them in their log alone."""
+    return note["layer_map"].split(",") if "layer_map" in note else pairs_of(rows)
 
 
 def _student(fields):
@@ -166,16 +177,8 @@ def _teacher(fields):
 
 def _loss(fields):
     """The weighted terms of the loss; fields that were not set have their defaults."""
-
-    def value(name):
-        return fields.get(name, DistillLensConfig.__dataclass_fields__[name].default)
-
-    return " + ".join(
-        f"{value(term.weight_field):g} × "
-        + (f"{value(term.divergence_field)} {term.place}" if term.divergence_field else term.label)
-        for term in TERMS
-        if value(term.weight_field)
-    )
+    defaults = DistillLensConfig.__dataclass_fields__
+    return loss_in_words(lambda name: fields.get(name, defaults[name].default))
 
 
 def _data(fields):
@@ -183,12 +186,3 @@ def _data(fields):
         return str(name)
     files = fields.get("train_file") or []
     return ", ".join(map(str, files if isinstance(files, list) else [files]))
-
-
-def _duration(seconds):
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    parts = [(hours, "h"), (minutes, "min"), (rest, "s")]
-    while len(parts) > 1 and not parts[0][0]:
-        parts.pop(0)
-    return " ".join(f"{number} {unit}" for number, unit in parts)

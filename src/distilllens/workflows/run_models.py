@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from tqdm import tqdm
 
 from distilllens.data import load_hub, load_records, template_fields, to_training_examples
 from distilllens.data.encode import encode_example
@@ -18,11 +20,18 @@ from distilllens.generate.decoding import Decoding
 from distilllens.generate.prompts import encode_prompts
 from distilllens.generate.transformers_backend import TransformersBackend
 from distilllens.lens.reading import inspect_models
-from distilllens.loading import least_positions, load_config, load_model, load_tokenizer
+from distilllens.loading import (
+    least_positions,
+    load_config,
+    load_model,
+    load_tokenizer,
+    size_in_words,
+)
 from distilllens.report import Observations, Sample
 from distilllens.workflows.inspect import target_passage
 from distilllens.workflows.train_inputs import random_student
 
+logger = logging.getLogger(__name__)
 _MAX_TEXT_TOKENS, _MAX_QUESTION_CHARACTERS = 256, 1200
 # Maximum tokens of an answer; the smaller values apply only if no question leaves more room.
 _ANSWER_LENGTHS = (64, 32, 8)
@@ -95,7 +104,7 @@ def observe_models(
             students = [name for name in models if name != "teacher"]
             inspection = inspect_models(
                 models["teacher"],
-                passages,
+                tqdm(passages, desc="reading", unit="text"),
                 [models[name] for name in students],
                 trained=[trained] * len(students),
             )
@@ -150,7 +159,7 @@ class _ModelLoader:
         if self.fields.get("student_config"):
             seed = self.fields.get("seed", 42)
             return self._ready(random_student(self.fields["student_config"], tokenizer, seed))
-        settings = {"dtype": self.fields.get("dtype") or "float32"}
+        settings = {"dtype": self.fields.get("dtype") or "auto"}
         revision = self.fields.get("model_revision") or "main"
         return self._named("student", self.fields["model_name_or_path"], revision, settings)
 
@@ -182,7 +191,9 @@ class _ModelLoader:
         return self._load(role, path, {**settings, "revision": revision})
 
     def _load(self, role, path, settings):
-        return self._ready(load_model(role, path, trust_remote_code=self.trusted, **settings))
+        model = load_model(role, path, trust_remote_code=self.trusted, **settings)
+        logger.info("%s %s: %s", role, path, size_in_words(model.requires_grad_(False)))
+        return self._ready(model)
 
     def _ready(self, model):
         if getattr(model, "hf_device_map", None) is None:
@@ -241,7 +252,7 @@ def _samples(models, tokenizer, texts, positions):
     decoding = Decoding(max_new_tokens=longest, greedy=True)
     answers = [
         TransformersBackend(model, tokenizer, decoding).generate([ids[n] for n in fitting], seed=0)
-        for model in models.values()
+        for model in tqdm(models.values(), desc="answering", unit="model")
     ]
     samples = tuple(
         Sample(

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from transformers import TrainerCallback
+from transformers.integrations import is_tensorboard_available
 
 from distilllens.errors import first_line, one_line
 from distilllens.evaluate.answer_scorer import AnswerScorer
@@ -21,6 +22,7 @@ from distilllens.train import _trl, run_folder
 from distilllens.train.build import build_trainer
 from distilllens.train.checkpoint import rotate
 from distilllens.train.config import HIGHER_IS_BETTER, DistillLensConfig
+from distilllens.train.metrics import SEEN
 from distilllens.train.run_lock import claimed
 from distilllens.train.saving import saved_or_removed
 from distilllens.train.stopping import StopSignals
@@ -28,10 +30,11 @@ from distilllens.workflows import train_inputs
 from distilllens.workflows.identity import student_identity, teacher_identity, tokenizer_identity
 from distilllens.workflows.outputs import PAGE, check_folder
 from distilllens.workflows.provenance import record_of
+from distilllens.workflows.run_summary import Opening, closing, lens_is_read, student_in_words
 from distilllens.workflows.train_inputs import JobArguments
 
 logger = logging.getLogger(__name__)
-_METRICS = ("loss", *sorted(term.log_name for term in TERMS))
+_METRICS = ("loss", *sorted(term.log_name for term in TERMS), *SEEN)
 
 
 class _Begun(TrainerCallback):
@@ -77,6 +80,7 @@ def run_job(job: JobArguments, model, args: DistillLensConfig, given: dict | Non
 def _run(job, model, args, given):
     """Train; returns a line, or None if the run is finished already."""
     train_inputs.check_student(job, model)
+    _check_loggers(args)
     _check_evaluation(job, args)
     _check_folders(args)
     args = train_inputs.with_student_settings(job, model, args)
@@ -85,6 +89,8 @@ def _run(job, model, args, given):
     reader = train_inputs.as_trained(tokenizer, args)
     records = train_inputs.load_all(job, reader)
     student, config = train_inputs.load_student(job, model, args, tokenizer)
+    if job.student_config is None:
+        args = train_inputs.with_save_dtype(model, args, config)
     scorer = _scorer(args, records, reader, config)
     models = {
         "student": student_identity(model, config),
@@ -108,10 +114,11 @@ def _run(job, model, args, given):
             logger.warning("the final model is damaged, and is made again: %s", damage)
         checkpoint = _chosen(args, checkpoint, config.to_dict(), identity)
         inputs = (student, model, args, tokenizer, records)
-        return _train(inputs, checkpoint, scorer, identity, record_of(given))
+        opening = Opening(student_in_words(job, model))
+        return _train(inputs, checkpoint, scorer, opening, identity, record_of(given))
 
 
-def _train(inputs, checkpoint, scorer, identity, record):
+def _train(inputs, checkpoint, scorer, opening, identity, record):
     """Train from a checkpoint (None: from the start) and save the final model; returns a line."""
     output_dir = inputs[2].output_dir
     begun = _Begun(lambda: run_folder.write_run(output_dir, identity, **record))
@@ -119,9 +126,14 @@ def _train(inputs, checkpoint, scorer, identity, record):
         one_line_errors("the run cannot start", lambda: begun.begun),
         StopSignals() as signals,
     ):
-        trainer = build_trainer(*inputs, callbacks=[begun, signals], score_answers=scorer)
+        callbacks = [begun, opening, signals]
+        trainer = build_trainer(*inputs, callbacks=callbacks, score_answers=scorer)
+        opening.trainer = trainer
+        record |= {"layer_map": str(trainer.objective.layer_map)} if lens_is_read(trainer) else {}
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     _save_final(trainer, identity, record)
+    if trainer.is_world_process_zero():
+        logger.info("%s", closing(trainer))
     _trl.end_training(trainer.accelerator)
     return f"the final model and its tokenizer are in {output_dir}"
 
@@ -159,6 +171,20 @@ def one_line_errors(what, begun=lambda: False):
             raise
         text = f"{what}: {type(error).__name__}: {first_line(error)}"
         raise ValueError(text) from error
+
+
+def _check_loggers(args):
+    """Refuse to report to a library that is not installed, before anything is loaded.
+
+    Raises:
+        ValueError: with how to install it.
+    """
+    names = args.report_to if isinstance(args.report_to, list) else [args.report_to]
+    if "tensorboard" in names and not is_tensorboard_available():
+        raise ValueError(
+            "report_to tensorboard needs tensorboard, which is not installed: pip install "
+            "'distilllens[tensorboard]', or set report_to: none"
+        )
 
 
 def _check_folders(args):

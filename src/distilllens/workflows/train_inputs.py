@@ -14,7 +14,13 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, set_s
 
 from distilllens.data import data_files, drop_long_prompts, load_hub, load_records
 from distilllens.errors import first_line
-from distilllens.loading import load_config, load_tokenizer, with_chat_template
+from distilllens.loading import (
+    is_adapter_folder,
+    load_config,
+    load_tokenizer,
+    saved_dtype,
+    with_chat_template,
+)
 from distilllens.marks import check_weights
 from distilllens.workflows.identity import rows_identity
 
@@ -40,7 +46,11 @@ class JobArguments:
         default=None, metadata={"help": "Evaluation data, in the same formats as train_file."}
     )
     dataset_name: str | None = field(
-        default=None, metadata={"help": "A dataset on the Hugging Face hub, instead of train_file."}
+        default=None,
+        metadata={
+            "help": "A dataset on the Hugging Face hub, or a local folder of one, instead of "
+            "train_file."
+        },
     )
     dataset_config: str | None = field(
         default=None, metadata={"help": "The configuration of dataset_name."}
@@ -191,6 +201,22 @@ def with_student_settings(job, model, args):
     return args
 
 
+def with_save_dtype(model, args, config):
+    """A copy of ``args`` with ``save_dtype`` "auto" resolved where the files are narrower.
+
+    The student trains in float32 because small updates of AdamW vanish in bfloat16; its final
+    weights go back into the dtype of the files that it started from. An adapter is small, and
+    stays.
+    """
+    args = copy.copy(args)
+    trained = str((args.model_init_kwargs or {}).get("dtype", "float32")).removeprefix("torch.")
+    is_adapter = model.use_peft or is_adapter_folder(model.model_name_or_path)
+    narrow = saved_dtype(config) in ("bfloat16", "float16")
+    if args.save_dtype == "auto" and trained == "float32" and narrow and not is_adapter:
+        args.save_dtype = saved_dtype(config)
+    return args
+
+
 def load_student(job, model, args, tokenizer):
     """``(student, config)``: a name for the trainer to load, or a model with random weights.
 
@@ -269,6 +295,12 @@ def check_student(job, model):
         )
     if job.student_config is not None and job.tokenizer_name_or_path is None:
         raise ValueError("a student from student_config needs tokenizer_name_or_path")
+    if model.use_peft and is_adapter_folder(model.model_name_or_path):
+        raise ValueError(
+            f"model_name_or_path {model.model_name_or_path} is an adapter, whose training goes on "
+            "with its own settings: leave out use_peft and the lora_ fields, or merge it into its "
+            "base model first (merge_and_unload)"
+        )
     if job.student_config is not None and model.use_peft:
         raise ValueError(
             "use_peft trains an adapter for existing weights, but student_config starts from "

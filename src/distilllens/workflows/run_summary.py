@@ -1,0 +1,173 @@
+"""What a run says of itself: a block before its first step, and one after its last."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from textwrap import wrap
+
+import torch
+from transformers import TrainerCallback
+
+from distilllens.loading import size_in_words
+from distilllens.objective import TERMS
+from distilllens.train.cache_needs import name_of
+from distilllens.train.collation import Collation
+from distilllens.train.progress import duration, losses
+
+logger = logging.getLogger(__name__)
+_WIDTH = 96
+
+
+class Opening(TrainerCallback):
+    """Log the block of a run right before its first step, when everything is prepared.
+
+    Args:
+        student: what it started from, in words.
+    """
+
+    def __init__(self, student: str):
+        self.student, self.trainer = student, None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Once for all processes; ``trainer`` must have been set."""
+        if self.trainer is not None and state.is_world_process_zero:
+            logger.info("%s", block(_opening(self.trainer, state, self.student)))
+
+
+def student_in_words(job, model) -> str:
+    """What the student starts from."""
+    if job.student_config is not None:
+        return f"random weights ({job.student_config['model_type']})"
+    return str(model.model_name_or_path)
+
+
+def block(rows: dict[str, str]) -> str:
+    """Names and values in two columns, wrapped."""
+    width = max(map(len, rows)) + 2
+    lines = []
+    for name, value in rows.items():
+        parts = wrap(value, _WIDTH - width, break_long_words=False, break_on_hyphens=False)
+        for number, part in enumerate(parts or [""]):
+            lines.append(f"{'' if number else name:{width}}{part}")
+    return "\n".join(lines)
+
+
+def closing(trainer) -> str:
+    """The block after the last step: last losses, time and speed, where things lie, what next."""
+    rows = trainer.state.log_history
+    last = {name: value for row in rows for name, value in row.items()}
+    found = {"losses": ", ".join(f"{name} {value}" for name, value in losses(last).items())}
+    seconds = last.get("train_runtime")
+    if seconds is not None:
+        speed = last.get("target_tokens_per_second")
+        pace = "" if speed is None else f", {speed:,.0f} target tokens a second"
+        found["time"] = f"{duration(seconds)} since this start{pace}"
+    text = block({name: value for name, value in found.items() if value})
+    # Commands are not wrapped: they are there to be copied.
+    return "\n".join([text, *(f"next    {command}" for command in _next_commands(trainer.args))])
+
+
+def _next_commands(args):
+    """Commands that read what a run has left."""
+    student = shlex.quote(str(args.output_dir))
+    models = f"--model {student}"
+    if args.teacher_model_name_or_path:
+        teacher = shlex.quote(args.teacher_model_name_or_path)
+        models = f"--teacher {teacher} --student {student}"
+    return [
+        f"distilllens evaluate --model {student} --benchmark FILE --output results",
+        f'distilllens inspect {models} --prompt "TEXT" --output page.html',
+    ]
+
+
+def loss_in_words(value: Callable[[str], object]) -> str:
+    """The weighted terms of a loss; ``value`` is the value of a field of the configuration."""
+    return " + ".join(
+        f"{value(term.weight_field):g} × "
+        + (f"{value(term.divergence_field)} {term.place}" if term.divergence_field else term.label)
+        for term in TERMS
+        if value(term.weight_field)
+    )
+
+
+def _opening(trainer, state, student):
+    args, accelerator = trainer.args, trainer.accelerator
+    model = accelerator.unwrap_model(trainer.model)
+    mixed = accelerator.mixed_precision
+    compute = "each model in its own dtype" if mixed == "no" else f"{mixed} autocast"
+    many = f", {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
+    rows = {
+        "student": f"{student}: {size_in_words(model)}",
+        "teacher": _teacher(trainer),
+        "precision": f"{compute}, on {_device(accelerator.device)}{many}",
+        "loss": "cross-entropy"
+        if trainer.teacher is None
+        else loss_in_words(lambda name: getattr(args, name)),
+        "layers": _layers(trainer),
+        "data": _data(trainer),
+        "steps": _steps(args, state, accelerator.num_processes),
+        "output": _output(args),
+    }
+    return {name: value for name, value in rows.items() if value}
+
+
+def _teacher(trainer):
+    teacher, folder = trainer.teacher, trainer.args.teacher_cache
+    if teacher is None:
+        return "none"
+    name = trainer.args.teacher_model_name_or_path or name_of(teacher)
+    if folder is not None:
+        return f"{name}: its states are read from {folder}"
+    return f"{name}: {size_in_words(teacher.lens.model)}, runs beside the student"
+
+
+def lens_is_read(trainer) -> bool:
+    """Whether training reads pairs of depths."""
+    return trainer.teacher is not None and trainer.objective.needs_lens()
+
+
+def _layers(trainer):
+    """The layer map and its rule; empty where no lens is measured."""
+    if not lens_is_read(trainer):
+        return ""
+    asked, pairs = str(trainer.args.lens_layers), str(trainer.objective.layer_map)
+    pairs = pairs.replace(",", ", ")
+    is_rule = asked == "auto" or asked.isdecimal()
+    how = f"lens_layers {asked}: evenly spaced" if is_rule else "as in lens_layers"
+    return f"{pairs} (student:teacher; {how})"
+
+
+def _data(trainer):
+    unit = "packs" if trainer.args.packing else "rows"
+    sizes = [
+        f"{'' if kind == 'training' else f'{kind}: '}{rows:,} {unit}, {tokens:,} target tokens"
+        for kind, rows, tokens in Collation.of(trainer).sizes()
+    ]
+    return "; ".join(sizes)
+
+
+def _steps(args, state, num_processes):
+    sizes = [
+        f"{args.per_device_train_batch_size} rows",
+        f"{args.gradient_accumulation_steps} accumulated",
+        f"{num_processes} process" + ("es" if num_processes > 1 else ""),
+    ]
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * num_processes
+    done = f", going on after step {state.global_step}" if state.global_step else ""
+    steps = f"{state.max_steps:,} step" + ("s" if state.max_steps > 1 else "")
+    return f"{steps} of {batch} rows ({' x '.join(sizes)}){done}"
+
+
+def _output(args):
+    strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
+    often = {"no": "no checkpoints", "epoch": "a checkpoint each epoch"}.get(strategy)
+    often = often or f"a checkpoint every {args.save_steps:g} steps and at the end"
+    final = "" if args.save_dtype == "auto" else f"; the final model is saved in {args.save_dtype}"
+    return f"{Path(args.output_dir)}; {often}{final}"
+
+
+def _device(device):
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device.type)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from distilllens.cli import main
 from distilllens.files import write_json
 from distilllens.loading import load_model
-from distilllens.marks import MARK, RUN_FILE, check_weights, described
+from distilllens.marks import MARK, RUN_FILE, check_noted_weights, described
 from distilllens.train.checkpoint import mark_whole
 
 WEIGHTS = "model.safetensors"
@@ -94,7 +94,7 @@ def test_a_note_on_other_files_says_nothing(folder, note):
     """Files that no model is loaded from, notes of others, and a model without its optimizer."""
     for name in (MARK, RUN_FILE):
         (folder / name).write_text(note if isinstance(note, str) else json.dumps(note))
-    check_weights("the model", folder)
+    check_noted_weights("the model", folder)
 
 
 @pytest.mark.parametrize(

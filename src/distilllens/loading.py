@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from distilllens.errors import first_line
 from distilllens.fingerprints import Unshared, compare_tokenizers
-from distilllens.marks import check_weights
+from distilllens.marks import check_noted_weights
 from distilllens.places import is_local, meant, missing_in, why_no_id, without_addresses
 from distilllens.stored import DamagedFile, read_stored
 
@@ -133,9 +133,9 @@ def load_model(role: str, name: str, **settings):
     """
     what, advice = f"the {role} {str(name)!r}", ""
     if (base := base_model_name(Path(name))) is not None:
-        check_weights(f"the base model {base!r} of {what}", base)
+        check_noted_weights(f"the base model {base!r} of {what}", base)
         what, advice = f"{what}, an adapter of {base!r}", _base_advice(name)
-    check_weights(what, name)
+    check_noted_weights(what, name)
     with _one_line(what, name, "weights", advice):
         model, found = AutoModelForCausalLM.from_pretrained(
             name, output_loading_info=True, **_NO_REMOTE_CODE | settings

@@ -85,7 +85,7 @@ def unreadable(file: Path) -> str | None:
     return None
 
 
-def check_weights(what: str, name: str | Path):
+def check_noted_weights(what: str, name: str | Path):
     """Refuse weights that are not those which training noted beside them; large files are read.
 
     Args:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import re
 import sys
@@ -93,16 +92,8 @@ def main(argv: list[str] | None = None) -> int:
         # Bad input is the same on all processes; a disk or a file may fail on one.
         if rank == "0" or not isinstance(error, ValueError):
             where = "" if rank == "0" else f" (process {rank})"
-            print(f"distilllens: error{where}: {_said(error)}", file=sys.stderr)
+            print(f"distilllens: error{where}: {one_line(error)}", file=sys.stderr)
         return 2
-
-
-def _said(error):
-    """An error on one line; for a full disk, the file and how to go on."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        what = f"{error.filename} cannot be written: " if error.filename else ""
-        return f"{what}{error.strerror}; make room, and repeat the same command"
-    return one_line(error)
 
 
 def _dispatch(argv):

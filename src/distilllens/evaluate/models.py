@@ -17,7 +17,7 @@ from distilllens.loading import (
     load_tokenizer,
     unique_names,
 )
-from distilllens.marks import check_weights
+from distilllens.marks import check_noted_weights
 from distilllens.stored import DamagedFile, read_stored
 
 
@@ -113,8 +113,8 @@ def _candidate(label, name, trusted):
         raise ValueError(f"model {name} holds no weights (model.safetensors)")
     if base:
         hashes |= {f"base/{file}": value for file, value in file_hashes(base, config).items()}
-        check_weights(f"the base model {base!r} of the model {name!r}", base)
-    check_weights(f"the model {name!r}", name)
+        check_noted_weights(f"the base model {base!r} of the model {name!r}", base)
+    check_noted_weights(f"the model {name!r}", name)
     has_tokenizer = not base or any(folder.glob("tokenizer*"))
     source = name if has_tokenizer else base
     tokenizer = load_tokenizer("model", source, trust_remote_code=trusted)

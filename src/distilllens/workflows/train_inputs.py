@@ -21,7 +21,7 @@ from distilllens.loading import (
     saved_dtype,
     with_chat_template,
 )
-from distilllens.marks import check_weights
+from distilllens.marks import check_noted_weights
 from distilllens.workflows.identity import rows_identity
 
 logger = logging.getLogger(__name__)
@@ -227,7 +227,7 @@ def load_student(job, model, args, tokenizer):
         student = random_student(job.student_config, tokenizer, args.seed)
         return student, student.config
     config = load_student_config(job, model, args, tokenizer)
-    check_weights(f"the student {model.model_name_or_path!r}", model.model_name_or_path)
+    check_noted_weights(f"the student {model.model_name_or_path!r}", model.model_name_or_path)
     return model.model_name_or_path, config
 
 

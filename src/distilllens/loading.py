@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict
 
+import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from distilllens.errors import first_line
+from distilllens.errors import first_line, named
 from distilllens.fingerprints import Unshared, compare_tokenizers
-from distilllens.places import is_local, meant, missing_in, why_no_id, without_addresses
+from distilllens.places import broken_in, is_local, meant, missing_in, why_no_id, without_addresses
 from distilllens.stored import DamagedFile, read_stored
 
 _ADAPTER = "adapter_config.json"
@@ -50,6 +51,20 @@ def load_config(
         )
     with _one_line(what, name, "config.json", _base_advice(adapter)):
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **settings)
+
+
+def check_architectures(name: str, config):
+    """Refuse a configuration that names no class of model: the trainer loads a student by it.
+
+    Raises:
+        ValueError: with what config.json must name.
+    """
+    names = config.architectures
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        raise ValueError(
+            f"cannot train the student {str(name)!r}: in its config.json, architectures is "
+            f'{names!r}; it must name its class, such as ["LlamaForCausalLM"]'
+        )
 
 
 def load_tokenizer(role: str, name: str, *, advice: str = "", **settings):
@@ -178,11 +193,31 @@ def _one_line(what, name, part, advice=""):
         yield
     except Exception as error:  # a broken or missing file raises whatever it likes
         if Path(name).is_dir():
-            reason = missing_in(Path(name), part) or without_addresses(first_line(error))
+            reason = missing_in(Path(name), part)
+            if reason is None and (reason := _config_error(name, part, error)) is not None:
+                advice = ""  # another tokenizer would not mend it
+            reason = reason or broken_in(Path(name), part) or without_addresses(named(error))
         else:
             reason = f"there is no such folder here, and the hub did not have it{meant(name)}"
-            reason = f"{reason}: {first_line(error)}"
+            reason = f"{reason}: {named(error)}"
         raise ValueError(f"cannot load {what}: {reason}{advice}") from error
+
+
+def _config_error(name, part, error):
+    """What is wrong with config.json, where that is why a part cannot be loaded; else None."""
+    file = Path(name) / "config.json"
+    if not file.is_file():
+        return None
+    if (broken := broken_in(Path(name), "config.json")) is not None:
+        return broken
+    try:
+        config = AutoConfig.from_pretrained(name, **_NO_REMOTE_CODE)
+        if part == "weights":
+            with torch.device("meta"):
+                AutoModelForCausalLM.from_config(config, **_NO_REMOTE_CODE)
+    except Exception as found:  # as above
+        return f"{file} is not valid: {named(error)}" if str(found) == str(error) else None
+    return None
 
 
 def positions_of(config) -> int | None:

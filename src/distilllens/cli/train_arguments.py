@@ -64,8 +64,6 @@ def parse(parser: _Parser, recipe: dict, flags: list[str]) -> Arguments:
         close = difflib.get_close_matches(unknown[0].split("=")[0], options, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise ValueError(f"unknown argument {unknown[0]}{hint} (see {parser.prog} --help)")
-    for name in sorted(names):
-        _check_number(name, getattr(values, name, None))
     job, model, training = (_built(part, vars(values), names) for part in parser.dataclass_types)
     given = {
         field.name: getattr(part, field.name)
@@ -73,6 +71,8 @@ def parse(parser: _Parser, recipe: dict, flags: list[str]) -> Arguments:
         for field in fields(part)
         if field.name in names
     }
+    for name, value in given.items():
+        _check_number(name, value)
     return Arguments(job, model, training, given)
 
 
@@ -95,6 +95,8 @@ def _built(part, values, names):
             text = f"{type(error).__name__}: {text}"
         if isinstance(error, ValueError) and {*re.findall(r"\w+", text)} & {*values}:
             raise
+        for name in sorted(names & {*values}):
+            _check_number(name, values[name])
         blamed = _blamed(part, values, names)
         where = f"{blamed} {values[blamed]!r}" if blamed else "the fields"
         raise ValueError(f"{where} cannot be used: {text}") from error

@@ -300,7 +300,11 @@ BAD = {
     "text that is a list": ({"model_name_or_path": ["a"]}, [], "takes one value, got the list"),
     "folder that is a number": ({"output_dir": 3}, [], "output_dir must be text, got 3"),
     "empty list": ({"train_file": []}, [], "train_file is empty"),
-    "paths that are numbers": ({"train_file": [1, 2]}, [], "train_file must be a path or a list"),
+    "paths that are numbers": (
+        {"train_file": [1, 2]},
+        [],
+        "train_file must be a list of texts, got 1",
+    ),
     "accumulation 0": ({"gradient_accumulation_steps": 0}, [], "gradient_accumulation_steps must"),
     "batch 0": ({}, ["--per-device-train-batch-size=0"], "per_device_train_batch_size must be at"),
     "negative rate": ({"learning_rate": -0.1}, [], "learning_rate must be at least 0, got -0.1"),

@@ -653,9 +653,9 @@ def test_both_kinds_of_data_in_one_place_are_refused():
 
 def test_a_missing_tensorboard_is_named_before_anything_is_loaded(workshop, capsys, monkeypatch):
     """With the extra that installs it."""
-    from distilllens.workflows import train_inputs
+    from distilllens.workflows import train
 
-    monkeypatch.setattr(train_inputs, "is_tensorboard_available", lambda: False)
+    monkeypatch.setattr(train, "is_tensorboard_available", lambda: False)
     recipe(workshop, report_to="tensorboard")
     assert main(["train", "--config", "recipe.yaml"]) == 2
     err = capsys.readouterr().err

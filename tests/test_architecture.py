@@ -18,6 +18,7 @@ FLOORS = {
     "errors": 0,
     "masking": 0,
     "stored": 0,
+    "names": 0,
     "kernel_caches": 0,
     "cost": 0,
     "linear_divergence": 1,

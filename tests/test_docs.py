@@ -373,8 +373,8 @@ def test_the_table_of_divergences_is_todays():
 
 def test_recipes_in_pages_have_known_fields():
     """Every YAML block of the pages is a mapping of fields that ``distilllens train`` takes."""
-    from distilllens.cli.recipe import check_recipe
     from distilllens.cli.train_arguments import make_parser
+    from distilllens.workflows.recipe_fields import check_recipe
     from distilllens.workflows.recipe_file import parse_recipe
 
     actions = {action.dest: action for action in reversed(make_parser("train", "")._actions)}

@@ -9,8 +9,8 @@ import toys
 import yaml
 
 from distilllens import LayerMap
-from distilllens.cli.recipe import check_recipe
 from distilllens.cli.train_arguments import make_parser, parse
+from distilllens.workflows.recipe_fields import check_recipe
 from distilllens.workflows.recipe_file import read_recipe
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

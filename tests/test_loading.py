@@ -9,14 +9,14 @@ from transformers import MambaConfig
 
 from distilllens.loading import (
     base_model_name,
+    check_architectures,
     find_tokenizer,
     least_positions,
     load_config,
     load_model,
     load_tokenizer,
-    shortest_names,
-    unique_names,
 )
+from distilllens.names import shortest_names, unique_names
 
 CODE = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
 
@@ -82,6 +82,56 @@ def test_an_adapter_has_the_configuration_and_tokenizer_of_its_base(folder, tmp_
     file.write_text("{}")
     with pytest.raises(ValueError, match=r"adapter_config\.json cannot be read"):
         load_config("teacher", str(adapter))
+
+
+# name: (the file, what is set in it or its text, who cannot load it, what is said)
+SPOILT = {
+    "an infinite size": ("config.json", {"hidden_size": float("inf")}, "all", "'hidden_size'.*inf"),
+    "a size of 1.5": ("config.json", {"vocab_size": 1.5}, "all", "'vocab_size': .* got float"),
+    "no heads": (
+        "config.json",
+        {"num_attention_heads": 0},
+        "all",
+        "ZeroDivisionError: integer mod",
+    ),
+    "a number for a name": (
+        "config.json",
+        {"rope_parameters": {"rope_type": 1.5, "rope_theta": 1.0}},
+        [load_model],
+        "KeyError: 1.5",
+    ),
+    "an unknown name": ("config.json", {"hidden_act": "abc"}, [load_model], "KeyError: 'abc'"),
+    "a list": ("config.json", "[]", "all", r"the content is \[\]; it must be an object"),
+    "a tokenizer's list": ("tokenizer_config.json", "[]", [load_tokenizer], "must be an object"),
+    "a torn tokenizer": ("tokenizer.json", "{", [load_tokenizer], "broken JSON"),
+    "a list of settings": ("generation_config.json", "[]", [load_model], "must be an object"),
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_a_spoilt_file_of_a_model_is_named(folder, name):
+    """With the whole error; another tokenizer is no advice where config.json is spoilt."""
+    file, change, loads, message = SPOILT[name]
+    settings = json.loads((folder / file).read_text())
+    text = change if isinstance(change, str) else json.dumps(settings | change)
+    (folder / file).write_text(text)
+    for load in [load_config, load_tokenizer, load_model] if loads == "all" else loads:
+        advice = {"advice": "set it"} if load is load_tokenizer else {}
+        with pytest.raises(ValueError, match=rf"{file}.*{message}") as refused:
+            load("student", str(folder), **advice)
+        said = str(refused.value)
+        assert "\n" not in said and not said.rstrip().endswith(":")
+        assert said.endswith("; set it") == (load is load_tokenizer and file != "config.json")
+
+
+@pytest.mark.parametrize("names", [[], None, [1], "LlamaForCausalLM"])
+def test_a_student_names_its_class(folder, names):
+    """The trainer reads the first of them, whatever it is."""
+    config = load_config("student", str(folder))
+    check_architectures(str(folder), config)
+    config.architectures = names
+    with pytest.raises(ValueError, match=r"in its config\.json, architectures is .*; it must name"):
+        check_architectures(str(folder), config)
 
 
 def test_weights_that_are_missing_are_not_made_up(folder):

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import copy
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict
 
+import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from distilllens.errors import first_line
+from distilllens.errors import first_line, named
 from distilllens.fingerprints import Unshared, compare_tokenizers
 from distilllens.marks import check_noted_weights
-from distilllens.places import is_local, meant, missing_in, why_no_id, without_addresses
+from distilllens.places import broken_in, is_local, meant, missing_in, why_no_id, without_addresses
 from distilllens.stored import DamagedFile, read_stored
 
 _ADAPTER = "adapter_config.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 # Not left open: transformers would then ask on standard input, and take a "y" there for consent.
 _NO_REMOTE_CODE = {"trust_remote_code": False}
-_DATA_SUFFIXES = (".jsonl", ".json", ".gz", ".txt", ".csv", ".parquet", ".arrow")
 
 
 class _AdapterConfig(TypedDict):
@@ -54,6 +53,20 @@ def load_config(
         )
     with _one_line(what, name, "config.json", _base_advice(adapter)):
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **settings)
+
+
+def check_architectures(name: str, config):
+    """Refuse a configuration that names no class of model: the trainer loads a student by it.
+
+    Raises:
+        ValueError: with what config.json must name.
+    """
+    names = config.architectures
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        raise ValueError(
+            f"cannot train the student {str(name)!r}: in its config.json, architectures is "
+            f'{names!r}; it must name its class, such as ["LlamaForCausalLM"]'
+        )
 
 
 def load_tokenizer(role: str, name: str, *, advice: str = "", **settings):
@@ -233,11 +246,31 @@ def _one_line(what, name, part, advice=""):
         yield
     except Exception as error:  # a broken or missing file raises whatever it likes
         if Path(name).is_dir():
-            reason = missing_in(Path(name), part) or without_addresses(first_line(error))
+            reason = missing_in(Path(name), part)
+            if reason is None and (reason := _config_error(name, part, error)) is not None:
+                advice = ""  # another tokenizer would not mend it
+            reason = reason or broken_in(Path(name), part) or without_addresses(named(error))
         else:
             reason = f"there is no such folder here, and the hub did not have it{meant(name)}"
-            reason = f"{reason}: {first_line(error)}"
+            reason = f"{reason}: {named(error)}"
         raise ValueError(f"cannot load {what}: {reason}{advice}") from error
+
+
+def _config_error(name, part, error):
+    """What is wrong with config.json, where that is why a part cannot be loaded; else None."""
+    file = Path(name) / "config.json"
+    if not file.is_file():
+        return None
+    if (broken := broken_in(Path(name), "config.json")) is not None:
+        return broken
+    try:
+        config = AutoConfig.from_pretrained(name, **_NO_REMOTE_CODE)
+        if part == "weights":
+            with torch.device("meta"):
+                AutoModelForCausalLM.from_config(config, **_NO_REMOTE_CODE)
+    except Exception as found:  # as above
+        return f"{file} is not valid: {named(error)}" if str(found) == str(error) else None
+    return None
 
 
 def positions_of(config) -> int | None:
@@ -249,46 +282,6 @@ def positions_of(config) -> int | None:
 def least_positions(configs: Iterable) -> int | None:
     """The longest sequence that all of the configurations allow, or None for no limit."""
     return min((n for config in configs if (n := positions_of(config))), default=None)
-
-
-def shortest_names(paths: Sequence[str], separator: str = "/") -> list[str]:
-    """Names for paths: their last parts, as many as tell each from the others.
-
-    Paths that no number of parts tells apart keep equal names. Suffixes of data files are dropped.
-    """
-    parts = [_parts(path) for path in paths]
-    names = []
-    for path in parts:
-        length = 1
-        while length < len(path) and sum(other[-length:] == path[-length:] for other in parts) > 1:
-            length += 1
-        names.append(separator.join(path[-length:]))
-    return names
-
-
-def unique_names(paths: Sequence[str]) -> list[str]:
-    """``shortest_names`` joined by ``_``, for files and folders that are called so.
-
-    Raises:
-        ValueError: one path twice, or two paths that would get one name.
-    """
-    real = [str(Path(path).resolve()) if Path(path).exists() else path for path in paths]
-    parts, names = [_parts(path) for path in real], shortest_names(real, "_")
-    for number, path in enumerate(parts):
-        if path in parts[:number]:
-            raise ValueError(f"{paths[number]} is named twice")
-    for number, name in enumerate(names):
-        if name in names[:number]:
-            other = paths[names.index(name)]
-            raise ValueError(f"{other} and {paths[number]} would both be called {name}; rename one")
-    return names
-
-
-def _parts(path):
-    parts = [part for part in Path(os.path.normpath(path)).parts if part.strip("/\\")]
-    *above, last = parts or ["model"]
-    suffix = "".join(s for s in Path(last).suffixes if s in _DATA_SUFFIXES)
-    return [*above, last.removesuffix(suffix)]
 
 
 def check_tokenizers(student, teacher) -> Unshared:

@@ -69,6 +69,8 @@ TERMS = (
     ),
     LossTerm("cross_entropy", "cross_entropy", "cross-entropy", "ce", "cross_entropy_weight"),
 )
+# What float32 holds, in which the weights of tokens are; rounded down, for people.
+_MOST = 3e38
 WEIGHT_FIELDS = tuple(term.weight_field for term in TERMS)
 
 
@@ -132,8 +134,8 @@ class Objective:
         lens_token_fraction: in (0, 1]; the share of target tokens that the lens term measures.
 
     Raises:
-        ValueError: an unknown divergence or parameter, a weight below 0, a temperature <= 0, a
-            fraction outside (0, 1].
+        ValueError: an unknown divergence or parameter, a weight below 0 or above 3e38, a
+            temperature <= 0, a fraction outside (0, 1].
 
     Source: arXiv 2602.13567; docs/paper.md lists the deviations.
     """
@@ -156,9 +158,16 @@ class Objective:
             weight = getattr(self, name)
             if not (math.isfinite(weight) and weight >= 0):
                 raise ValueError(f"{name} must be a finite number >= 0, got {weight}")
+            if weight > _MOST:
+                raise ValueError(f"{name} must be at most {_MOST:g}, got {weight}")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
         check_fraction("lens_token_fraction", self.lens_token_fraction)
+        if self.lens_weight / self.lens_token_fraction > _MOST:
+            raise ValueError(
+                f"lens_token_fraction must be at least lens_weight / {_MOST:g}, got "
+                f"{self.lens_token_fraction} for a lens_weight of {self.lens_weight}"
+            )
 
     def needs_lens(self, measure_all: bool = False) -> bool:
         """Whether the states at the depths of the layer map are read.

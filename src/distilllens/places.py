@@ -11,6 +11,16 @@ from typing import Any
 from distilllens.stored import DamagedFile, read_stored
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
+_JSON = {
+    "config.json": ("config.json",),
+    "tokenizer": (
+        "tokenizer_config.json",
+        "tokenizer.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+    ),
+    "weights": ("generation_config.json", "model.safetensors.index.json"),
+}
 _TOKENIZER_PATTERNS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 
 
@@ -59,6 +69,17 @@ def missing_in(folder: Path, part: str) -> str | None:
             read_stored(folder / part, dict[str, Any])
         except DamagedFile as error:
             return f"the folder has no readable config.json: {error}"
+    return None
+
+
+def broken_in(folder: Path, part: str) -> str | None:
+    """Which JSON file of the "config.json", "tokenizer" or "weights" is no object, or None."""
+    for name in _JSON.get(part, ()):
+        try:
+            if (folder / name).is_file():
+                read_stored(folder / name, dict[str, Any])
+        except DamagedFile as error:
+            return str(error)
     return None
 
 

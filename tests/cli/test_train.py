@@ -300,7 +300,11 @@ BAD = {
     "text that is a list": ({"model_name_or_path": ["a"]}, [], "takes one value, got the list"),
     "folder that is a number": ({"output_dir": 3}, [], "output_dir must be text, got 3"),
     "empty list": ({"train_file": []}, [], "train_file is empty"),
-    "paths that are numbers": ({"train_file": [1, 2]}, [], "train_file must be a path or a list"),
+    "paths that are numbers": (
+        {"train_file": [1, 2]},
+        [],
+        "train_file must be a list of texts, got 1",
+    ),
     "accumulation 0": ({"gradient_accumulation_steps": 0}, [], "gradient_accumulation_steps must"),
     "batch 0": ({}, ["--per-device-train-batch-size=0"], "per_device_train_batch_size must be at"),
     "negative rate": ({"learning_rate": -0.1}, [], "learning_rate must be at least 0, got -0.1"),
@@ -649,9 +653,9 @@ def test_both_kinds_of_data_in_one_place_are_refused():
 
 def test_a_missing_tensorboard_is_named_before_anything_is_loaded(workshop, capsys, monkeypatch):
     """With the extra that installs it."""
-    from distilllens.workflows import train_inputs
+    from distilllens.workflows import train
 
-    monkeypatch.setattr(train_inputs, "is_tensorboard_available", lambda: False)
+    monkeypatch.setattr(train, "is_tensorboard_available", lambda: False)
     recipe(workshop, report_to="tensorboard")
     assert main(["train", "--config", "recipe.yaml"]) == 2
     err = capsys.readouterr().err

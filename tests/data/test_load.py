@@ -130,8 +130,19 @@ def test_stories_are_split_at_their_separator(tmp_path, suffix):
         (b'{"prompt": [], "completion": "a"}', "'prompt' is ..; it must be a list of messages"),
         (b'{"messages": "a"}', "'messages' is 'a'; it must be a list of messages"),
         (b'{"messages": ["a"]}', r"'messages'\[0\] is 'a'; a message has a role"),
+        (b'{"messages": [""]}', r"'messages'\[0\] is ''; a message has a role"),
+        (b'{"prompt": [], "completion": [" "]}', "'prompt' is ..; it must be a list of messages"),
+        (b'{"text": [""]}', "'text' is .''.; it must be a text"),
         (b'{"messages": [{"role": "user"}]}', r"'messages'\[0\] has no 'content'"),
         (TALK % b', "tools": "hammer"', "'tools' is 'hammer'; it must be a list of tools or the"),
+        *(
+            (TALK % b', "tools": %s' % tools, rf"'tools'{place} is .*; it must be a list of tools")
+            for tools, place in (
+                *((wrong, "") for wrong in (b"0", b"1.5", b"true", b"{}", b'"{}"', b'"1"', b'""')),
+                *((wrong, r"\[0\]") for wrong in (b'[""]', b"[1]", b"[null]", b'"[1]"')),
+                (b"[{}, 2]", r"\[1\]"),
+            )
+        ),
         (
             TALK % b', "chat_template_kwargs": [1]',
             r"'chat_template_kwargs' is \[1\]; it must be an",

@@ -1,6 +1,7 @@
 """The manifest of a teacher cache."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 from teacher.small_caches import MANIFEST, small
@@ -74,6 +75,35 @@ def test_an_entry_that_no_cache_has_is_named(tmp_path, entry, value, right):
     message = str(caught.value)
     assert str(file) in message and f"'{entry}" in message and "\n" not in message
     assert right is None or f"must be {right};" in message
+
+
+@pytest.mark.parametrize("entry", sorted(asdict(MANIFEST)))
+def test_a_changed_entry_is_refused_whichever_it_is(tmp_path, entry):
+    """Also those that are only told: a wrong one would be wrong advice. 0.1.0 wrote no hash."""
+    manifest.write_manifest(tmp_path, MANIFEST)
+    file = tmp_path / manifest.MANIFEST
+    found = json.loads(file.read_text())
+    other = {
+        "data": {"max_length": 7},
+        "depths": [1, 2],
+        "dtype": "float64",
+        "format": 1,
+        "head": {"scale": 1.5, "softcap": None},
+        "normed": not found["normed"],
+        "num_layers": 9,
+        "stored": "int8",
+        "teacher_files": {"config": "other"},
+        "width": 7,
+    }
+    changed = {**found, entry: other.get(entry, "other")}
+    file.write_text(json.dumps(changed))
+    with pytest.raises(
+        ValueError, match=r"manifest\.json was changed: .*; no teacher cache can be"
+    ):
+        manifest.read_manifest(tmp_path)
+    del changed["sha256"]
+    file.write_text(json.dumps(changed))
+    assert getattr(manifest.read_manifest(tmp_path), entry) == changed[entry] != found[entry]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"null", b'{"format": 1}', b"\xff"])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-from distilllens.cli.recipe import check_recipe, located
 from distilllens.cli.terminal import quiet_libraries, stage
+from distilllens.workflows.recipe_fields import check_recipe, located
 from distilllens.workflows.recipe_file import Recipe, read_recipe
 
 _DESCRIPTION = """\
@@ -69,11 +69,12 @@ def read_arguments(argv: list[str], command: str, description: str, output_dir: 
     parser = make_parser(command, description)
     # The first action of a field is its own flag; fields that default to true also have a
     # "--no_..." flag of the same name.
-    check_recipe(recipe, {action.dest: action for action in reversed(parser._actions)})
+    fields = {action.dest: action for action in reversed(parser._actions) if action.kinds}
+    values = check_recipe(recipe, fields)
     if output_dir is not None:
         flags = [*flags, "--output_dir", output_dir]
     try:
-        return parse(parser, recipe.values, flags)
+        return parse(parser, values, flags)
     except ValueError as error:
         raise located(error, recipe, flags) from error
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from dataclasses import fields
 from typing import NamedTuple
 
 from trl import ModelConfig, TrlParser
 
 from distilllens.cli import OneLineParser
-from distilllens.errors import first_line
+from distilllens.errors import one_line
 from distilllens.train.config import DistillLensConfig
+from distilllens.train.config_checks import kinds_of
 from distilllens.workflows.train_inputs import JobArguments
 
 # A flag -> the fields of a recipe that it replaces.
@@ -52,6 +54,9 @@ def make_parser(command: str, description: str) -> _Parser:
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="YAML", help="recipe: the flags below as YAML")
+    kinds = {k: v for part in parser.dataclass_types for k, v in kinds_of(part).items()}
+    for action in parser._actions:
+        action.kinds = kinds.get(action.dest)
     return parser
 
 
@@ -75,12 +80,7 @@ def parse(parser: _Parser, recipe: dict, flags: list[str]) -> Arguments:
         close = difflib.get_close_matches(unknown[0].split("=")[0], options, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise ValueError(f"unknown argument {unknown[0]}{hint} (see {parser.prog} --help)")
-    try:
-        job, model, training, *_ = parser.parse_args_into_dataclasses(flags)
-    except (TypeError, ArithmeticError, AttributeError, LookupError) as error:
-        for name in sorted(names):
-            _check_number(name, getattr(values, name, None))
-        raise ValueError(f"the fields do not fit: {first_line(error)}") from error
+    job, model, training = (_built(part, vars(values), names) for part in parser.dataclass_types)
     given = {
         field.name: getattr(part, field.name)
         for part in (job, model, training)
@@ -97,4 +97,36 @@ def _check_number(name, value):
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name} must be finite, got {value}")
     if isinstance(value, int) and abs(value) >= 2**63:
-        raise ValueError(f"{name} must be below 2^63, got {value}")
+        raise ValueError(f"{name} must be below 2^63, got {str(value)[:20]}...")
+
+
+def _built(part, values, names):
+    """A dataclass of its values; an error names the field, also where the library does not."""
+    values = {field.name: values[field.name] for field in fields(part) if field.init}
+    try:
+        return part(**values)
+    except Exception as error:  # libraries raise errors of any kind
+        text = one_line(error)
+        if not isinstance(error, ValueError):
+            text = f"{type(error).__name__}: {text}"
+        if isinstance(error, ValueError) and {*re.findall(r"\w+", text)} & {*values}:
+            raise
+        for name in sorted(names & {*values}):
+            _check_number(name, values[name])
+        blamed = _blamed(part, values, names)
+        where = f"{blamed} {values[blamed]!r}" if blamed else "the fields"
+        raise ValueError(f"{where} cannot be used: {text}") from error
+
+
+def _blamed(part, values, names):
+    """The first of the fields that were set without which the rest is accepted, or None."""
+    for field in fields(part):
+        if field.name not in names or not field.init:
+            continue
+        plain = {name: value for name, value in values.items() if name != field.name}
+        try:
+            part(**plain)
+        except Exception:  # as above
+            continue
+        return field.name
+    return None

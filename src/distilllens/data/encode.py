@@ -188,17 +188,24 @@ def tools_of(record: Mapping) -> list | None:
     """The tools of a record, JSON schemas; the record may hold them as a list or as JSON text.
 
     Raises:
-        ValueError: ``tools`` is text, but not JSON.
+        ValueError: ``tools`` is neither a list of objects nor the JSON text of one.
     """
-    tools = record.get("tools")
-    if not isinstance(tools, str):
+    given = tools = record.get("tools")
+    if isinstance(given, str):
+        try:
+            tools = json.loads(given)
+        except ValueError:
+            tools = given
+    if tools is None or (isinstance(tools, list) and all(isinstance(t, dict) for t in tools)):
         return tools
-    try:
-        return json.loads(tools)
-    except ValueError as error:
-        raise ValueError(
-            f"'tools' is {tools[:40]!r}; it must be a list of tools or the JSON text of one"
-        ) from error
+    what, wrong = "'tools'", given
+    if isinstance(tools, list):
+        at, wrong = next((i, tool) for i, tool in enumerate(tools) if not isinstance(tool, dict))
+        what = f"'tools'[{at}]"
+    raise ValueError(
+        f"{what} is {repr(wrong)[:40]}; it must be a list of tools or the JSON text of one, and a "
+        'tool is an object such as {"type": "function", "function": {...}}'
+    )
 
 
 def _ended(text, tokenizer):

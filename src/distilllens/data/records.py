@@ -130,7 +130,10 @@ def _has_no_target(kind, row, record):
     target = KINDS[kind][-1]
     if target not in record:
         return target in row or (target == "messages" and "conversations" in row)
-    texts = record[target] if isinstance(record[target], list) else [record[target]]
+    held = record[target]
+    if isinstance(held, list) and kind != "instruction":
+        return not held  # messages, of which a text is none
+    texts = held if isinstance(held, list) else [held]
     return all(isinstance(text, str) and not text.strip() for text in texts)
 
 

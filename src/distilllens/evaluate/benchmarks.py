@@ -18,7 +18,7 @@ from distilllens.data.records import kind_of, references
 from distilllens.errors import first_line
 from distilllens.evaluate.conversation import question_of
 from distilllens.files import sha256
-from distilllens.loading import unique_names
+from distilllens.names import unique_names
 
 # MiniLLM's files on the hub. Of S-NI and UnNI, the paper uses the examples whose reference has at
 # least 11 tokens.

@@ -20,7 +20,7 @@ from distilllens.evaluate.scores import (
 )
 from distilllens.evaluate.table import ResultTable
 from distilllens.evaluate.trivial import best_trivial, why_useless, without_verdicts
-from distilllens.loading import shortest_names, unique_names
+from distilllens.names import shortest_names, unique_names
 
 AVERAGE = RESERVED
 _REPORTED = ("decoding", "seeds", "chat", "limit", "max_prompt_length", "dtype", "backend")

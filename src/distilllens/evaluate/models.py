@@ -10,14 +10,9 @@ from typing import TypedDict
 
 from distilllens.errors import first_line
 from distilllens.fingerprints import file_hashes
-from distilllens.loading import (
-    base_model_name,
-    load_config,
-    load_model,
-    load_tokenizer,
-    unique_names,
-)
+from distilllens.loading import base_model_name, load_config, load_model, load_tokenizer
 from distilllens.marks import check_noted_weights
+from distilllens.names import unique_names
 from distilllens.stored import DamagedFile, read_stored
 
 

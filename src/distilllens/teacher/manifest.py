@@ -6,18 +6,20 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 
 from distilllens.files import write_json
-from distilllens.stored import DamagedFile, read_stored
+from distilllens.stored import DamagedFile, check_stored, read_stored
 
 MANIFEST = "manifest.json"
 STORED = ("auto", "int8")
 # 2: checksums of documents, hashes in the mark. Caches of format 1 are read and added to.
 FORMATS = (1, 2)
 _DTYPES = ("float64", "float32", "bfloat16", "float16")
+# The entry of the file with the hash of all others; adding documents may change some of them.
+_SEAL = "sha256"
 _NOT_COMPARED = ("teacher_name", "teacher_files", "data", "library", "format")
 
 
@@ -82,8 +84,8 @@ class Manifest:
     @property
     def digest(self) -> str:
         """SHA-256 of the entries that are compared; adding documents does not change it."""
-        entries = {name: value for name, value in asdict(self).items() if name not in _NOT_COMPARED}
-        return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+        entries = asdict(self).items()
+        return _hash({name: value for name, value in entries if name not in _NOT_COMPARED})
 
     def difference(self, other: Manifest) -> str | None:
         """The first entry in which they differ, as words, or None."""
@@ -97,14 +99,16 @@ class Manifest:
 def write_manifest(folder: Path, manifest: Manifest):
     """Write the manifest, creating the folder if needed."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / MANIFEST, asdict(manifest))
+    entries = asdict(manifest)
+    write_json(folder / MANIFEST, {**entries, _SEAL: _hash(entries)})
 
 
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of a folder; None where there is none.
 
     Raises:
-        ValueError: one that is damaged, is not ours, or has another version of the layout.
+        ValueError: one that is damaged, was changed, is not ours, or has another version of the
+            layout. What an earlier version wrote has no hash, and its names may have changed.
     """
     file = folder / MANIFEST
     if not file.exists():
@@ -112,8 +116,12 @@ def read_manifest(folder: Path) -> Manifest | None:
     try:
         found = read_stored(file, TypedDict("Versioned", {"format": int}))["format"]
         if found in FORMATS:
-            manifest = read_stored(file, Manifest)
+            entries = read_stored(file, dict[str, Any])
+            seal = entries.pop(_SEAL, None)
+            manifest = check_stored(entries, Manifest, str(file))
             _check_values(file, manifest)
+            if seal is not None and seal != _hash(entries):
+                raise DamagedFile(f"{file} was changed: its entries do not have the hash in it")
             return manifest
     except DamagedFile as error:
         raise DamagedFile(
@@ -124,6 +132,10 @@ def read_manifest(folder: Path) -> Manifest | None:
         f"teacher cache {folder} has format {found}, this version reads "
         f"{' and '.join(map(str, FORMATS))}; write it anew"
     )
+
+
+def _hash(entries):
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
 def _check_values(file, manifest):

@@ -16,11 +16,15 @@ from distilllens.objective import TERMS, Objective
 from distilllens.sampling import check_fraction
 from distilllens.train.config_checks import (
     check_bounds,
+    check_device,
+    check_divergences,
     check_lens_layers,
     check_precision,
     check_save_dtype,
     check_scope,
+    check_texts,
     check_types,
+    settle_numbers,
 )
 
 # Scores of answers.
@@ -197,6 +201,7 @@ class DistillLensConfig(SFTConfig):
     )
 
     def __post_init__(self):
+        settle_numbers(self)
         self._follow_the_machine()
         self._follow_the_answers()
         if self.greater_is_better is None and self.metric_for_best_model is not None:
@@ -204,12 +209,15 @@ class DistillLensConfig(SFTConfig):
             name = self.metric_for_best_model.removeprefix("eval_")
             self.greater_is_better = not is_loss(name)
         check_bounds(self)
+        check_texts(self)
         super().__post_init__()
         check_precision(self)
+        check_device(self)
         check_types(self)
         check_scope(self)
         check_fraction("lens_pair_fraction", self.lens_pair_fraction)
-        self.objective(layer_map=None)  # checks divergences, weights, temperature, token fraction
+        check_divergences(self)
+        self.objective(layer_map=None)  # checks weights, temperature, token fraction
         if isinstance(self.lens_layers, int) and not isinstance(self.lens_layers, bool):
             self.lens_layers = str(self.lens_layers)
         check_lens_layers(self.lens_layers)

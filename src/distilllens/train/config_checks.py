@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 import os
+import re
+from dataclasses import MISSING, fields
+from functools import cache
+from types import NoneType
+from typing import Literal, get_args, get_origin, get_type_hints
 
+from distilllens.divergence import parameters
 from distilllens.layer_map import LayerMap
 from distilllens.objective import WEIGHT_FIELDS
 from distilllens.teacher.manifest import STORED
 
 # Bounds of fields that transformers does not check; max_steps -1 means "not set".
 _BOUNDS = {
-    "adam_beta1": (0, 1),
-    "adam_beta2": (0, 1),
+    "adam_beta1": (0, math.nextafter(1, 0)),
+    "adam_beta2": (0, math.nextafter(1, 0)),
     "data_seed": (0, 2**32 - 1),
     "dataloader_num_workers": (0, math.inf),
     "gradient_accumulation_steps": (1, 2**20),
@@ -20,6 +26,7 @@ _BOUNDS = {
     "max_grad_norm": (0, math.inf),
     "max_length": (2, math.inf),
     "max_steps": (1, math.inf),
+    "neftune_noise_alpha": (0, math.inf),
     "num_train_epochs": (1e-9, math.inf),
     "per_device_eval_batch_size": (1, 2**20),
     "per_device_train_batch_size": (1, 2**20),
@@ -29,7 +36,56 @@ _BOUNDS = {
     "weight_decay": (0, math.inf),
 }
 _SAVED = ("auto", "float32", "bfloat16", "float16")
+_MAPPINGS = (
+    "output_divergence_kwargs",
+    "lens_divergence_kwargs",
+    "teacher_model_init_kwargs",
+    "eval_generate_kwargs",
+    "model_init_kwargs",
+    "dataset_kwargs",
+    "lr_scheduler_kwargs",
+    "activation_checkpointing_kwargs",
+    "gradient_checkpointing_kwargs",
+    "liger_kernel_config",
+)
+_MOST_PADDED = 2**20
 _PACKING = ("bfd", "bfd_split", "wrapped")
+
+
+@cache
+def kinds_of(part: type) -> dict[str, set]:
+    """Field of a dataclass -> the types it takes: ``int | None`` is {int, NoneType}."""
+    hints = get_type_hints(part)
+    return {field.name: _kinds(hints[field.name]) for field in fields(part)}
+
+
+def _kinds(hint):
+    if get_origin(hint) is Literal:
+        return {type(value) for value in get_args(hint)}
+    if get_origin(hint) in (list, dict):
+        return {get_origin(hint)}
+    return set().union(*map(_kinds, get_args(hint))) or {hint}
+
+
+def settle_numbers(args):
+    """Refuse what is no number in a field of numbers; 4.0 becomes 4 where they are whole.
+
+    Raises:
+        ValueError: with the field and the value.
+    """
+    defaults = {field.name: field.default for field in fields(args)}
+    for name, kinds in kinds_of(type(args)).items():
+        if not {int, float} & kinds or kinds - {int, float, NoneType}:
+            continue
+        value = getattr(args, name)
+        if value is None and (NoneType in kinds or defaults[name] in (None, MISSING)):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{name} must be a number, got {value!r}")
+        if isinstance(value, float) and float not in kinds:
+            if not value.is_integer():
+                raise ValueError(f"{name} must be a whole number, got {value}")
+            setattr(args, name, int(value))
 
 
 def check_bounds(args):
@@ -42,13 +98,31 @@ def check_bounds(args):
         value = getattr(args, name)
         if value is None or (name == "max_steps" and value == -1):
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{name} must be a number, got {value!r}")
         if not low <= value <= high:
             top = "" if high == math.inf else f" and at most {high}"
+            top = " and below 1" if low < high < 1 else top
             raise ValueError(f"{name} must be at least {low:g}{top}, got {value}")
         if value == math.inf:
             raise ValueError(f"{name} must be finite, got {value}")
+
+
+def check_texts(args):
+    """Refuse texts of no meaning, of fields that transformers does not check.
+
+    Raises:
+        ValueError: with the field, the value and what would be right.
+    """
+    padding = str(args.pad_to_multiple_of).lower()
+    is_number = re.fullmatch(r"[0-9]{1,9}", padding) and 1 <= int(padding) <= _MOST_PADDED
+    if not is_number and padding not in ("auto", "none", "null"):
+        raise ValueError(
+            f'pad_to_multiple_of must be "auto" or a whole number from 1 to {_MOST_PADDED}, '
+            f"got {args.pad_to_multiple_of!r}"
+        )
+    if args.optim_args and not all(part.count("=") == 1 for part in args.optim_args.split(",")):
+        raise ValueError(
+            f'optim_args must be settings such as "rank=64,scale=0.1", got {args.optim_args!r}'
+        )
 
 
 def check_precision(args):
@@ -75,6 +149,44 @@ def check_save_dtype(name):
         raise ValueError(f"save_dtype is one of {', '.join(_SAVED)}, got {name!r}")
 
 
+def check_device(args):
+    """Refuse what needs a GPU on the CPU.
+
+    Raises:
+        ValueError: with what to do instead.
+    """
+    needs = {
+        "use_liger_kernel": "the loss does not need it, it is computed without liger's kernels",
+        "activation_offloading": "activations are in the CPU's memory already",
+    }
+    for name, why in needs.items():
+        if args.use_cpu and getattr(args, name):
+            raise ValueError(
+                f"{name} needs a GPU, and this run is on the CPU; leave it out ({why})"
+            )
+
+
+def check_divergences(args):
+    """Refuse divergences and parameters that do not exist or are out of range.
+
+    Raises:
+        ValueError: with the field.
+    """
+    sides = ("output_divergence", "lens_divergence")
+    given = [(name, getattr(args, name), {}) for name in sides]
+    given += [
+        (f"{name}_kwargs", getattr(args, name), getattr(args, f"{name}_kwargs") or {})
+        for name in sides
+    ]
+    if args.lens_divergence == "jsd" and "beta" not in (args.lens_divergence_kwargs or {}):
+        given.append(("lens_beta", "jsd", {"beta": args.lens_beta}))
+    for field, name, settings in given:
+        try:
+            parameters(name, settings)
+        except ValueError as error:
+            raise ValueError(f"{field}: {error}") from error
+
+
 def check_types(args):
     """Refuse values of a wrong type in the fields of distillation.
 
@@ -97,15 +209,11 @@ def check_types(args):
     for name in ("output_divergence", "lens_divergence"):
         if not isinstance(getattr(args, name), str):
             raise ValueError(f"{name} must be a name, got {getattr(args, name)!r}")
-    for name in (
-        "output_divergence_kwargs",
-        "lens_divergence_kwargs",
-        "teacher_model_init_kwargs",
-        "eval_generate_kwargs",
-    ):
+    for name in _MAPPINGS:
         value = getattr(args, name)
+        example = " such as {beta: 0.5}" if name.endswith("divergence_kwargs") else ""
         if value is not None and not isinstance(value, dict):
-            raise ValueError(f"{name} must be a mapping such as {{beta: 0.5}}, got {value!r}")
+            raise ValueError(f"{name} must be a mapping{example}, got {value!r}")
     for name in ("lens_norm", "eval_generate"):
         if not isinstance(getattr(args, name), bool):
             raise ValueError(f"{name} must be true or false, got {getattr(args, name)!r}")
@@ -154,5 +262,12 @@ def check_lens_layers(spec):
     Raises:
         ValueError: with how to write one.
     """
-    if spec != "auto" and not str(spec).strip().isdigit():
+    number = str(spec).strip()
+    if spec == "auto" or (number.isdecimal() and number.strip("0")):
+        return
+    if re.fullmatch(r"[+-]?\d+(\.\d*)?", number):
+        raise ValueError(f"lens_layers must be a whole number of pairs from 1, got {number}")
+    try:
         LayerMap.parse(spec)
+    except ValueError as error:
+        raise ValueError(f"lens_layers: {error}") from error

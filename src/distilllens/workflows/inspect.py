@@ -23,9 +23,9 @@ from distilllens.loading import (
     load_config,
     load_model,
     saved_dtype,
-    shortest_names,
     size_in_words,
 )
+from distilllens.names import shortest_names
 from distilllens.report import (
     figure_names,
     inspector_sections,

@@ -17,7 +17,8 @@ from distilllens.layer_map import LayerMap
 from distilllens.lens.logit_lens import LogitLens
 from distilllens.lens.probe import undisturbed
 from distilllens.lens.reading import Inspection, Passage, inspect_models
-from distilllens.loading import positions_of, shortest_names
+from distilllens.loading import positions_of
+from distilllens.names import shortest_names
 from distilllens.report.canvas import require_plotting
 from distilllens.report.inspector import inspector_sections
 from distilllens.report.page import render_page

@@ -15,6 +15,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, set_s
 from distilllens.data import data_files, drop_long_prompts, load_hub, load_records
 from distilllens.errors import first_line
 from distilllens.loading import (
+    check_architectures,
     is_adapter_folder,
     load_config,
     load_tokenizer,
@@ -239,12 +240,14 @@ def load_student_config(job, model, args, tokenizer):
     """
     if job.student_config is not None:
         return random_student_config(job.student_config, tokenizer)
-    return load_config(
+    config = load_config(
         "student",
         model.model_name_or_path,
         revision=(args.model_init_kwargs or {}).get("revision", model.model_revision),
         trust_remote_code=args.trust_remote_code,
     )
+    check_architectures(model.model_name_or_path, config)
+    return config
 
 
 def random_student_config(student_config: dict, tokenizer):

@@ -6,7 +6,8 @@ import datetime
 import pytest
 
 from distilllens.cli import main
-from distilllens.cli.recipe import check_recipe
+from distilllens.cli.train import read_arguments
+from distilllens.workflows.recipe_fields import check_recipe
 from distilllens.workflows.recipe_file import read_recipe
 
 
@@ -138,6 +139,90 @@ def test_values_that_no_run_can_use_are_named_with_file_and_line(workshop, capsy
     )
     assert main(["train", "--config", "recipe.yaml"]) == 2
     assert message in capsys.readouterr().err
+
+
+# (a line of a recipe, the value that its field gets)
+TAKEN = [
+    ("max_steps: 2.0", 2),
+    ("data_seed: 3.0", 3),
+    ("gradient_accumulation_steps: 2.0", 2),
+    ("lora_r: 4.0", 4),
+    ("max_prompt_length: 4.0", 4),
+    ("pad_to_multiple_of: 7", 7),
+    ("pad_to_multiple_of: 8.0", 8),
+    ("max_length:", None),
+    ("dtype:", None),
+    ("optim_target_modules: [a, b]", ["a", "b"]),
+    ("trackio_static_space_id: false", False),
+    ("lens_layers: 3", "3"),
+]
+EMPTY = (
+    "weight_decay max_grad_norm learning_rate seed max_steps num_train_epochs adam_beta1 log_level"
+)
+EMPTY += " per_device_train_batch_size eval_strategy lens_norm output_divergence lora_r report"
+# (a line of a recipe, what is said of it after its field)
+REFUSED = [
+    *(
+        (f"{name}:", " is empty; give it a value, or leave the line out for")
+        for name in EMPTY.split()
+    ),
+    ("lora_r: 4.5", " must be a whole number, got 4.5"),
+    ("pad_to_multiple_of: 7.5", " must be a whole number, got 7.5"),
+    ("pad_to_multiple_of: 0", ' must be "auto" or a whole number from 1 to'),
+    ("pad_to_multiple_of: abc", ' must be "auto" or a whole number from 1 to'),
+    ("output_weight: 1.0e+39", " must be at most 3e+38, got 1e+39"),
+    ("lens_weight: 1.0e+39", " must be at most 3e+38, got 1e+39"),
+    ("cross_entropy_weight: 1.0e+39", " must be at most 3e+38, got 1e+39"),
+    ("lens_token_fraction: 1.0e-39", " must be at least lens_weight / 3e+38, got 1e-39 for"),
+    ("use_liger_kernel: true", " needs a GPU, and this run is on the CPU; leave it out"),
+    ("activation_offloading: true", " needs a GPU, and this run is on the CPU; leave it out"),
+    ("chat_template_path: {}", " takes one value, got the mapping {}"),
+    ("neftune_noise_alpha: -1", " must be at least 0, got -1"),
+    ("adam_beta1: 1.0", " must be at least 0 and below 1, got 1.0"),
+    ("output_divergence: abc", ": unknown divergence 'abc'; known: forward_kl,"),
+    ("output_divergence_kwargs: {beta: 2}", ": divergence 'reverse_kl' takes no parameter 'beta'"),
+    ("lens_divergence_kwargs: {a: 1}", ": divergence 'jsd' takes no parameter 'a'; valid: beta"),
+    ("lens_beta: 99999999", ": beta of jsd must lie strictly between 0 and 1"),
+    ("lens_layers: 0", " must be a whole number of pairs from 1, got 0"),
+    ("lens_layers: -1", " must be a whole number of pairs from 1, got -1"),
+    ("lens_layers: {}", " takes one value, got the mapping {}"),
+    ("lens_layers: abc", ": cannot read the layer map 'abc'"),
+    ("optim_args: abc", ' must be settings such as "rank=64,scale=0.1", got'),
+    ("output_divergence_kwargs: -1", " must be a mapping such as {key: value}, got -1"),
+    ("output_divergence_kwargs: true", " must be a mapping such as {key: value}, got True"),
+    ("lr_scheduler_kwargs: abc", " must be a mapping, got 'abc'"),
+    ("label_names: [1]", " must be a list of texts, got 1 in it"),
+    ("log_level: abc", " must be one of "),
+    ("accelerator_config: {a: 1}", " {'a': 1} cannot be used: TypeError"),
+    ("logging_steps: 0", " and file"),
+    ("logging_steps: 1.5", " and file"),
+    ("tf32: true", " and file"),
+    ("fsdp: abc", " and file"),
+]
+
+
+def arguments(folder, line):
+    """What a recipe with this line gives, on the CPU."""
+    text = f"# comment\n{line}\noutput_dir: out\nuse_cpu: true\ntrain_file: train.jsonl\n"
+    (folder / "recipe.yaml").write_text(text)
+    return read_arguments(["--config", str(folder / "recipe.yaml")], "train", "")
+
+
+@pytest.mark.parametrize(("line", "value"), TAKEN)
+def test_a_value_becomes_one_of_its_fields_type(tmp_path, line, value):
+    """A whole number is one however it is written; nothing is a value where a field takes it."""
+    given = arguments(tmp_path, line).given[line.split(":")[0]]
+    assert given == value and type(given) is type(value)
+
+
+@pytest.mark.parametrize(("line", "message"), REFUSED)
+def test_a_value_that_a_field_does_not_take_is_one_line(tmp_path, line, message):
+    """With file, line and field, whether we or a library noticed ("and file": in its words)."""
+    with pytest.raises(ValueError) as refused:
+        arguments(tmp_path, line)
+    said, name = str(refused.value), line.split(":")[0]
+    assert f"recipe.yaml:2: {'' if message == ' and file' else name + message}" in said
+    assert name in said and "\n" not in said
 
 
 def test_a_flag_is_not_blamed_on_the_recipe(workshop, capsys):

@@ -1,0 +1,145 @@
+"""Check the fields of a recipe, with hints for YAML's pitfalls."""
+
+from __future__ import annotations
+
+import difflib
+import math
+
+from distilllens.workflows.recipe_file import Recipe
+
+
+def check_recipe(recipe: Recipe, actions: dict) -> dict:
+    """The values of a recipe, each of the type of its field: 4.0 is 4 where numbers are whole.
+
+    Args:
+        actions: field -> argparse action, whose ``type`` is the type of the field; or its
+            ``kinds``, a set, where a field takes more than flags can say.
+
+    Raises:
+        ValueError: the first unknown field or value of a wrong type, with file and line, and what
+            would be right.
+    """
+    values = {}
+    for name, value in recipe.values.items():
+        if name not in actions:
+            close = difflib.get_close_matches(str(name), actions, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(f"{recipe.where(name)}: unknown field {name!r}{hint}")
+        if problem := _problem(name, value, actions[name], recipe.texts.get(name)):
+            raise ValueError(f"{recipe.where(name)}: {name} {problem}")
+        is_whole = isinstance(value, float) and _is_whole(actions[name])
+        values[name] = int(value) if is_whole else value
+    return values
+
+
+def located(error: ValueError, recipe: Recipe, flags: list[str]) -> ValueError:
+    """The error itself; with file and line of the first field in it that no flag sets."""
+    given = {flag.split("=")[0].lstrip("-").replace("-", "_") for flag in flags if flag[:1] == "-"}
+    # Libraries write --field or `field`; a word without an underscore may be a mere word.
+    for at, word in enumerate(str(error).split()):
+        name = word.strip("-`'\":,.()")
+        marked = at == 0 or "_" in name or word.startswith(("--", "`"))
+        if marked and name in recipe.lines and name not in given:
+            return ValueError(f"{recipe.where(name)}: {error}")
+    return error
+
+
+def _problem(name, value, action, text):
+    """What is wrong with a value; None if nothing is. ``text``: the value as it was written."""
+    if value is None:
+        return _problem_of_nothing(action)
+    if name == "lens_layers" and isinstance(value, int) and value > 60:
+        return (
+            f'is the number {value}: YAML reads 2:8 as 128; write it in quotes, "2:8" or "2:8,4:16"'
+        )
+    kind, kinds = getattr(action.type, "__name__", ""), _kinds(action)
+    if kind == "string_to_bool":  # by name: transformers wraps some types
+        return None if value in (True, False) else f"must be true or false, got {value!r}"
+    if kind in ("int", "float"):
+        return _number_problem(value, whole=kind == "int")
+    if isinstance(value, dict | list) or (dict in kinds and not isinstance(value, str)):
+        return _collection_problem(value, action, kinds)
+    if isinstance(value, bool) and bool in kinds:
+        return None
+    if isinstance(value, bool):
+        word = _word(value, text, action)
+        return (
+            f"must be text, got {value}: YAML reads a bare {text or word} as "
+            f'{str(value).lower()}; write "{word}" in quotes'
+        )
+    if isinstance(value, int | float) and int in kinds:
+        return _number_problem(value, whole=True)
+    if not isinstance(value, str) and name != "lens_layers":
+        return f"must be text, got {value!r}" + (f'; write "{text}" in quotes' if text else "")
+    if value == "":
+        return "is empty; give it a value, or leave it out"
+    choices = [str(getattr(choice, "value", choice)) for choice in action.choices or ()]
+    if choices and str(value) not in choices:
+        return f"must be one of {', '.join(choices)}, got {value!r}"
+    return None
+
+
+def _problem_of_nothing(action):
+    if action.default is None or type(None) in _kinds(action):
+        return None
+    default = getattr(action.default, "value", action.default)
+    return f"is empty; give it a value, or leave the line out for {default!r}"
+
+
+def _collection_problem(value, action, kinds):
+    if isinstance(value, list) and (action.nargs == "+" or list in kinds):
+        if not value:
+            return "is empty; give it a value, or leave it out"
+        wrong = [part for part in value if not isinstance(part, str)]
+        return f"must be a list of texts, got {wrong[0]!r} in it" if wrong else None
+    if dict in kinds:
+        fine = isinstance(value, dict)
+        return None if fine else f"must be a mapping such as {{key: value}}, got {value!r}"
+    what = "list" if isinstance(value, list) else "mapping"
+    return f"takes one value, got the {what} {value!r}"
+
+
+def _kinds(action):
+    return getattr(action, "kinds", None) or {action.type}
+
+
+def _is_whole(action):
+    kind = getattr(action.type, "__name__", "")
+    return kind == "int" or (kind != "float" and int in _kinds(action))
+
+
+def _word(value, text, action):
+    """The word in quotes that was probably meant by a bare true, false, yes, no, on or off."""
+    plain = "yes" if value else "no"
+    if text is None or text.lower() in ("true", "false") or plain in (action.choices or ()):
+        return plain
+    return text
+
+
+def _number_problem(value, whole):
+    if isinstance(value, str):
+        return f"must be a number, got the text {value!r}{_number_hint(value)}"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return f"must be a number, got {value!r}"
+    if whole and isinstance(value, float) and not value.is_integer():
+        return f"must be a whole number, got {value}"
+    return None
+
+
+def _number_hint(text):
+    try:
+        number = float(text)
+    except ValueError:
+        return ""
+    if not math.isfinite(number):
+        return ""
+    if "e" in text.lower():
+        mantissa, exponent = text.lower().split("e")
+        mantissa += "" if "." in mantissa else ".0"
+        exponent = exponent if exponent.startswith(("+", "-")) else f"+{exponent}"
+        if f"{mantissa}e{exponent}" != text.lower():
+            return (
+                ": YAML reads it as text without a decimal point and a sign of the exponent; "
+                f"write {mantissa}e{exponent}"
+            )
+    return f"; write {number:g} without quotes"

@@ -307,9 +307,9 @@ def check_lengths(who: str, config, longest: int, *, is_known: bool = True):
     """
     positions = positions_of(config)
     if positions is not None and longest > positions:
-        hold = "hold" if is_known else "may hold"
+        data = "the data hold a sequence of" if is_known else "the data may hold a sequence of"
         raise ValueError(
-            f"the data {hold} a sequence of {longest} tokens, beyond the {who}'s {positions} "
+            f"{data} {longest} tokens, beyond the {who}'s {positions} "
             f"positions; set max_length to {positions} or less"
         )
 

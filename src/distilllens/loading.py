@@ -247,7 +247,7 @@ def _one_line(what, name, part, advice=""):
     except Exception as error:  # a broken or missing file raises whatever it likes
         if Path(name).is_dir():
             reason = missing_in(Path(name), part)
-            if reason is None and (reason := _config_error(name, part, error)) is not None:
+            if reason is None and (reason := config_error(name, part, error)) is not None:
                 advice = ""  # another tokenizer would not mend it
             reason = reason or broken_in(Path(name), part) or without_addresses(named(error))
         else:
@@ -256,7 +256,7 @@ def _one_line(what, name, part, advice=""):
         raise ValueError(f"cannot load {what}: {reason}{advice}") from error
 
 
-def _config_error(name, part, error):
+def config_error(name: str, part: str, error: Exception) -> str | None:
     """What is wrong with config.json, where that is why a part cannot be loaded; else None."""
     file = Path(name) / "config.json"
     if not file.is_file():

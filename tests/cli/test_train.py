@@ -570,6 +570,22 @@ def test_a_checkpoint_of_another_recipe_is_named(workshop, caplog):
     assert "kd/checkpoint-2 belongs to a run of another recipe: lens_weight was 0.0" in caplog.text
 
 
+def test_a_spoilt_configuration_of_the_student_is_named(workshop, capsys):
+    """Also where only the model that is made of it refuses it."""
+    file = workshop / "student" / "config.json"
+    settings = json.loads(file.read_text())
+    for change, message in (
+        ({"hidden_act": "abc"}, "student/config.json is not valid: KeyError: 'abc'"),
+        ({"vocab_size": 1.5}, "student/config.json is not valid: Validation error for field 'voc"),
+        ({"architectures": []}, "in its config.json, architectures is []"),
+    ):
+        file.write_text(json.dumps(settings | change))
+        recipe(workshop)
+        assert main(["train", "--config", "recipe.yaml"]) == 2
+        said = capsys.readouterr().err
+        assert message in said and "set tokenizer_name_or_path" not in said
+
+
 def test_an_unknown_model_type_is_one_short_line(workshop, capsys):
     """Not the list of every model that transformers knows."""
     fields = {"student_config": {"model_type": "llamma"}, "tokenizer_name_or_path": "teacher"}

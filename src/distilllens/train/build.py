@@ -10,7 +10,13 @@ from peft import PeftModel
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from distilllens.data import to_dataset
-from distilllens.loading import base_model_name, is_adapter_folder, load_adapter, load_model
+from distilllens.loading import (
+    base_model_name,
+    config_error,
+    is_adapter_folder,
+    load_adapter,
+    load_model,
+)
 from distilllens.train.config import DistillLensConfig
 from distilllens.train.trainer import DistillLensTrainer
 
@@ -39,16 +45,22 @@ def build_trainer(
         args = copy.copy(args)
         args.model_init_kwargs = None
     examples = {role: to_dataset(rows) for role, rows in records.items()}
-    return DistillLensTrainer(
-        student,
-        args=args,
-        train_dataset=examples["train"],
-        eval_dataset=examples.get("eval"),
-        processing_class=tokenizer,
-        peft_config=_peft_config(model),
-        quantization_config=quantization,
-        **more,
-    )
+    try:
+        return DistillLensTrainer(
+            student,
+            args=args,
+            train_dataset=examples["train"],
+            eval_dataset=examples.get("eval"),
+            processing_class=tokenizer,
+            peft_config=_peft_config(model),
+            quantization_config=quantization,
+            **more,
+        )
+    except Exception as error:  # models raise errors of any kind
+        reason = config_error(student, "weights", error) if isinstance(student, str) else None
+        if reason is None:
+            raise
+        raise ValueError(f"cannot load the student {student!r}: {reason}") from error
 
 
 def _adapted(folder, args, quantization):

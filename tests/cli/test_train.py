@@ -287,7 +287,11 @@ BAD = {
     "depth": ({"lens_layers": "1:9"}, [], "teacher depth 9, but the teacher has depths 0 to 4"),
     "unsorted map": ({"lens_layers": "2:3,1:2"}, [], "must rise strictly"),
     "repeated depth": ({"lens_layers": "1:2,1:3"}, [], "must rise strictly"),
-    "length": ({"max_length": 65}, [], "beyond the student's 64 positions"),
+    "length": (
+        {"max_length": 65, "packing": True, "packing_strategy": "wrapped"},
+        [],
+        "beyond the student's 64 positions",
+    ),
     "no student": ({"model_name_or_path": None}, [], "model_name_or_path"),
     "missing student": ({"model_name_or_path": "nowhere"}, [], "'nowhere'"),
     "missing teacher": ({"teacher_model_name_or_path": "nowhere"}, [], "the teacher 'nowhere'"),

@@ -93,7 +93,7 @@ def naive(model, prompt, decoding=SAMPLING, *, seed=0, ends=ENDS):
 class Letters:
     """A tokenizer of numbers: a text is its tokens, "5 9 17"; nothing is special."""
 
-    pad_token_id, eos_token_id = 0, None
+    pad_token_id, eos_token_id, bos_token_id = 0, None, None
 
     def __call__(self, texts, **kwargs):
         ids = [[int(word) for word in text.split()] for text in texts]

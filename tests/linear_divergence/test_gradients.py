@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from distilllens.divergence import divergence, parameters
@@ -35,6 +35,10 @@ def test_equals_autograd(name, data):
     student, teacher = (torch.tensor([data.draw(rows)], dtype=torch.float64) for _ in "qp")
     gone = data.draw(st.lists(st.integers(1, size - 1)))
     student[:, gone] = teacher[:, gone] = -INF
+    if name == "total_variation":  # a tie has a gradient on either side
+        q, p = student.softmax(-1), teacher.softmax(-1)
+        near = (q - p).abs() <= 1e-9 * q
+        assume(torch.equal(student, teacher) or not (near & student.isfinite()).any())
     for found, expected in zip(
         by_formula(name, student, teacher), by_autograd(name, student, teacher), strict=True
     ):
@@ -83,5 +87,5 @@ def test_jsd_of_equal_models_is_zero():
 def test_cross_entropy_of_a_token_the_student_lacks():
     """+inf, and the gradient of the others stays finite."""
     student = torch.tensor([[0.0, -INF, 1.0]])
-    value = cross_entropy(student, torch.tensor([1]), None, True)
+    value = cross_entropy(student, (torch.tensor([1]), None), None, True)
     assert value.item() == INF and student.isfinite().all()

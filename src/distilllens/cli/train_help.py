@@ -85,6 +85,7 @@ GROUPS = {
     "output": {
         "output_dir": "Folder for checkpoints, the final model and the report.",
         "report": "",
+        "save_dtype": "",
         "logging_steps": "Steps between lines of the log.",
         "save_strategy": "When to save a checkpoint: no, steps, epoch or best.",
         "save_steps": "Steps between checkpoints, with save_strategy steps.",

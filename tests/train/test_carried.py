@@ -6,6 +6,8 @@ import math
 import pytest
 import toys
 
+from distilllens.train.carried import CarriedSums
+
 SETTINGS = {"max_steps": 6, "logging_steps": 4, "save_strategy": "steps", "save_steps": 2}
 SETTINGS |= {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2}
 TIMES = ("runtime", "per_second")
@@ -81,3 +83,12 @@ def test_a_second_training_begins_anew(tmp_path):
     """Without a resume, nothing of the first one is counted."""
     trainer = toys.trainer(tmp_path, **SETTINGS | {"learning_rate": 0.0, "save_strategy": "no"})
     assert math.isclose(trainer.train().training_loss, trainer.train().training_loss, rel_tol=1e-6)
+
+
+def test_a_run_that_resumes_at_its_last_step_has_the_same_mean():
+    """To the last digit of float64."""
+    total = 4 * 3.675475001335144
+    stored = {"attributes": {"entries": {"since": 0, "loss": total, "terms": {}}}}
+    carried = CarriedSums()
+    carried.restart(stored, 4, main=True)
+    assert carried.mean_loss(4, 1, lambda sums: sums) == total / 4

@@ -81,5 +81,7 @@ class CarriedSums(TrainerCallback, ExportableState):
         self.terms.resume(entries["terms"], main=main)
 
     def _total(self, reduce):
-        own = self._loss if isinstance(self._loss, torch.Tensor) else torch.tensor(self._loss)
+        own = self._loss
+        if not isinstance(own, torch.Tensor):
+            own = torch.tensor(own, dtype=torch.float64)
         return float(reduce(own))

@@ -483,6 +483,13 @@ def test_a_damaged_final_model_is_made_again(workshop, capsys, damage):
     assert "nothing to do" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("second", ["--train_file", "--train-file", "--train_file=b.jsonl"])
+def test_a_repeated_flag_is_refused(capsys, second):
+    """Its first values would be dropped without a word."""
+    assert main(["train", "--train_file", "a.jsonl", second, "b.jsonl"]) == 2
+    assert "--train_file is given twice" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "trainer_state.json"])
 def test_other_files_of_a_final_model(workshop, capsys, name):
     """A deleted one is made again; an edited one stays, with a warning."""

@@ -52,6 +52,7 @@ def read_arguments(argv: list[str], command: str, description: str, output_dir: 
     path, flags = _take_config(argv)
     if "--config" in flags:
         raise ValueError("--config is given twice; a run has one recipe, and flags override it")
+    _check_repeated(flags)
     if (everything := _help_flags(flags)) is not None:
         from distilllens.cli.train_help import print_help
 
@@ -96,6 +97,14 @@ def _take_config(argv):
     if at + 1 == len(argv):
         raise ValueError("--config needs the path of a recipe")
     return argv[at + 1], argv[:at] + argv[at + 2 :]
+
+
+def _check_repeated(flags):
+    """Refuse a flag that is given twice: the parser would drop the values of the first."""
+    names = [word[2:].split("=")[0].replace("-", "_") for word in flags if word.startswith("--")]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"--{name} is given twice; give it once, a list as --{name} A B")
 
 
 def _help_flags(flags):

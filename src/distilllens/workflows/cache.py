@@ -18,7 +18,7 @@ from distilllens.train.teachers import (
     find_teacher,
     load_teacher,
 )
-from distilllens.workflows import train_inputs
+from distilllens.workflows import students, train_inputs
 from distilllens.workflows.identity import teacher_identity
 from distilllens.workflows.train import one_line_errors
 from distilllens.workflows.train_inputs import JobArguments
@@ -41,11 +41,11 @@ def write_cache(job: JobArguments, model, args: DistillLensConfig) -> str:
     for name in ("teacher_cache", "teacher_model_name_or_path"):
         if not getattr(args, name):
             raise ValueError(f"distilllens cache needs {name}")
-    train_inputs.check_student(job, model)
+    students.check_student(job, model)
     logger.info("loading the tokenizer and the data")
-    tokenizer = train_inputs.load_student_tokenizer(job, model, args)
-    records = train_inputs.load_all(job, train_inputs.as_trained(tokenizer, args))
-    config = train_inputs.load_student_config(job, model, args, tokenizer)
+    tokenizer = students.load_student_tokenizer(job, model, args)
+    records = train_inputs.load_all(job, students.as_trained(tokenizer, args))
+    config = students.load_student_config(job, model, args, tokenizer)
     teacher_identity(args)
     with one_line_errors("the cache cannot be written"):
         cached = _filled(args, tokenizer, records, config.get_text_config().num_hidden_layers)

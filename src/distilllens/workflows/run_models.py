@@ -29,7 +29,7 @@ from distilllens.loading import (
 )
 from distilllens.report import Observations, Sample
 from distilllens.workflows.inspect import target_passage
-from distilllens.workflows.train_inputs import random_student
+from distilllens.workflows.students import random_student
 
 logger = logging.getLogger(__name__)
 _MAX_TEXT_TOKENS, _MAX_QUESTION_CHARACTERS = 256, 1200

@@ -26,7 +26,7 @@ from distilllens.train.metrics import SEEN
 from distilllens.train.run_lock import claimed
 from distilllens.train.saving import saved_or_removed
 from distilllens.train.stopping import StopSignals
-from distilllens.workflows import train_inputs
+from distilllens.workflows import students, train_inputs
 from distilllens.workflows.identity import student_identity, teacher_identity, tokenizer_identity
 from distilllens.workflows.outputs import PAGE, check_folder
 from distilllens.workflows.provenance import record_of
@@ -79,18 +79,18 @@ def run_job(job: JobArguments, model, args: DistillLensConfig, given: dict | Non
 
 def _run(job, model, args, given):
     """Train; returns a line, or None if the run is finished already."""
-    train_inputs.check_student(job, model)
+    students.check_student(job, model)
     _check_loggers(args)
     _check_evaluation(job, args)
     _check_folders(args)
-    args = train_inputs.with_student_settings(job, model, args)
+    args = students.with_student_settings(job, model, args)
     logger.info("loading the tokenizer and the data")
-    tokenizer = train_inputs.load_student_tokenizer(job, model, args)
-    reader = train_inputs.as_trained(tokenizer, args)
+    tokenizer = students.load_student_tokenizer(job, model, args)
+    reader = students.as_trained(tokenizer, args)
     records = train_inputs.load_all(job, reader)
-    student, config = train_inputs.load_student(job, model, args, tokenizer)
+    student, config = students.load_student(job, model, args, tokenizer)
     if job.student_config is None:
-        args = train_inputs.with_save_dtype(model, args, config)
+        args = students.with_save_dtype(model, args, config)
     scorer = _scorer(args, records, reader, config)
     models = {
         "student": student_identity(model, config),

@@ -20,6 +20,7 @@ from distilllens.train.cache_fill import fill_cache
 from distilllens.train.cache_needs import name_of
 from distilllens.train.checks import check_answers, check_arguments, check_counts, check_data
 from distilllens.train.collation import Collation
+from distilllens.train.companions import CompanionTrainer
 from distilllens.train.finite import check_weights
 from distilllens.train.logged_trainer import LoggedTrainer
 from distilllens.train.metrics import named_terms
@@ -39,7 +40,7 @@ from distilllens.train.teachers import (
 logger = logging.getLogger(__name__)
 
 
-class DistillLensTrainer(PreparedTrainer, LoggedTrainer):
+class DistillLensTrainer(PreparedTrainer, CompanionTrainer, LoggedTrainer):
     """Train a student by cross-entropy, an output divergence and a lens divergence.
 
     Use it like ``SFTTrainer``: it takes the same data (and instruction/input/output records) and

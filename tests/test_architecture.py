@@ -23,6 +23,8 @@ FLOORS = {
     "cost": 0,
     "linear_divergence": 1,
     "sampling": 1,
+    "loss_terms": 1,
+    "features": 1,
     "fingerprints": 1,
     "jsonl": 1,
     "marks": 1,
@@ -60,7 +62,7 @@ OWNERS = {
 }
 # Nothing but torch and the standard library.
 MATHEMATICS = ("head", "divergence", "layer_map", "targets", "cost", "sampling", "objective")
-MATHEMATICS += ("linear_divergence",)
+MATHEMATICS += ("linear_divergence", "loss_terms", "features")
 FRAMEWORKS = ("transformers", "trl", "accelerate", "peft", "datasets", "tokenizers", "safetensors")
 FRAMEWORKS += ("numpy", "matplotlib", "yaml")
 

@@ -149,7 +149,9 @@ def test_without_a_teacher_it_is_plain_sft(tmp_path):
     assert toys.drift(toys.weights(ours.model), toys.weights(theirs.model)) < 1e-6
 
 
-@pytest.mark.parametrize("lens", [{}, toys.SAMPLED], ids=["all", "sampled"])
+@pytest.mark.parametrize(
+    "lens", [{}, toys.SAMPLED, toys.FORMS["features"]], ids=["all", "sampled", "features"]
+)
 def test_checkpointing_changes_no_weight(tmp_path, lens):
     """Gradient checkpointing recomputes, and draws nothing anew; the steps stay."""
     plain = toys.trainer(tmp_path, **lens)
@@ -198,16 +200,16 @@ def test_lora_trains_the_adapter_alone(tmp_path):
         assert torch.equal(found[name], value), name
 
 
-@pytest.mark.parametrize("kind", ["dropout", "lora", "accumulation", "sampled"])
+@pytest.mark.parametrize("kind", ["dropout", "lora", "accumulation", *toys.FORMS])
 def test_resume_is_bit_equal(tmp_path, kind):
     """Stopped after two steps and resumed, a run ends at the bits of one that never stopped."""
     from peft import LoraConfig
 
     settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch"}
-    if kind == "sampled":
+    if kind in toys.FORMS:
         # "auto" is one pair for a student of two blocks.
-        settings |= toys.SAMPLED | {"lens_layers": "1:1,2:3"}
-    if kind in ("accumulation", "sampled"):
+        settings |= {"lens_layers": "1:1,2:3"} | toys.FORMS[kind]
+    if kind in ("accumulation", *toys.FORMS):
         settings |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3}
 
     def make():
@@ -220,11 +222,13 @@ def test_resume_is_bit_equal(tmp_path, kind):
     whole.train()
     resumed = make()
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    ours, theirs = toys.weights(whole.model), toys.weights(resumed.model)
+    ours, theirs = (
+        toys.weights(each.model) | toys.weights(each.companions) for each in (whole, resumed)
+    )
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     for a, b in zip(whole.state.log_history[:-1], resumed.state.log_history[:-1], strict=True):
-        assert {k: v for k, v in a.items() if "loss" in k} == {
-            k: v for k, v in b.items() if "loss" in k
+        assert {k: v for k, v in a.items() if "loss" in k or "lens" in k} == {
+            k: v for k, v in b.items() if "loss" in k or "lens" in k
         }
 
 

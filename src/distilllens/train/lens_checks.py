@@ -77,6 +77,12 @@ def check_forms(args):
             f"lens_weight_schedule is one of {known}, got {args.lens_weight_schedule!r}"
         )
     check_fraction("lens_weight_until", args.lens_weight_until)
+    others = (args.output_weight, args.cross_entropy_weight, args.feature_weight)
+    if args.lens_weight > 0 and args.lens_weight_until < 1 and not any(others):
+        raise ValueError(
+            f"lens_weight_until {args.lens_weight_until} leaves nothing to learn from behind that "
+            "share of the steps, because all other weights are 0; set output_weight, for example"
+        )
     if args.lens_layers.strip() == "exits" and not args.lens_norm:
         raise ValueError(
             "lens_layers exits compares with the teacher's output, which is read through its final "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -102,3 +103,11 @@ def load_translators(file: str | Path) -> tuple[Translators, dict[str, str]]:
         if not torch.isfinite(tensor).all():
             raise DamagedFile(f"{path}: {name} holds numbers that are not finite")
     return found, about
+
+
+def translators_digest(translators: Translators) -> str:
+    """SHA-256 of the depths and of the numbers of all maps, in hexadecimal."""
+    found = hashlib.sha256(repr(translators.depths).encode())
+    for tensor in (translators.weight, translators.bias):
+        found.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()

@@ -234,7 +234,7 @@ def test_nothing_to_keep_is_an_error_that_keep_truncated_mends(shop, capsys):
     flags = ["--greedy", "--max_new_tokens", "1"]
     assert generate(*flags) == 2
     said = capsys.readouterr().err
-    assert "none of the 3 answers is kept: 3 did not end within --max_new_tokens 1, 0 are" in said
+    assert "none of 3 answers is kept: 3 did not end within --max_new_tokens 1, 0 are" in said
     assert not Path("answers.jsonl").exists()
     assert generate(*flags, "--keep_truncated") == 0
     assert "model: " not in capsys.readouterr().err and len(rows_of()) == 3
@@ -246,7 +246,7 @@ def test_the_beginning_and_the_end_say_what_is_done(shop, capsys):
     said = capsys.readouterr().err
     num = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained("teacher").parameters())
     assert f"model: teacher: {num:,} parameters, float32, on cpu" in said
-    assert "1 each, sampled, up to 16 tokens" in said and "tokens/s" in said
+    assert "8 prompts, 1 sampled answer each, up to 16 tokens" in said and "tokens/s" in said
     (line,) = (x for x in said.splitlines() if x.startswith("next: distilllens train"))
     words = line.split("   #")[0].replace("STUDENT", "student").split()[2:]
     assert main([*words, "--max_steps", "2", "--use_cpu", "--report", "false"]) == 0
@@ -479,7 +479,7 @@ BAD = {
     "no template for --chat": (
         no_template,
         {"flags": ["--chat"]},
-        "train.jsonl:1: the tokenizer cannot write these messages: it has no chat template",
+        "--chat: the tokenizer of teacher has no chat template",
     ),
     "--chat for texts": (
         lambda p: write("train.jsonl", [{"prompt": "a"}]),
@@ -516,6 +516,13 @@ BAD = {
         {},
         "answers.jsonl.part is in the place of our unfinished answers, and is none",
     ),
+    "a damaged part": (
+        lambda p: Path("answers.jsonl.part").write_text(
+            '{"made_by": "distilllens generate", "set\n{"prompt": 0}\n'
+        ),
+        {},
+        "answers.jsonl.part is in the place of our unfinished answers, and is none",
+    ),
     "foreign settings": (
         lambda p: Path("answers.jsonl.settings").write_text("{}"),
         {},
@@ -530,6 +537,12 @@ BAD = {
     "batch_size": (None, {"flags": ["--batch_size", "0"]}, "--batch_size must be at least 1"),
     "limit": (None, {"flags": ["--limit", "0"]}, "--limit must be at least 1, got 0"),
     "seeds": (None, {"flags": ["--seeds", "1,1"]}, "--seeds names one twice: 1,1"),
+    "backend": (None, {"flags": ["--backend", "tgi"]}, "--backend is one of transformers, vllm"),
+    "no vLLM": (
+        None,
+        {"flags": ["--backend", "vllm"]},
+        "vLLM is not installed: pip install 'distilllens[vllm]'",
+    ),
     "dtype": (None, {"flags": ["--dtype", "int8"]}, "--dtype is one of auto, float32"),
     "device": (None, {"flags": ["--device", "tpu9"]}, "--device tpu9 cannot be used"),
 }

@@ -41,6 +41,7 @@ except ImportError:  # Windows, where nothing keeps two commands apart
 _MARK = "distilllens generate"
 _BEGINNING = f'{{"made_by": "{_MARK}"'.encode()
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_LONGEST = 2**20  # bytes, of a line of settings
 # File systems without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
@@ -138,7 +139,7 @@ class AnswerFile:
         file = self._locked()
         try:
             before = self._header()
-            if before is None and not _is_cut(os.pread(file, 2 * len(_BEGINNING), 0)):
+            if before is None and not _is_cut(os.pread(file, _LONGEST, 0)):
                 raise ValueError(
                     f"--output {self.path}: {self.part} is in the place of our unfinished answers, "
                     "and is none; move it away, or name another file"
@@ -283,9 +284,9 @@ class AnswerFile:
             os.close(file)
 
 
-def _is_cut(line):
-    """Whether a line without an end is one of ours that was cut while it was written."""
-    return line[: len(_BEGINNING)] == _BEGINNING[: len(line)]
+def _is_cut(content):
+    """Whether a file holds no more than a first line of ours that was cut."""
+    return b"\n" not in content and content[: len(_BEGINNING)] == _BEGINNING[: len(content)]
 
 
 def _flat(value, name=""):

@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from shlex import join
-from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
-from distilllens.data import data_files, kind_of, load_prompts, with_answer
-from distilllens.data.format import as_json
-from distilllens.evaluate.benchmarks import Benchmark, examples_of, path_of
-from distilllens.evaluate.models import Candidate, find_models
+from distilllens.data import kind_of, with_answer
 from distilllens.evaluate.processes import this_process
-from distilllens.evaluate.tasks import Task, make_task
-from distilllens.files import sha256
 from distilllens.generate.answer_file import AnswerFile, AnswerRow
 from distilllens.generate.decoding import Decoding
 from distilllens.generate.generation import continuation
 from distilllens.generate.transformers_backend import TransformersBackend, plan_batches
-from distilllens.generate.vllm_backend import VllmBackend, check_vllm
-from distilllens.jsonl import encode_rows
+from distilllens.generate.vllm_backend import VllmBackend
 from distilllens.loading import size_in_words
 from distilllens.workflows.evaluate import check_flags
+from distilllens.workflows.generate_inputs import prepare
 from distilllens.workflows.provenance import command_line, versions
 
 logger = logging.getLogger(__name__)
@@ -91,7 +83,7 @@ def generate(plan: Plan) -> str:
     with ExitStack() as stack:
         with process.together():
             file.check_place()
-            prepared = _prepare(plan, process)
+            prepared = prepare(plan, process)
             settings = prepared.settings | {"keep_truncated": plan.keep_truncated}
             if process.is_main and not file.is_finished(settings):
                 stack.enter_context(file.claimed(prepared.settings))
@@ -105,93 +97,21 @@ def generate(plan: Plan) -> str:
                 raise ValueError(f"--output {plan.output} must be a file that all processes see")
             before, began = file.answers(), time.perf_counter()
         with _going_on(file), process.together():
-            _answer(plan, process, prepared, file)
+            _answer(plan, process, prepared, file, before.keys())
         with process.together():
-            found = file.answers()
-            new = sum(row["num_tokens"] for key, row in found.items() if key not in before)
-            seconds = time.perf_counter() - began
             if process.is_main:
                 about = _finish(plan, prepared, file, settings)
+                seconds = time.perf_counter() - began
+                new = about["tokens"] - sum(row["num_tokens"] for row in before.values())
                 return _said(plan, about, f"{seconds:,.1f} s, {new / seconds:,.0f} tokens/s")
     return ""
 
 
-class _Prepared(NamedTuple):
-    candidate: Candidate
-    records: list[dict]
-    task: Task
-    settings: dict
-
-
-def _prepare(plan, process) -> _Prepared:
-    """Load and check everything but the weights; nothing is written."""
-    if plan.backend == "vllm":
-        check_vllm(plan.decoding, process.size)
-    paths = [path_of(source) for source in plan.data]
-    _check_apart(Path(plan.output), paths)
-    places, records = zip(*load_prompts(paths)[: plan.limit], strict=True)
-    _check_chat(plan, records[0], places[0])
-    records = [_writable(record, place) for record, place in zip(records, places, strict=True)]
-    examples = [
-        replace(example, place=place)
-        for example, place in zip(examples_of(records, "", plan.chat), places, strict=True)
-    ]
-    (candidate,) = find_models([plan.model], trust_remote_code=plan.trust_remote_code)
-    hashes = [sha256(file) for file in data_files(paths, warn=False)]
-    data = Benchmark(", ".join(plan.data), plan.data[0], hashes[0], tuple(examples))
-    task = make_task(data, [candidate], plan.decoding, plan.max_prompt_length)
-    settings = {
-        "model": candidate.hashes,
-        "data": dict(enumerate(hashes, 1)),
-        "seeds": list(plan.seeds),
-        "decoding": asdict(plan.decoding),
-        **{name: getattr(plan, name) for name in ("limit", "max_prompt_length", "chat", "dtype")},
-        "backend": plan.backend,
-    }
-    return _Prepared(candidate, records, task, settings)
-
-
-def _check_apart(output, paths):
-    """Refuse an output that is read, now or by the next command, as data."""
-    for path in paths:
-        if path.is_dir() and output.resolve().parent == path.resolve():
-            raise ValueError(
-                f"--output {output} is in the folder {path}, which is read as --data; name a file "
-                "elsewhere"
-            )
-        if path.exists() and output.exists() and path.samefile(output):
-            raise ValueError(f"--output {output} is a file of --data; name another one")
-
-
-def _check_chat(plan, record, place):
-    """Refuse ``--chat`` for prompts that are texts already: it would have no effect."""
-    if plan.chat and kind_of(record) == "prompt" and isinstance(record["prompt"], str):
-        raise ValueError(
-            f"--chat is for instructions, and {place} has a prompt that is a finished text; leave "
-            "--chat out, or make the prompt a list of messages"
-        )
-
-
-def _writable(record, place):
-    """A record as JSON holds it: dates as text, no number (NaN) as null."""
-    try:
-        text = json.dumps(record, default=as_json)
-        record = json.loads(text, parse_constant=lambda name: None)
-        encode_rows([record])
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{place}: a field has half a surrogate pair, which cannot be encoded as UTF-8"
-        ) from error
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}; leave that field out") from error
-    return record
-
-
-def _answer(plan, process, prepared, file):
+def _answer(plan, process, prepared, file, done):
     """Give this process's share of the answers that are missing."""
     candidate, _, task, _ = prepared
     prompt_ids = task.prompt_ids[candidate.label]
-    done, todo = file.answers().keys(), []
+    todo = []
     numbers, lengths = list(prompt_ids), [*map(len, prompt_ids.values())]
     batches = plan_batches(lengths, plan.batch_size)[process.rank :: process.size]
     for seed in plan.seeds:
@@ -206,9 +126,11 @@ def _answer(plan, process, prepared, file):
         logger.info("going on: %d of %d answers are in %s", len(done), total, file.part)
     backend = _backend(plan, process, candidate)
     if process.is_main:
-        each = f"{len(plan.seeds)} each, sampled" if plan.seeds != (None,) else "greedy"
+        each = (
+            f"{_num(len(plan.seeds), 'sampled answer')} each" if plan.seeds != (None,) else "greedy"
+        )
         longest = plan.decoding.max_new_tokens
-        logger.info("answers: %d prompts, %s, up to %d tokens", len(numbers), each, longest)
+        logger.info("%s, %s, up to %d tokens", _num(len(numbers), "prompt"), each, longest)
     num_tokens, began = 0, time.perf_counter()
     total = sum(len(batch) for batch, _ in todo)
     with tqdm(
@@ -293,9 +215,9 @@ def _finish(plan, prepared, file, settings):
                 rows.append(with_answer(prepared.records[number], answer["answer"]))
     if not rows:
         raise ValueError(
-            f"none of the {len(found)} answers is kept: {left_out['truncated']} did not end within "
-            f"--max_new_tokens {plan.decoding.max_new_tokens}, {left_out['empty']} are empty; "
-            "raise --max_new_tokens and name another --output, or add --keep_truncated"
+            f"none of {_num(len(found), 'answer')} is kept: {left_out['truncated']} did not end "
+            f"within --max_new_tokens {plan.decoding.max_new_tokens}, {left_out['empty']} are "
+            "empty; raise --max_new_tokens and name another --output, or add --keep_truncated"
         )
     about = {
         "command": command_line(),
@@ -316,22 +238,26 @@ def _finish(plan, prepared, file, settings):
 
 def _said(plan, about, speed):
     lines = [
-        f"wrote {plan.output}: {about['rows']:,} rows of {about['answers']:,} answers, "
+        f"wrote {plan.output}: {_num(about['rows'], 'row')} of {_num(about['answers'], 'answer')}, "
         f"{about['tokens']:,} tokens; {speed}"
     ]
     if skipped := about["prompts_left_out"]:
         lines.append(
-            f"not answered: {skipped} prompts with more than --max_prompt_length "
+            f"not answered: {_num(skipped, 'prompt')} with more than --max_prompt_length "
             f"{plan.max_prompt_length} tokens"
         )
     if truncated := about["left_out"]["truncated"]:
         lines.append(
-            f"left out: {truncated} answers that did not end within --max_new_tokens "
+            f"left out: {_num(truncated, 'answer')} that did not end within --max_new_tokens "
             f"{plan.decoding.max_new_tokens}; raise it, or keep them by --keep_truncated"
         )
     if empty := about["left_out"]["empty"]:
-        lines.append(f"left out: {empty} empty answers")
+        lines.append(f"left out: {_num(empty, 'empty answer')}")
     return "\n".join([*lines, _next(plan)])
+
+
+def _num(number, thing):
+    return f"{number:,} {thing}{'s' * (number != 1)}"
 
 
 def _next(plan):

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from distilllens.cli import main
 from distilllens.data import encode_example, load_records, to_training_examples
 from distilllens.generate.answer_file import AnswerFile
+from distilllens.generate.generation import Generation
 from distilllens.generate.transformers_backend import TransformersBackend
 
 ROOT = Path(__file__).parents[2]
@@ -261,6 +262,38 @@ def test_a_folder_of_answers_can_be_trained_on(shop):
     assert (
         load_records("answers") == load_records("answers/all.jsonl") == rows_of("answers/all.jsonl")
     )
+
+
+def test_a_benchmark_is_known_by_its_name(shop, monkeypatch):
+    """Its file comes from the hub's cache; a file of that name here goes first."""
+    write("valid.jsonl", [{"instruction": "the cat", "output": "b"}])
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **settings: str(shop))
+    assert generate("--greedy", "--keep_truncated", data="dolly") == 0
+    assert [row["instruction"] for row in rows_of()] == ["the cat"]
+    Path("dolly").mkdir()
+    write("dolly/a.jsonl", [{"instruction": "a dog"}])
+    assert generate("--greedy", "--keep_truncated", data="dolly", output="b.jsonl") == 0
+    assert [row["instruction"] for row in rows_of("b.jsonl")] == ["a dog"]
+
+
+def test_vllm_is_asked_as_by_an_evaluation(shop, monkeypatch):
+    """With the prompts' tokens, the seed, and the loaded tokenizer."""
+    asked = []
+
+    class Engine:
+        note = None
+
+        def __init__(self, *args, **settings):
+            asked.append((args[0], settings))
+
+        def generate(self, prompt_ids, *, seed):
+            return [Generation(f"{seed}", 2, True, 0, (3, 0)) for _ in prompt_ids]
+
+    monkeypatch.setattr("distilllens.workflows.generate.VllmBackend", Engine)
+    monkeypatch.setattr("distilllens.workflows.generate_inputs.check_vllm", lambda *_: None)
+    assert generate("--backend", "vllm", "--seeds", "4,5") == 0
+    assert asked == [("teacher", {"dtype": "auto", "trust_remote_code": False})]
+    assert [row["output"] for row in rows_of()] == ["4", "5"] * 8
 
 
 def test_a_finished_file_stays(shop, capsys):

@@ -73,6 +73,20 @@ def test_without_an_answer_nothing_stays(tmp_path):
         assert len(file.answers()) == 1
 
 
+def test_deleting_the_part_file_forgets_every_process(tmp_path):
+    """What the others left has no settings of its own."""
+    file = AnswerFile(tmp_path / "a.jsonl")
+    with file.claimed(SETTINGS):
+        file.append(0, [answer(0)])
+        file.append(1, [answer(1)])
+    with file.claimed(SETTINGS):
+        assert len(file.answers()) == 2
+    file.part.unlink()
+    with file.claimed(SETTINGS | {"limit": 3}):
+        assert file.answers() == {}
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     "row, message",
     [

@@ -144,6 +144,9 @@ class AnswerFile:
                     f"--output {self.path}: {self.part} is in the place of our unfinished answers, "
                     "and is none; move it away, or name another file"
                 )
+            if before is None:  # a new command, to which nothing of another process belongs
+                for path in self._parts_of_others():
+                    path.unlink()
             try:
                 if before is None or not self.answers():
                     self._write_header(file, settings)

@@ -152,8 +152,15 @@ METHODS = (
         {"lens_layers": "exits", "lens_weight_schedule": "constant"},
         ("tests/train/test_trainer.py::test_the_teacher_is_read_once_for_all_exits",),
     ),
-    # Its test is named here when the field comes: until then the script says so.
-    _form("DistillLens through a tuned lens", {"lens_readout": "tuned"}, ()),
+    _form(
+        "DistillLens through a tuned lens",
+        {"lens_readout": "tuned"},
+        (
+            "tests/train/test_tuned_lens.py"
+            "::test_the_lens_is_measured_through_both_models_translators",
+            "tests/lens/test_translator_fit.py::test_it_is_ridge_regression",
+        ),
+    ),
 )
 
 

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from torch import nn
+from torch.distributions import Categorical, kl_divergence
 
 from distilllens.head import Head
-from distilllens.lens.translator_fit import TranslatorFit
+from distilllens.lens import LogitLens, Passage, capture
+from distilllens.lens.translator_fit import TranslatorFit, tuned_lens
 
 
 def made(rows=400, width=6, noise=0.0, seed=0):
@@ -20,21 +22,21 @@ def made(rows=400, width=6, noise=0.0, seed=0):
     return first, last, norm, head
 
 
-def fitted(first, last, norm, head, *, parts=1, **kwargs):
+def fitted(first, last, norm, head, *, parts=1, refine=True):
     fit = TranslatorFit([3], first.shape[1])
     for a, b in zip(first.chunk(parts), last.chunk(parts), strict=True):
         fit.add({3: a, 7: b}, b, norm(b).detach())
-    return fit.solve(norm, head, **kwargs)
+    return fit.refine(norm, head) if refine else fit.solve()
 
 
 def kl(translators, first, last, norm, head):
     """KL(output || lens) in nats per row, from torch.distributions."""
     with torch.no_grad():
         p, q = (
-            torch.distributions.Categorical(logits=head(norm(state)).double())
+            Categorical(logits=head(norm(state)).double())
             for state in (last, translators(3, first))
         )
-        return float(torch.distributions.kl_divergence(p, q).mean())
+        return float(kl_divergence(p, q).mean())
 
 
 def test_it_is_ridge_regression():
@@ -82,7 +84,7 @@ def test_too_few_rows(rows):
     state = torch.randn(rows, 4)
     fit.add({0: state}, state, state)
     with pytest.raises(ValueError, match=f"at least 2 tokens, got {rows}"):
-        fit.solve(nn.Identity(), Head(torch.randn(5, 4)))
+        fit.solve()
 
 
 def test_fewer_rows_than_directions():
@@ -90,3 +92,22 @@ def test_fewer_rows_than_directions():
     first, last, norm, head = made(rows=3)
     found = fitted(first, last, norm, head)
     assert all(torch.isfinite(p).all() for p in found.parameters())
+
+
+def test_the_lens_of_a_model_is_fitted_to_its_output(family):
+    """KL(output || lens) on other texts falls at every inner depth; the lens before stays."""
+    plain = LogitLens(family("llama"))
+    texts = torch.randint(100, (60, 24), generator=torch.Generator().manual_seed(0))
+    passages = [Passage(ids, torch.arange(24)) for ids in texts[:50]]
+    lens, count = tuned_lens(plain, passages)
+    width, last = plain.anatomy.stream_shape[-1], plain.num_layers
+    assert count == min(50 * 24, 16 * width)
+    states = capture(plain, range(last + 1), input_ids=texts[50:])
+    for depth in range(last):
+        kls = []
+        for each in (plain, lens):
+            logits = each.logits(each.translate(depth, states[depth])), plain.logits(states[last])
+            q, p = (Categorical(logits=x.detach().double()) for x in logits)
+            kls.append(float(kl_divergence(p, q).mean()))
+        assert kls[1] < kls[0]
+    assert plain.translators is None

@@ -59,3 +59,30 @@ def test_arguments_are_checked(workshop, arguments, message):
     with pytest.raises(ValueError, match=message):
         write_inspection("page.html", **arguments)
     assert not (workshop / "page.html").exists()
+
+
+def test_a_tuned_lens_is_fitted_to_the_records_that_are_not_shown(workshop):
+    """The last depth stays what it is, the others are read anew; the page says how."""
+    arguments = {**PAIR, "data": ["train.jsonl"], "limit": 3}
+    write_inspection("logit.html", **arguments)
+    write_inspection("tuned.html", **arguments, lens_readout="tuned")
+    pages = [(workshop / f"{name}.html").read_text() for name in ("logit", "tuned")]
+    assert "through a lens tuned on the records behind them" in pages[1]
+    assert "tuned" not in pages[0].split("Read from")[1][:200]
+    before, after = (lens(workshop / f"{name}.html") for name in ("logit", "tuned"))
+    assert len(before["documents"]) == len(after["documents"]) == 3
+    assert before != after
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompt": "the cat", "lens_readout": "tuned"}, "tuned needs --data"),
+        ({"data": ["train.jsonl"], "lens_readout": "tuned", "limit": 800}, "has no more"),
+        ({"data": ["train.jsonl"], "lens_readout": "raw"}, "is logit or tuned, got 'raw'"),
+    ],
+)
+def test_a_tuned_lens_that_cannot_be_fitted(workshop, arguments, message):
+    """One line, before models are read."""
+    with pytest.raises(ValueError, match=message):
+        write_inspection("page.html", **PAIR, **arguments)

@@ -24,6 +24,7 @@ examples:
 With --prompt every token is shown; with --data only those that predict a response, as in training.
 """
 _SEVERAL = {"action": "extend", "nargs": "+", "default": []}
+_READOUTS = {"choices": ("logit", "tuned"), "default": "logit"}
 _DTYPES = {"choices": ("auto", "float32", "bfloat16", "float16"), "default": "auto"}
 _FLAGS = (
     ("teacher", str, "MODEL", "teacher: a folder or hub id"),
@@ -34,6 +35,7 @@ _FLAGS = (
     ("limit", 8, "N", "number of records of --data to read"),
     ("max_length", 512, "N", "number of tokens of a record to read"),
     ("lens_layers", "auto", "PAIRS", 'depth pairs of training, to mark: auto, "3" or "2:8,4:16"'),
+    ("lens_readout", _READOUTS, None, "logit, or tuned: fitted to the records behind --limit"),
     ("dtype", _DTYPES, None, "dtype of the models (default: auto, as each is saved)"),
     ("output", Path, "FILE", "page to write, such as page.html"),
     ("figures", Path, "DIR", "also save all figures there, as PNG and SVG"),
@@ -55,6 +57,7 @@ def main(argv: list[str]) -> int:
         "limit": args.limit,
         "max_length": args.max_length,
         "figures": args.figures,
+        "lens_readout": args.lens_readout,
     }
     check_inspection(args.output, **arguments)
     stage("loading torch and transformers")

@@ -9,6 +9,8 @@ from distilllens.lens.trajectory import (
     divergence_by_depth,
     trajectory,
 )
+from distilllens.lens.translator_fit import tuned_lens
+from distilllens.lens.translators import Translators, load_translators
 
 __all__ = [
     "DepthDivergence",
@@ -17,9 +19,12 @@ __all__ = [
     "LogitLens",
     "Passage",
     "Trajectory",
+    "Translators",
     "capture",
     "divergence_by_depth",
     "inspect_models",
+    "load_translators",
     "read_states",
     "trajectory",
+    "tuned_lens",
 ]

@@ -9,13 +9,51 @@ import torch
 from torch import Tensor
 
 from distilllens.head import Head
+from distilllens.lens.capture import capture
+from distilllens.lens.logit_lens import LogitLens
+from distilllens.lens.probe import accepts
+from distilllens.lens.reading import Passage
 from distilllens.lens.translators import Translators
 from distilllens.linear_divergence import linear_divergence
 
+# Rows that least squares has, for each number in a state.
+ROWS_PER_NUMBER = 16
 # Of the mean variance of a stream; less fits noise, more keeps the answer small.
 _RIDGE = 0.01
 _STEPS, _ROWS_A_STEP, _RATE = 32, 128, 3e-4
 _KEPT_ROWS = 4096
+
+
+@torch.no_grad()
+def tuned_lens(lens: LogitLens, passages: Iterable[Passage]) -> tuple[LogitLens, int]:
+    """A lens whose inner depths are fitted to its model's output by least squares.
+
+    Args:
+        passages: read one at a time, until ``ROWS_PER_NUMBER`` positions for each number in a state
+            have been seen.
+
+    Returns:
+        The lens, and the number of positions that it was fitted to.
+
+    Raises:
+        ValueError: fewer than two positions, or a stream that is not ``[B, T, D]``.
+    """
+    if not lens.anatomy.batch_first:
+        raise ValueError(f"{lens!r} has no stream [B, T, D], which a tuned lens needs")
+    device = next(lens.model.parameters()).device
+    last, width = lens.num_layers, lens.anatomy.stream_shape[-1]
+    fit = TranslatorFit(range(last), width, device)
+    for passage in passages:
+        inputs = {"input_ids": passage.ids[None].to(device)}
+        if accepts(lens.model, "attention_mask"):
+            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        states = capture(lens, range(last + 1), **inputs)
+        at = passage.positions.to(device)[: ROWS_PER_NUMBER * width - fit.num_rows]
+        rows = {depth: states[depth][0, at] for depth in states}
+        fit.add(rows, rows[last], None)
+        if fit.num_rows >= ROWS_PER_NUMBER * width:
+            break
+    return lens.tuned(fit.solve()), fit.num_rows
 
 
 class TranslatorFit:
@@ -47,13 +85,13 @@ class TranslatorFit:
         self._kept = []
 
     @torch.no_grad()
-    def add(self, states: dict[int, Tensor], last: Tensor, final: Tensor):
+    def add(self, states: dict[int, Tensor], last: Tensor, final: Tensor | None):
         """Add N rows.
 
         Args:
             states: depth -> the stream ``[N, D]``.
             last: the stream after the last block, ``[N, D]``.
-            final: the same behind the final norm, as the head reads it.
+            final: the same behind the final norm, as the head reads it; None without steps on KL.
         """
         exact = last.to(self._exact)
         for at, depth in enumerate(self.translators.depths):
@@ -64,41 +102,48 @@ class TranslatorFit:
         self._last_sum += exact.sum(0)
         self._last_squares += float(exact.square().sum())
         self.num_rows += len(last)
-        room = max(_KEPT_ROWS - sum(len(rows[1]) for rows in self._kept), 0)
-        if room:
+        room = _KEPT_ROWS - sum(len(final) for _, final in self._kept)
+        if final is not None and room > 0:
             streams = torch.stack([states[depth] for depth in self.translators.depths])
             self._kept.append((streams[:, :room].clone(), final[:room].clone()))
 
-    def solve(
-        self, normalize: Callable[[Tensor], Tensor], head: Head, *, refine: bool = True
-    ) -> Translators:
-        """The translators, fitted to all rows.
-
-        Args:
-            normalize: a stream ``[N, D]`` -> what the head reads.
-            head: of the model; a constant.
-            refine: False leaves out the steps on KL, each of which projects 128 rows.
+    @torch.no_grad()
+    def solve(self) -> Translators:
+        """The translators of least squares.
 
         Raises:
             ValueError: fewer than two rows.
         """
         if self.num_rows < 2:
             raise ValueError(f"translators are fitted to at least 2 tokens, got {self.num_rows}")
-        weight, bias = self.translators.weight, self.translators.bias
-        head = Head(head.weight.detach(), _detached(head.bias), head.scale, head.softcap)
         for at in range(len(self.translators.depths)):
-            mean, linear, white = self._least_squares(at)
-            with torch.no_grad():
-                identity = torch.eye(len(mean), dtype=self._exact, device=mean.device)
-                weight[at] = (linear - identity).T
-                bias[at] = self._mean_last - mean @ linear
-            if not refine:
-                continue
-            change, shift = self._refined(at, mean, white, normalize, head)
-            with torch.no_grad():
-                weight[at] += change.T
-                bias[at] += shift
+            mean, linear, _ = self._least_squares(at)
+            identity = torch.eye(len(mean), dtype=self._exact, device=mean.device)
+            self._set(at, (linear - identity), self._mean_last - mean @ linear)
         return self.translators
+
+    def refine(self, normalize: Callable[[Tensor], Tensor], head: Head) -> Translators:
+        """The translators of least squares after some steps on KL(output || lens).
+
+        Args:
+            normalize: a stream ``[N, D]`` -> what the head reads.
+            head: of the model; a constant.
+
+        Raises:
+            ValueError: fewer than two rows.
+        """
+        self.solve()
+        bias = None if head.bias is None else head.bias.detach()
+        head = Head(head.weight.detach(), bias, head.scale, head.softcap)
+        for at in range(len(self.translators.depths)):
+            self._step_on_kl(at, normalize, head)
+        return self.translators
+
+    @torch.no_grad()
+    def _set(self, at, change, shift):
+        """Add to the map and the bias of a depth."""
+        self.translators.weight[at] += change.T
+        self.translators.bias[at] += shift
 
     @property
     def _mean_last(self):
@@ -120,8 +165,8 @@ class TranslatorFit:
         white = vectors * values.clamp(min=1e-12).rsqrt()
         return mean, white @ (white.T @ products), white
 
-    def _refined(self, at, mean, white, normalize, head):
-        """The change of the linear map and of the bias after some steps on KL(output || lens)."""
+    def _step_on_kl(self, at, normalize, head):
+        mean, _, white = self._least_squares(at)
         streams = torch.cat([streams[at] for streams, _ in self._kept]).float()
         final = torch.cat([final for _, final in self._kept])
         mean, white, scale = mean.float(), white.float(), self._spread
@@ -142,8 +187,4 @@ class TranslatorFit:
             linear.grad, shift.grad = gradients
             optimizer.step()
         change = scale * white @ linear.detach()
-        return change, scale * shift.detach() - mean @ change
-
-
-def _detached(tensor):
-    return None if tensor is None else tensor.detach()
+        self._set(at, change, scale * shift.detach() - mean @ change)

@@ -11,15 +11,13 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from distilllens.lens import LogitLens
-from distilllens.lens.translator_fit import TranslatorFit
+from distilllens.lens.translator_fit import ROWS_PER_NUMBER, TranslatorFit
 from distilllens.lens.translators import Translators
 from distilllens.teacher import CachedTeacher, LiveTeacher, cache
 from distilllens.train.collation import Collation
 from distilllens.train.companions import CompanionTrainer
 
 logger = logging.getLogger(__name__)
-# What least squares has to fit, for each number in a state.
-_TOKENS_PER_NUMBER = 16
 
 
 class TunedLensTrainer(CompanionTrainer):
@@ -121,7 +119,7 @@ def fit_translators(
     plain.lens = lens
     depths, last = translators.depths, lens.num_layers
     fit = TranslatorFit(depths, translators.width, collation.accelerator.device)
-    wanted = _TOKENS_PER_NUMBER * translators.width
+    wanted = ROWS_PER_NUMBER * translators.width
     bar = {"desc": f"tuned lens of the {name}", "unit": " tokens", "leave": False}
     with tqdm(total=wanted, disable=collation.is_quiet, **bar) as bar:
         for batch in _drawn_batches(collation):
@@ -143,7 +141,7 @@ def fit_translators(
         with collation.accelerator.autocast():
             return lens.head_ready(lens.normalize(stream))
 
-    found = fit.solve(head_ready, head)
+    found = fit.refine(head_ready, head)
     with torch.no_grad():
         for ours, theirs in zip(translators.parameters(), found.parameters(), strict=True):
             ours.copy_(broadcast(theirs.detach()))

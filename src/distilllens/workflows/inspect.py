@@ -13,7 +13,7 @@ from tqdm import tqdm
 from distilllens.data import load_records, to_training_examples
 from distilllens.data.encode import encode_examples, encode_text
 from distilllens.layer_map import LayerMap
-from distilllens.lens import LogitLens
+from distilllens.lens import LogitLens, tuned_lens
 from distilllens.lens.reading import Passage, inspect_models
 from distilllens.loading import (
     check_tokenizers,
@@ -50,6 +50,7 @@ def write_inspection(
     limit: int = 8,
     max_length: int = 512,
     lens_layers: str | int = "auto",
+    lens_readout: str = "logit",
     dtype: str = "auto",
     figures: str | Path | None = None,
     trust_remote_code: bool = False,
@@ -65,6 +66,8 @@ def write_inspection(
         limit: number of records of ``data`` to read.
         max_length: number of tokens to read of a record.
         lens_layers: the depth pairs used in training, to be marked.
+        lens_readout: "logit", or "tuned": each inner depth is read through an affine map, fitted to
+            the model's own output on the records of ``data`` behind the first ``limit``.
         dtype: "auto" (each model as it was saved), "float32", "bfloat16" or "float16".
         figures: a folder for all figures as PNG and SVG; none by default.
 
@@ -84,6 +87,7 @@ def write_inspection(
         limit=limit,
         max_length=max_length,
         figures=figures,
+        lens_readout=lens_readout,
     )
     names = [model] if model else [teacher, *students]
     roles = ["model"] if model else ["teacher", *["student"] * len(students)]
@@ -92,15 +96,18 @@ def write_inspection(
     configs = [load_config(role, name, **loading) for role, name in models]
     tokenizer, differences = _shared_tokenizer(models, **loading)
     positions = least_positions(configs)
+    fitting = ()
     if prompt is not None:
         passages, source = [_prompt(prompt, tokenizer, positions)], "one prompt"
     else:
-        length = min(max_length, positions or max_length)
-        passages, source = _passages(load_records(data), tokenizer, limit, length)
+        length, records = min(max_length, positions or max_length), load_records(data)
+        passages, source = _passages(records, tokenizer, limit, length)
+        if lens_readout == "tuned":
+            fitting = _fitting_passages(records[limit:], tokenizer, limit, length)
     names_of_texts = [f"text {number}" for number in range(1, len(passages) + 1)]
     for unshared in differences:
         unshared.check([each.ids.tolist() for each in passages], tokenizer, names_of_texts)
-    found = _read(models, passages, lens_layers, dtype, loading)
+    found = _read(models, passages, fitting, lens_layers, dtype, loading)
     labels = _labels(names)
     sections = inspector_sections(found, labels, partial(token_text, tokenizer))
     first, *others = labels
@@ -108,17 +115,22 @@ def write_inspection(
     dtypes = (
         [dtype] if dtype != "auto" else [saved_dtype(config) or "float32" for config in configs]
     )
+    source += ", through a lens tuned on the records behind them" if fitting else ""
     lead = _lead(models, source, dtypes, found.trained)
     page = render_page(title, lead, sections)
     return _write(output, page, figures, sections)
 
 
-def _read(models, passages, lens_layers, dtype, loading):
+def _read(models, passages, fitting, lens_layers, dtype, loading):
     """The models at every depth, each on all passages: an Inspection."""
     lenses = [_lens(role, name, dtype, **loading) for role, name in models]
-    largest = max(int(passage.ids.max()) for passage in passages)
+    largest = max(int(passage.ids.max()) for passage in (*passages, *fitting))
     for (role, name), lens in zip(models, lenses, strict=True):
         check_vocabulary(f"{role} {name!r}", lens.model, largest)
+    if fitting:
+        lenses = [
+            _fitted(role, lens, fitting) for (role, _), lens in zip(models, lenses, strict=True)
+        ]
     trained = [
         LayerMap.resolve_or_none(lens_layers, student.num_layers, lenses[0].num_layers) or ()
         for student in lenses[1:]
@@ -160,6 +172,24 @@ def _lens(role, name, dtype, **loading):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     logger.info("%s: %s, on %s", role, size_in_words(model.requires_grad_(False)), device)
     return LogitLens(model.to(device).eval())
+
+
+def _fitted(role, lens, passages):
+    """A lens tuned on passages."""
+    bar = tqdm(passages, desc=f"tuned lens of the {role}", unit="text", leave=False)
+    lens, count = tuned_lens(lens, bar)
+    logger.info("the tuned lens of the %s is fitted to %d tokens of other records", role, count)
+    return lens
+
+
+def _fitting_passages(records, tokenizer, limit, length):
+    """Passages of the records that are not shown."""
+    if not records:
+        raise ValueError(
+            f"--lens_readout tuned is fitted to the records behind the first {limit}, and --data "
+            "has no more; lower --limit, or give more data"
+        )
+    return _passages(records, tokenizer, len(records), length)[0]
 
 
 def _passages(records, tokenizer, limit, length):

@@ -19,6 +19,7 @@ def check_inspection(
     limit: int,
     max_length: int,
     figures: Path | None,
+    lens_readout: str = "logit",
 ) -> None:
     """Refuse arguments that do not go together; they are those of ``write_inspection``.
 
@@ -35,6 +36,13 @@ def check_inspection(
         raise ValueError("give the text by either --prompt or --data")
     if prompt is not None and not prompt.strip():
         raise ValueError(f"--prompt is empty ({prompt!r}); give it some text")
+    if lens_readout not in ("logit", "tuned"):
+        raise ValueError(f"--lens_readout is logit or tuned, got {lens_readout!r}")
+    if lens_readout == "tuned" and data is None:
+        raise ValueError(
+            "--lens_readout tuned needs --data: it is fitted to the records behind the first "
+            f"{limit} (--limit), which are shown"
+        )
     check_count("--limit", limit)
     check_count("--max_length", max_length)
     if output is None:

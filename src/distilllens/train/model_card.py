@@ -27,6 +27,7 @@ def model_card(
     objective,
     lens_norm: bool,
     *,
+    lens_readout: str = "logit",
     dataset: str | None = None,
     more_tags: Iterable[str] = (),
     adapter_folder: str | None = None,
@@ -51,7 +52,9 @@ def model_card(
     data = ["datasets:", f"- {json.dumps(dataset)}"] if dataset else []
     lists = ["tags:", *(f"- {_plain(tag)}" for tag in tags), *data]
     head = ["---", f"library_name: {library}", *base, *lists, "---"]
-    rows = _sft_rows(student) if teacher is None else _rows(student, teacher, objective, lens_norm)
+    read = "yes" if lens_norm else "no"
+    read += ", behind a tuned lens" if lens_readout == "tuned" else ""
+    rows = _sft_rows(student) if teacher is None else _rows(student, teacher, objective, read)
     return "\n".join(
         [
             *head,
@@ -120,10 +123,10 @@ def _sft_rows(student):
     return [("started from", _code(student)), ("loss", "cross-entropy")]
 
 
-def _rows(student, teacher, objective, lens_norm):
+def _rows(student, teacher, objective, read):
     weights = {term: getattr(objective, term.weight_field) for term in TERMS}
     weights = {term: weight for term, weight in weights.items() if weight or not term.optional}
-    norm = ("lens reads through the final norm", "yes" if lens_norm else "no")
+    norm = ("lens reads through the final norm", read)
     names = ", ".join(term.label.removesuffix(" divergence") for term in weights)
     return [
         ("student started from", _code(student)),

@@ -270,6 +270,7 @@ class DistillLensTrainer(PreparedTrainer, TunedLensTrainer, LoggedTrainer):
             teacher,
             self.objective,
             self.args.lens_norm,
+            lens_readout=self.args.lens_readout,
             dataset=dataset_name,
             more_tags=[tags] if isinstance(tags, str) else tags or (),
             adapter_folder=str(self.args.output_dir) if _is_adapter(self.model) else None,

@@ -129,7 +129,9 @@ def _train(inputs, checkpoint, scorer, opening, identity, record):
         callbacks = [begun, opening, signals]
         trainer = build_trainer(*inputs, callbacks=callbacks, score_answers=scorer)
         opening.trainer = trainer
-        record |= {"layer_map": str(trainer.objective.layer_map)} if lens_is_read(trainer) else {}
+        if lens_is_read(trainer):
+            record["layer_map"] = str(trainer.objective.layer_map)
+            _check_layer_map(checkpoint, output_dir, record["layer_map"])
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     _save_final(trainer, identity, record)
     if trainer.is_world_process_zero():
@@ -238,6 +240,15 @@ def _chosen(args, checkpoint, config, identity):
     if checkpoint is not None:
         logger.info("resuming from %s", checkpoint)
     return checkpoint
+
+
+def _check_layer_map(checkpoint, output_dir, layer_map):
+    """Refuse to go on with other pairs of depths than the run began with."""
+    different = checkpoint and run_folder.other_layer_map(checkpoint, layer_map)
+    if different and checkpoint.parent.resolve() == Path(output_dir).resolve():
+        raise ValueError(f"output_dir {different}")
+    if different:
+        logger.warning("%s", different)
 
 
 def _save_final(trainer, identity, record):

@@ -84,7 +84,10 @@ def cut_config(config, blocks: int | str | Iterable[int]):
         ValueError: blocks that the model does not have, or that no configuration describes.
     """
     text = config.get_text_config()
-    cut = Cut.chosen(blocks, text.num_hidden_layers)
+    layers = getattr(text, "num_hidden_layers", None)
+    if not isinstance(layers, int) or layers < 1:
+        raise ValueError("its configuration does not say how many blocks it has")
+    cut = Cut.chosen(blocks, layers)
     # Through a file, as everybody will read it.
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.json"

@@ -12,6 +12,7 @@ import lens_families as families
 import pytest
 import torch
 from lens_families import CLOSED, IDS, blocks_of, build
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -278,10 +279,25 @@ def with_blocks_that_know_their_place():
     return PlacedLlama(build("llama").config)
 
 
+def quantised():
+    model = build("llama")
+    model.config.quantization_config = {"quant_method": "fp8"}
+    return model
+
+
+def with_an_adapter_inside():
+    """As transformers loads the folder of an adapter: the model itself, LoRA in its layers."""
+    model = build("llama")
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["q_proj"]), model)
+    return model
+
+
 # What cannot be cut exactly -> why.
 INEXACT = {
     "head": (lambda: build("bert"), None, "its lens is not closed"),
     "stub": (lambda: build("gemma3n"), None, "its lens is not closed"),
+    "quantised": (quantised, None, "its weights are quantised"),
+    "adapted": (with_an_adapter_inside, None, "it has an adapter; merge it"),
     "shared": (with_shared_weights, None, "its blocks 0 and 2 share weights"),
     "place": (
         lambda: build("gpt2", scale_attn_by_inverse_layer_idx=True),
@@ -355,8 +371,6 @@ def test_the_dtype_is_the_teachers(dtype):
 
 def test_an_adapter_is_merged():
     """LoRA on a teacher: of the merged weights, by the formula W + s B A; the teacher keeps it."""
-    from peft import LoraConfig, get_peft_model
-
     torch.manual_seed(0)
     settings = LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj"], init_lora_weights=False)
     teacher = get_peft_model(build("llama"), settings).eval()

@@ -53,6 +53,9 @@ def test_a_run_starts_as_the_teacher_with_these_blocks(workshop, capsys, blocks)
     assert "student    blocks 0, 1, 3 of teacher: " in said
     assert "1:1, 2:2 (student:teacher; lens_layers auto: after the blocks that" in said
     assert "`blocks 0, 1, 3 of teacher`" in (out / "README.md").read_text()
+    page = ["--prompt", "the cat sat", "--output", "page.html"]
+    assert main(["inspect", "--teacher", "teacher", "--student", "out", *page]) == 0
+    assert "Paired depths, student:teacher: 1:1,2:2." in (workshop / "page.html").read_text()
     capsys.readouterr()
     assert main([*TRAIN, "--student_blocks", "0, 1,3"]) == 0
     assert "nothing to do" in capsys.readouterr().err

@@ -126,7 +126,7 @@ def _reason_against(lens):
         return (
             f"its lens is not closed (mode {lens.mode!r}), so its blocks may do more than it sees"
         )
-    if getattr(model, "is_quantized", False):
+    if getattr(model.config, "quantization_config", None) is not None:
         return "its weights are quantised; load it without quantisation"
     if any(hasattr(module, "get_base_layer") for module in model.modules()):
         return "it has an adapter; merge it into its base model first"
@@ -196,7 +196,7 @@ def _built(model, config, path, cut):
     before = torch.get_default_dtype()
     torch.set_default_dtype(model.dtype)
     try:
-        with torch.random.fork_rng(), no_init_weights():
+        with torch.random.fork_rng(devices=[]), no_init_weights():
             student = type(model)(config)
     finally:
         torch.set_default_dtype(before)

@@ -347,6 +347,14 @@ def test_a_window_that_no_probe_would_show_is_compared(monkeypatch):
         student_from_blocks(teacher, [0, 2, 5])
 
 
+def test_a_list_of_tokens_is_no_list_of_blocks():
+    """Three blocks and three tokens that end an answer: these stay."""
+    teacher = build("llama", eos_token_id=[2, 5, 9])
+    student, _ = student_from_blocks(teacher, 2)
+    assert student.config.eos_token_id == [2, 5, 9]
+    assert student.generation_config.eos_token_id == [2, 5, 9]
+
+
 def test_tied_heads_stay_tied_and_untied_ones_apart(family):
     """The student's head is its embedding if the teacher's is; neither is the teacher's tensor."""
     for name, tied in (("llama-tied", True), ("llama", False)):

@@ -31,7 +31,7 @@ _NUM_FIRST = ("first_k_dense_replace", "num_dense_layers", "max_window_layers")
 _NUM_FIRST += ("moe_layer_start_index",)
 _PERIODS = ("attn_layer", "expert_layer")  # with _period and _offset
 # Lists that may by chance be as long as the model is deep.
-_NO_BLOCKS = re.compile(r"architectures|.*token_ids?|.*_limit")
+_NO_BLOCKS = re.compile(r"architectures|.*tokens?(_ids?)?|.*words_ids|.*_limit")
 
 
 def student_from_blocks(
@@ -277,9 +277,12 @@ def _settings(module):
     """What a module is and how it is set: its plain attributes."""
     if module is None:
         return {"type": None}
-    plain = int | float | bool | str | list | tuple | None
-    found = {k: v for k, v in vars(module).items() if k[0] != "_" and isinstance(v, plain)}
-    found = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
+    found = {}
+    for name, value in vars(module).items():
+        value = tuple(value) if isinstance(value, list) else value
+        parts = value if isinstance(value, tuple) else (value,)
+        if name[0] != "_" and all(isinstance(v, int | float | str | None) for v in parts):
+            found[name] = value
     found.pop("training", None)
     return {**found, "type": type(module).__name__}
 

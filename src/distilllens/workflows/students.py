@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import logging
 
 import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, set_seed
@@ -21,6 +22,7 @@ from distilllens.loading import (
 from distilllens.marks import check_noted_weights
 from distilllens.train.merging import load_merged
 
+logger = logging.getLogger(__name__)
 # How a teacher runs, which is not how a student that is cut out of it is loaded.
 _OF_THE_TEACHER = ("dtype", "torch_dtype", "quantization_config", "device_map", "max_memory")
 _OF_THE_TEACHER += ("load_in_4bit", "load_in_8bit", "attn_implementation", "trust_remote_code")
@@ -104,6 +106,7 @@ def load_student(job, model, args, tokenizer):
         if model.attn_implementation is not None:
             settings["attn_implementation"] = model.attn_implementation
         name, given = args.teacher_model_name_or_path, args.teacher_model_init_kwargs
+        logger.info("cutting the student out of the teacher %s", name)
         student = cut_student(name, job.student_blocks, given, **settings)
         dtype = model.dtype or "float32"
         return student if dtype == "auto" else student.to(getattr(torch, dtype))

@@ -101,8 +101,16 @@ def layer_map_of(args, student: StudentDepths, teacher: TeacherSource | None) ->
     """
     if teacher is None:
         return None
-    resolve = LayerMap.resolve if args.lens_weight > 0 else LayerMap.resolve_or_none
-    return resolve(args.lens_layers, student.num_layers, teacher.num_layers, student.cut)
+    spec, layers = args.lens_layers, (student.num_layers, teacher.num_layers)
+    if args.lens_weight > 0:
+        return LayerMap.resolve(spec, *layers, student.cut)
+    pairs = LayerMap.resolve_or_none(spec, *layers, student.cut)
+    if pairs is None and args.feature_weight > 0:
+        raise ValueError(
+            f"feature_weight needs depth pairs, and lens_layers {spec} finds none between "
+            f'{layers[0]} student and {layers[1]} teacher blocks; name some, such as "0:0,1:1"'
+        )
+    return pairs
 
 
 def cached_depths(collation: Collation, teacher: TeacherSource, student: StudentDepths) -> tuple:
@@ -110,6 +118,7 @@ def cached_depths(collation: Collation, teacher: TeacherSource, student: Student
     layer_map = layer_map_of(collation.args, student, teacher)
     # Evaluation measures the lens whatever its weight.
     wanted = collation.args.lens_weight > 0 or collation.eval_dataset is not None
+    wanted = wanted or collation.args.feature_weight > 0
     return layer_map.teacher_depths if layer_map and wanted else ()
 
 

@@ -1,33 +1,53 @@
 """LayerMap: pairs that rise, the paper's maps, and errors that say what would be right."""
 
+from fractions import Fraction
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distilllens.layer_map import LayerMap
+from distilllens.layer_map import Cut, LayerMap
 
 layers = st.integers(1, 130)
 
 
 @pytest.mark.parametrize(
     ("n", "student", "teacher", "text"),
-    [  # arXiv 2602.13567, the depths of its published settings
+    [
+        # arXiv 2602.13567, the depths of its published settings for GPT-2
         (5, 12, 48, "2:8,4:16,6:24,8:32,10:40"),
         (5, 24, 48, "4:8,8:16,12:24,16:32,20:40"),
-        (4, 28, 36, "6:7,11:14,17:22,22:29"),
+        # 10 / 6 k rounded, and three times that
+        (5, 10, 30, "2:6,3:9,5:15,7:21,8:24"),
+        # the shallower teacher's depths are spaced evenly, and the student's follow
+        (5, 30, 10, "6:2,9:3,15:5,21:7,24:8"),
+        (3, 6, 6, "2:2,3:3,4:4"),
     ],
 )
 def test_evenly_gives_the_papers_depths(n, student, teacher, text):
-    """GPT-2 120M and 340M from 1.5B, Qwen2.5 1.5B from 3B: the paper's depths by one formula."""
+    """Evenly in the shallower model, the nearest relative depth in the other."""
     assert LayerMap.evenly(n, student, teacher) == LayerMap.parse(text)
 
 
-def test_the_papers_llama_map_is_rounded_down_and_so_given_explicitly():
-    """TinyLlama's side follows the formula; Llama's is floor(32 k / 6), not round."""
-    published = LayerMap.parse("4:5,7:10,11:16,15:21,18:26").check(22, 32)
-    assert LayerMap.evenly(5, 22, 32).student_depths == published.student_depths
-    assert published.teacher_depths == tuple(k * 32 // 6 for k in range(1, 6))
-    assert published != LayerMap.evenly(5, 22, 32)
+@pytest.mark.parametrize(
+    ("student", "teacher", "published", "ours", "sides"),
+    [  # Qwen2.5 1.5B from 3B: both sides rounded; TinyLlama from Llama 7B: the teacher's down
+        (28, 36, "6:7,11:14,17:22,22:29", "6:8,11:14,17:22,22:28", (round, round)),
+        (22, 32, "4:5,7:10,11:16,15:21,18:26", "4:6,7:10,11:16,15:22,18:26", (round, int)),
+    ],
+    ids=["qwen2.5", "tinyllama"],
+)
+def test_two_of_the_papers_maps_round_both_sides_apart(student, teacher, published, ours, sides):
+    """So they must be written out: each side of them is L k / (n + 1), rounded on its own."""
+    pairs = LayerMap.parse(published)
+    steps = range(1, len(pairs) + 1)
+    each = [
+        [way(size * k / (len(pairs) + 1)) for k in steps]
+        for way, size in zip(sides, (student, teacher), strict=True)
+    ]
+    assert list(pairs) == list(zip(*each, strict=True))
+    assert LayerMap.evenly(len(pairs), student, teacher) == LayerMap.parse(ours) != pairs
 
 
 @given(student=layers, teacher=layers, data=st.data())
@@ -173,9 +193,92 @@ def test_numbers_beyond_reason_are_refused_at_once(spec, message):
 @given(n=st.integers(1, 200), student=layers, teacher=layers)
 def test_the_bound_refuses_no_map_that_exists(n, student, teacher):
     """Evenly spread depths that rise strictly are as many as the depths at most."""
-    sides = [[round(k * size / (n + 1)) for k in range(1, n + 1)] for size in (student, teacher)]
+    least = min(student, teacher)
+    depths = [round(k * least / (n + 1)) for k in range(1, n + 1)]
+    sides = [[round(depth * size / least) for depth in depths] for size in (student, teacher)]
     if all(len(set(depths)) == n for depths in sides):
         assert list(LayerMap.evenly(n, student, teacher)) == list(zip(*sides, strict=True))
     else:
         with pytest.raises(ValueError, match="do not fit"):
             LayerMap.evenly(n, student, teacher)
+
+
+@given(student=st.integers(2, 130), teacher=st.integers(2, 130), n=st.integers(1, 8))
+def test_no_other_depth_is_nearer_in_relative_depth(student, teacher, n):
+    """Of the deeper model's depths; and no pair differs by more than half of its blocks."""
+    if n >= min(student, teacher):
+        return
+    for s, t in LayerMap.evenly(n, student, teacher):
+        shallow, deep = sorted([(student, s), (teacher, t)])
+        wanted = Fraction(shallow[1], shallow[0])
+        found = abs(Fraction(deep[1], deep[0]) - wanted)
+        assert all(found <= abs(Fraction(d, deep[0]) - wanted) for d in range(deep[0] + 1))
+        assert found <= Fraction(1, 2 * deep[0])
+
+
+# The cut of the published SmolLM2 that most tests of this project look at.
+CUT = Cut((0, 3, 6, 10, 13, 16, 19, 23, 26, 29), of=30)
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [  # depth d of the student follows block CUT.blocks[d - 1], whose depth is one more
+        ("auto", "2:4,3:7,5:14,7:20,8:24"),
+        ("2", "3:7,7:20"),
+        ("1:2,9:9", "1:2,9:9"),
+    ],
+)
+def test_a_cut_student_is_paired_by_its_blocks(spec, text):
+    """ "auto" and a number follow the blocks; written pairs are what they are."""
+    assert str(LayerMap.resolve(spec, 10, 30, CUT)) == text
+    assert LayerMap.resolve_or_none(spec, 10, 30, CUT) == LayerMap.parse(text)
+
+
+@pytest.mark.parametrize(("student", "teacher"), [(10, 12), (9, 30), (30, 10)])
+def test_a_cut_of_another_model_counts_for_nothing(student, teacher):
+    """The blocks say nothing of a teacher of another depth, or of a student that was cut again."""
+    assert LayerMap.resolve("auto", student, teacher, CUT) == LayerMap.evenly(
+        "auto", student, teacher
+    )
+
+
+@given(st.data())
+def test_pairs_of_a_cut_rise_to_an_inner_depth(data):
+    """Whatever the blocks: at most five pairs, all of inner depths, on the diagonal if all stay."""
+    of = data.draw(st.integers(2, 60))
+    blocks = sorted(data.draw(st.sets(st.integers(0, of - 1), min_size=2)))
+    cut = Cut(tuple(blocks), of)
+    pairs = LayerMap.evenly("auto", len(blocks), of, cut)
+    assert len(pairs) == min(5, len(blocks) - 1)
+    assert all(0 < s < len(blocks) and 0 < t < of and t == blocks[s - 1] + 1 for s, t in pairs)
+    assert cut.pairs == [(k + 1, block + 1) for k, block in enumerate(blocks)]
+    if len(blocks) == of:
+        assert all(s == t for s, t in pairs)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "of", "expected"),
+    [
+        (10, 30, (0, 3, 6, 10, 13, 16, 19, 23, 26, 29)),  # 29 / 9 k, rounded
+        ("5", 13, (0, 3, 6, 9, 12)),
+        (2, 30, (0, 29)),
+        (1, 30, (0,)),
+        (3, 3, (0, 1, 2)),
+        ([0, 3, 6], 7, (0, 3, 6)),
+        (" 0, 3 ,6", 30, (0, 3, 6)),
+        ([5], 7, (5,)),
+    ],
+)
+def test_blocks_are_a_number_or_a_list(blocks, of, expected):
+    """A number of blocks is spread evenly, with the first and the last; one block is the first."""
+    assert Cut.chosen(blocks, of) == Cut(expected, of)
+
+
+@given(st.integers(1, 200), st.data())
+def test_so_many_blocks_stay_as_are_asked_for(of, data):
+    """With the first and the last, and no gap more than a block wider than another."""
+    number = data.draw(st.integers(1, of))
+    blocks = Cut.chosen(number, of).blocks
+    gaps = [b - a for a, b in pairwise(blocks)]
+    assert len(blocks) == number and blocks[0] == 0 and (number == 1 or blocks[-1] == of - 1)
+    assert not gaps or (min(gaps) >= 1 and max(gaps) - min(gaps) <= 1)

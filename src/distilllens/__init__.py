@@ -25,6 +25,7 @@ __all__ = [
     "linear_divergence",
     "read_states",
     "show",
+    "student_from_blocks",
 ]
 
 bound_kernel_caches()
@@ -62,6 +63,8 @@ def __getattr__(name):
         from distilllens.linear_divergence import linear_cross_entropy, linear_divergence
 
         return linear_divergence if name == "linear_divergence" else linear_cross_entropy
+    elif name == "student_from_blocks":
+        import distilllens.lens.surgery as home
     elif name == "show":
         import distilllens.workflows.notebook as home
     else:

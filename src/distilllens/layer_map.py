@@ -10,10 +10,89 @@ from itertools import pairwise
 _PAIR = re.compile(r"\s*(\d+)\s*:\s*(\d+)\s*")
 # No model is deeper by far; a longer number is a slip, and nothing is built in proportion to it.
 _DEEPEST, _MOST_DIGITS = 99_999, 5
+_BLOCKS_HINT = 'write how many blocks to keep, such as 6, or which, from 0, such as "0,3,6"'
 _YAML_HINT = (
     'write it as "2:8" or "2:8,4:16", in quotes in YAML '
     "(unquoted, YAML reads 2:8 as the number 128)"
 )
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Which blocks of a deeper model a model consists of.
+
+    Args:
+        blocks: their indices there, from 0, rising.
+        of: how many blocks that model has.
+    """
+
+    blocks: tuple[int, ...]
+    of: int
+
+    @classmethod
+    def chosen(cls, blocks: int | str | Iterable[int], of: int) -> Cut:
+        """So many blocks, evenly spread with the first and the last (a single one is the first).
+
+        Or the blocks themselves: 5 of 13 are 0, 3, 6, 9 and 12.
+
+        Args:
+            blocks: as ``parse_blocks`` reads them.
+
+        Raises:
+            ValueError: more blocks than there are, or one that does not exist.
+        """
+        blocks = parse_blocks(blocks)
+        if isinstance(blocks, int):
+            if blocks > of:
+                raise ValueError(f"{blocks} blocks cannot be kept: the model has {of}")
+            steps = max(1, blocks - 1)
+            blocks = tuple(round(k * (of - 1) / steps) for k in range(blocks))
+        if blocks[-1] >= of:
+            raise ValueError(
+                f"block {blocks[-1]} does not exist: the model has blocks 0 to {of - 1}"
+            )
+        return cls(blocks, of)
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """(depth, the depth after the same block in the deeper model), for 1 to the last depth."""
+        return [(depth, block + 1) for depth, block in enumerate(self.blocks, 1)]
+
+    def fits(self, layers: int, of: int) -> bool:
+        """Whether this can be a model of so many blocks, cut out of one of so many."""
+        return (len(self.blocks), self.of) == (layers, of)
+
+
+def parse_blocks(blocks: int | str | Iterable[int], name: str = "blocks") -> int | tuple[int, ...]:
+    """How many blocks are kept (6 or "6"), or which ([0, 3, 6] or "0,3,6").
+
+    Args:
+        name: what messages call them.
+
+    Raises:
+        ValueError: anything else; no block; indices that do not rise.
+    """
+    if isinstance(blocks, str):
+        parts = [part.strip() for part in blocks.split(",")]
+        if not all(part.isdecimal() and part.isascii() and len(part) <= 5 for part in parts):
+            raise ValueError(f"{name} {_shown(blocks)}: {_BLOCKS_HINT}")
+        blocks = [int(part) for part in parts]
+        blocks = blocks[0] if len(blocks) == 1 else blocks
+    if isinstance(blocks, int) and not isinstance(blocks, bool):
+        if blocks < 1:
+            raise ValueError(f"{name} must be at least 1 block, got {blocks}")
+        return blocks
+    try:
+        found = tuple(blocks)
+    except TypeError:
+        found = ()
+    if not found or any(isinstance(b, bool) or not isinstance(b, int) or b < 0 for b in found):
+        raise ValueError(f"{name} {blocks!r}: {_BLOCKS_HINT}")
+    for before, after in pairwise(found):
+        if after <= before:
+            what = f"{after} is given twice" if after == before else f"{after} follows {before}"
+            raise ValueError(f"{name} must rise, each once, but {what}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -66,11 +145,22 @@ class LayerMap:
         return cls((int(m[1]), int(m[2])) for m in matches)
 
     @classmethod
-    def evenly(cls, n: int | str, student_layers: int, teacher_layers: int) -> LayerMap:
-        """``n`` pairs at ``round(k * L / (n + 1))``, k = 1..n; the last block is left out.
+    def evenly(
+        cls, n: int | str, student_layers: int, teacher_layers: int, cut: Cut | None = None
+    ) -> LayerMap:
+        """``n`` pairs, evenly spaced in the shallower model; the last block is left out.
 
-        ``"auto"`` is as many as fit, at most 5: ``min(5, student_layers - 1, teacher_layers - 1)``.
-        ``evenly(5, 12, 48)`` is the paper's 2:8,4:16,6:24,8:32,10:40.
+        Its depths are ``round(k * L / (n + 1))``, k = 1..n, and the other model's are the nearest
+        in relative depth: 2:6,3:9,5:15,7:21,8:24 for five pairs of 10 and 30 blocks. ``"auto"`` is
+        as many as fit, at most 5: ``min(5, student_layers - 1, teacher_layers - 1)``.
+
+        ``evenly(5, 12, 48)`` is the paper's 2:8,4:16,6:24,8:32,10:40 for GPT-2. Its maps for
+        Qwen2.5 (6:7,11:14,17:22,22:29 of 28 and 36 blocks) and TinyLlama (4:5,7:10,11:16,15:21,
+        18:26 of 22 and 32) round both sides apart, and must be written out.
+
+        Args:
+            cut: the teacher's blocks that the student consists of. If it is a cut of a model with
+                this many blocks, each of its depths is paired with the one after the same block.
 
         Raises:
             ValueError: n is not a whole number >= 1, or the rounded depths do not rise.
@@ -92,12 +182,20 @@ class LayerMap:
             f"teacher blocks; valid: 1 to {max(1, most)} pairs"
         )
         # L blocks have L + 1 depths; more pairs than that are not even built.
-        if n > most + 2:
+        if most < 0 or n > most + 2:
             raise unfit
-        sides = _spread(n, student_layers), _spread(n, teacher_layers)
-        if any(len(set(depths)) < n for depths in sides):
+        depths = [round(k * (most + 1) / (n + 1)) for k in range(1, n + 1)]
+        if cut is not None and cut.fits(student_layers, teacher_layers):
+            pairs = [(0, 0), *cut.pairs]
+            pairs = [pairs[depth] for depth in depths]
+        else:
+            pairs = [
+                tuple(round(depth * side / (most + 1)) for side in (student_layers, teacher_layers))
+                for depth in depths
+            ]
+        if any(len(set(side)) < n for side in zip(*pairs, strict=True)):
             raise unfit
-        return cls(zip(*sides, strict=True))
+        return cls(pairs)
 
     @classmethod
     def exits(cls, student_layers: int, teacher_layers: int) -> LayerMap:
@@ -114,10 +212,15 @@ class LayerMap:
         return cls((depth, teacher_layers) for depth in range(1, student_layers))
 
     @classmethod
-    def resolve(cls, spec: str, student_layers: int, teacher_layers: int) -> LayerMap:
+    def resolve(
+        cls, spec: str, student_layers: int, teacher_layers: int, cut: Cut | None = None
+    ) -> LayerMap:
         """The map that a recipe's ``lens_layers`` gives for two models.
 
         "auto", a number of pairs such as "3", pairs such as "2:8,4:16", or "exits".
+
+        Args:
+            cut: the blocks that the student was cut to, which "auto" and a number follow.
 
         Raises:
             ValueError: any other text, or depths that the models do not have.
@@ -127,17 +230,17 @@ class LayerMap:
         if not isinstance(spec, str):
             raise ValueError(f"layer map {spec!r} is not a text: {_YAML_HINT}")
         if spec == "auto":
-            return cls.evenly("auto", student_layers, teacher_layers)
+            return cls.evenly("auto", student_layers, teacher_layers, cut)
         if spec.strip() == "exits":
             return cls.exits(student_layers, teacher_layers)
         if (number := spec.strip()).isdecimal():
             number = int(number[: 2 * _MOST_DIGITS])  # Python refuses thousands of digits
-            return cls.evenly(number, student_layers, teacher_layers)
+            return cls.evenly(number, student_layers, teacher_layers, cut)
         return cls.parse(spec).check(student_layers, teacher_layers)
 
     @classmethod
     def resolve_or_none(
-        cls, spec: str, student_layers: int, teacher_layers: int
+        cls, spec: str, student_layers: int, teacher_layers: int, cut: Cut | None = None
     ) -> LayerMap | None:
         """``resolve``, or None for "auto" and "exits" of models too shallow for an inner depth.
 
@@ -147,7 +250,7 @@ class LayerMap:
         shallow = {"auto": min(student_layers, teacher_layers) < 2, "exits": student_layers < 2}
         if shallow.get(str(spec).strip()):
             return None
-        return cls.resolve(spec, student_layers, teacher_layers)
+        return cls.resolve(spec, student_layers, teacher_layers, cut)
 
     def check(self, student_layers: int, teacher_layers: int) -> LayerMap:
         """Return this map if every depth exists in both models.
@@ -189,10 +292,6 @@ class LayerMap:
 
 def _shown(text):
     return repr(text if len(text) <= 40 else f"{text[:37]}...")
-
-
-def _spread(n, layers):
-    return [round(k * layers / (n + 1)) for k in range(1, n + 1)]
 
 
 def _checked_pair(pair):

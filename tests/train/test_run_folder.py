@@ -159,3 +159,31 @@ def test_damaged_notes_of_weights_make_the_model_again(stopped, capsys, weights)
     said = capsys.readouterr().err
     assert "the final model is damaged, and is made again: out/run.json: the entry 'weights" in said
     assert (stopped / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("is_noted", [True, False], ids=["noted", "in the log alone"])
+def test_a_run_goes_on_with_the_pairs_that_it_began_with(stopped, capsys, is_noted):
+    """A recipe that gives other pairs than the version that began the run is refused with these.
+
+    With them written out the run goes on, to the weights that it would have had.
+    """
+    train = ["train", "--config", "recipe.yaml"]
+    state = stopped / "checkpoint-2" / "trainer_state.json"
+    mark, note = stopped / "checkpoint-2" / "complete.json", stopped / "run.json"
+    began = "1:1,2:2"  # lens_layers auto is 1:1,2:3 here
+    entries = json.loads(note.read_text())
+    assert entries.pop("layer_map") == "1:1,2:3"
+    note.write_text(json.dumps(entries | ({"layer_map": began} if is_noted else {})))
+    state.write_text(state.read_text().replace("lens_loss/2:3", "lens_loss/2:2"))
+    files = json.loads(mark.read_text())["files"]
+    change(mark, files=files | {"trainer_state.json": state.stat().st_size})
+    before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+    assert main(train) == 2
+    said = capsys.readouterr().err
+    assert f"holds a run with the layer map {began}, and its recipe now gives 1:1,2:3" in said
+    assert f'set lens_layers: "{began}" to go on as it began' in said
+    assert {p: p.read_bytes() for p in before} == before
+    assert main([*train, "--lens_layers", "1:1, 2:4"]) == 2  # neither of the two
+    assert "lens_layers was not set and is now '1:1, 2:4'" in capsys.readouterr().err
+    assert main([*train, "--lens_layers", "1:1, 2:2"]) == 0
+    assert json.loads(note.read_text())["layer_map"] == began

@@ -15,6 +15,7 @@ from distilllens.errors import one_line
 COMMANDS = {
     "demo": "distil a small built-in teacher into two students, offline, in about two minutes",
     "train": "train a student: SFT, knowledge distillation or DistillLens",
+    "prune": "cut blocks out of a model, as a student to train",
     "cache": "run a teacher once and store its hidden states, to train without the teacher",
     "generate": "write a model's answers to prompts, as data to train on",
     "report": "rebuild the HTML report of a training run",

@@ -25,8 +25,9 @@ _INSTEAD = {
         "dataset_train_split",
         "dataset_test_split",
     ),
-    "model_name_or_path": ("student_config",),
-    "student_config": ("model_name_or_path", "model_revision"),
+    "model_name_or_path": ("student_config", "student_blocks"),
+    "student_config": ("model_name_or_path", "model_revision", "student_blocks"),
+    "student_blocks": ("model_name_or_path", "model_revision", "student_config"),
 }
 
 

@@ -17,6 +17,8 @@ from distilllens.train.checkpoint import damage_of, last_whole
 from distilllens.train.recipe_difference import first_difference, keeps_best
 from distilllens.train.run_lock import LOCK_FILE
 
+# What begins the name of a pair of depths in the log.
+_PAIR = "lens_loss/"
 # What is written into a run's folder under a temporary name.
 _WRITTEN = (RUN_FILE, "README.md", "report.html")
 
@@ -118,13 +120,52 @@ def resume_point(output_dir: str | Path, identity: dict) -> Path | None:
             f"{error}; so nobody knows the recipe of this run: to go on all the same, choose "
             "another output_dir and name the newest checkpoint by resume_from_checkpoint"
         ) from error
-    difference = first_difference(note["recipe"], identity)
+    difference = first_difference(_with_map_of(folder, note["recipe"], identity), identity)
     if difference:
         raise ValueError(
             f"output_dir {folder} holds a run of another recipe: {difference}; "
             "choose another folder, or go back to the recipe to resume"
         )
     return last_whole(folder, run=note.get("id"))
+
+
+def other_layer_map(checkpoint: str | Path, layer_map: str) -> str | None:
+    """How the layer map of a checkpoint's run differs from another; None if not, or if unknown.
+
+    The same recipe may give another map than the version that began the run.
+    """
+    folder = Path(checkpoint).parent
+    pairs, is_whole = _noted_pairs(folder)
+    now = set(layer_map.split(","))
+    if pairs == now or (pairs < now and not is_whole):
+        return None
+    text = _map_in_words(pairs)
+    return (
+        f"{folder} holds a run with the layer map {text}, and its recipe now gives {layer_map}: "
+        f'set lens_layers: "{text}" to go on as it began, or choose another folder'
+    )
+
+
+def _noted_pairs(folder):
+    """The pairs that a run was trained on, and whether those are all; older runs log them only."""
+    if isinstance(noted := _run_json(folder).get("layer_map"), str):
+        return set(noted.split(",")), True
+    newest = last_whole(folder, contents=False)
+    rows = _read_json(newest / "trainer_state.json").get("log_history") if newest else None
+    names = {name for row in rows or () for name in row if name.startswith(_PAIR)}
+    return {name.removeprefix(_PAIR) for name in names}, False
+
+
+def _map_in_words(pairs):
+    return ",".join(sorted(pairs, key=lambda pair: [*map(int, pair.split(":"))]))
+
+
+def _with_map_of(folder, before, now):
+    """The recipe of a run with its layer map written out, if it is written so now."""
+    asked = "".join(str(now.get("fields", {}).get("lens_layers", "")).split())
+    if ":" not in asked or asked != _map_in_words(_noted_pairs(folder)[0]):
+        return before
+    return {**before, "fields": {**before["fields"], "lens_layers": asked}}
 
 
 def run_id(output_dir: str | Path) -> str | None:

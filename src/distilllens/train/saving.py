@@ -33,7 +33,7 @@ def make_saveable(student, tokenizer):
     Raises:
         ValueError: a configuration or a tokenizer that cannot be saved.
     """
-    parts = {"tokenizer": tokenizer}
+    parts = {} if tokenizer is None else {"tokenizer": tokenizer}
     if isinstance(student, PreTrainedModel):  # of an adapter, PEFT saves nothing of these
         if student.can_generate():
             _repair(student.generation_config)

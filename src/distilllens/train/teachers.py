@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from typing import NamedTuple
 
 from distilllens.fingerprints import tensor_fingerprint
-from distilllens.layer_map import LayerMap
+from distilllens.layer_map import Cut, LayerMap
 from distilllens.lens import LogitLens
+from distilllens.lens.surgery import cut_of
 from distilllens.loading import check_tokenizers, find_tokenizer, load_model
 from distilllens.teacher import CachedTeacher, LiveTeacher, TeacherSource
 from distilllens.train.cache_needs import (
@@ -24,14 +26,26 @@ from distilllens.train.sharding import gathered_head, is_sharded, shard_teacher
 logger = logging.getLogger(__name__)
 
 
+class StudentDepths(NamedTuple):
+    """What of a student decides its layer map: its blocks, and those that it was cut to or None."""
+
+    num_layers: int
+    cut: Cut | None
+
+
+def depths_of(config, num_layers: int | None = None) -> StudentDepths:
+    """The depths of a student by its configuration; of ``num_layers`` blocks, if that is known."""
+    return StudentDepths(num_layers or config.get_text_config().num_hidden_layers, cut_of(config))
+
+
 def find_teacher(
-    collation: Collation, teacher, student_layers: int
+    collation: Collation, teacher, student: StudentDepths
 ) -> tuple[TeacherSource | None, CacheRequirements | None]:
     """The teacher of a run, and what its cache must still be filled with (None: nothing).
 
     Args:
         teacher: a model, its name, or None.
-        student_layers: the number of the student's blocks, which decides the depths.
+        student: what decides the depths.
 
     Raises:
         ValueError: a teacher that training cannot read, or a cache that does not fit the run.
@@ -47,7 +61,7 @@ def find_teacher(
     if cached is None:
         raise ValueError(f"teacher_cache {folder} must be a folder that all processes see")
     logger.info("reading the teacher from the cache %s", folder)
-    check_cached_depths(collation, cached, student_layers)
+    check_cached_depths(collation, cached, student)
     return cached, None
 
 
@@ -79,7 +93,7 @@ def load_teacher(collation: Collation, teacher) -> LiveTeacher:
     return LiveTeacher(lens, run=run, gather=gathered_head, fingerprint=fingerprint)
 
 
-def layer_map_of(args, student_layers: int, teacher: TeacherSource | None) -> LayerMap | None:
+def layer_map_of(args, student: StudentDepths, teacher: TeacherSource | None) -> LayerMap | None:
     """The pairs of a run; None without a teacher, or for plain KD between shallow models.
 
     Raises:
@@ -87,10 +101,10 @@ def layer_map_of(args, student_layers: int, teacher: TeacherSource | None) -> La
     """
     if teacher is None:
         return None
-    spec, layers = args.lens_layers, (student_layers, teacher.num_layers)
+    spec, layers = args.lens_layers, (student.num_layers, teacher.num_layers)
     if args.lens_weight > 0:
-        return LayerMap.resolve(spec, *layers)
-    pairs = LayerMap.resolve_or_none(spec, *layers)
+        return LayerMap.resolve(spec, *layers, student.cut)
+    pairs = LayerMap.resolve_or_none(spec, *layers, student.cut)
     if pairs is None and args.feature_weight > 0:
         raise ValueError(
             f"feature_weight needs depth pairs, and lens_layers {spec} finds none between "
@@ -99,22 +113,22 @@ def layer_map_of(args, student_layers: int, teacher: TeacherSource | None) -> La
     return pairs
 
 
-def cached_depths(collation: Collation, teacher: TeacherSource, student_layers: int) -> tuple:
+def cached_depths(collation: Collation, teacher: TeacherSource, student: StudentDepths) -> tuple:
     """The teacher's depths that a run reads from its cache, beside the last."""
-    layer_map = layer_map_of(collation.args, student_layers, teacher)
+    layer_map = layer_map_of(collation.args, student, teacher)
     # Evaluation measures the lens whatever its weight.
     wanted = collation.args.lens_weight > 0 or collation.eval_dataset is not None
     wanted = wanted or collation.args.feature_weight > 0
     return layer_map.teacher_depths if layer_map and wanted else ()
 
 
-def check_cached_depths(collation: Collation, cached: CachedTeacher, student_layers: int):
+def check_cached_depths(collation: Collation, cached: CachedTeacher, student: StudentDepths):
     """Refuse a cache without the depths that a run reads.
 
     Raises:
         ValueError: with the depths that are missing.
     """
-    depths = cached_depths(collation, cached, student_layers)
+    depths = cached_depths(collation, cached, student)
     cached.check_depths(depths, collation.args.lens_norm)
 
 

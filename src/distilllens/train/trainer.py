@@ -40,6 +40,7 @@ from distilllens.train.sharding import check_parallelism, gather_head
 from distilllens.train.teachers import (
     cached_depths,
     check_cached_depths,
+    depths_of,
     find_teacher,
     layer_map_of,
 )
@@ -129,9 +130,9 @@ class DistillLensTrainer(PreparedTrainer, TunedLensTrainer, LoggedTrainer):
         self.student_lens.check_trainable()
         check_data("student", self.student_lens.model, collation)
         collation.fit_padding(self.student_lens.model)
-        layers = self.student_lens.num_layers
-        self.teacher, self._cache_needs = find_teacher(collation, teacher_model, layers)
-        self.objective = args.objective(layer_map_of(args, layers, self.teacher))
+        self._depths = depths_of(self.student_lens.model.config, self.student_lens.num_layers)
+        self.teacher, self._cache_needs = find_teacher(collation, teacher_model, self._depths)
+        self.objective = args.objective(layer_map_of(args, self._depths, self.teacher))
         self.project = self._projectors()
         self.add_translators()
 
@@ -160,11 +161,11 @@ class DistillLensTrainer(PreparedTrainer, TunedLensTrainer, LoggedTrainer):
         """
         if self._cache_needs is None:
             return
-        collation, layers = Collation.of(self), self.student_lens.num_layers
+        collation = Collation.of(self)
         self.settle_teacher_translators(collation)
-        depths = cached_depths(collation, self.teacher, layers)
+        depths = cached_depths(collation, self.teacher, self._depths)
         cached = fill_cache(collation, self.teacher, depths, self._cache_needs)
-        check_cached_depths(collation, cached, layers)
+        check_cached_depths(collation, cached, self._depths)
         self.teacher, self._cache_needs = cached, None
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):

@@ -15,6 +15,7 @@ from distilllens.train.config import DistillLensConfig
 from distilllens.train.teachers import (
     cached_depths,
     check_cached_depths,
+    depths_of,
     find_teacher,
     load_teacher,
 )
@@ -42,21 +43,21 @@ def write_cache(job: JobArguments, model, args: DistillLensConfig) -> str:
     for name in ("teacher_cache", "teacher_model_name_or_path"):
         if not getattr(args, name):
             raise ValueError(f"distilllens cache needs {name}")
-    students.check_student(job, model)
+    students.check_student(job, model, args)
     logger.info("loading the tokenizer and the data")
     tokenizer = students.load_student_tokenizer(job, model, args)
     records = train_inputs.load_all(job, students.as_trained(tokenizer, args))
     config = students.load_student_config(job, model, args, tokenizer)
     teacher_identity(args)
     with one_line_errors("the cache cannot be written"):
-        cached = _filled(args, tokenizer, records, config.get_text_config().num_hidden_layers)
+        cached = _filled(args, tokenizer, records, depths_of(config))
     return (
         f"the teacher cache {args.teacher_cache} holds {cached.num_documents} documents, "
         f"{cached.num_rows} positions at {cached.manifest.num_states} depths"
     )
 
 
-def _filled(args, tokenizer, records, student_layers):
+def _filled(args, tokenizer, records, student):
     args = copy.copy(args)
     args.eval_generate = False  # no answers are needed
     examples = {role: to_dataset(rows) for role, rows in records.items()}
@@ -64,16 +65,16 @@ def _filled(args, tokenizer, records, student_layers):
     collation = Collation.prepared(args, tokenizer, examples["train"], examples.get("eval"))
     check_counts(collation)
     name = args.teacher_model_name_or_path
-    teacher, needs = find_teacher(collation, name, student_layers)
+    teacher, needs = find_teacher(collation, name, student)
     if needs is None and damaged_shards(collation):
         teacher, needs = load_teacher(collation, name), requirements_of(collation, name)
     if needs is not None:
-        depths = cached_depths(collation, teacher, student_layers)
+        depths = cached_depths(collation, teacher, student)
         if args.lens_readout == "tuned":
             teacher.lens = teacher.lens.tuned(new_translators(teacher.lens, depths))
         if teacher.lens.translators is not None:
             translators_for_cache(teacher, collation)
         teacher = fill_cache(collation, teacher, depths, needs)
-        check_cached_depths(collation, teacher, student_layers)
+        check_cached_depths(collation, teacher, student)
     _trl.end_training(collation.accelerator)
     return teacher

@@ -15,6 +15,7 @@ from distilllens.data.encode import encode_examples, encode_text
 from distilllens.layer_map import LayerMap
 from distilllens.lens import LogitLens, tuned_lens
 from distilllens.lens.reading import Passage, inspect_models
+from distilllens.lens.surgery import cut_of
 from distilllens.loading import (
     check_tokenizers,
     check_vocabulary,
@@ -131,12 +132,15 @@ def _read(models, passages, fitting, lens_layers, dtype, loading):
         lenses = [
             _fitted(role, lens, fitting) for (role, _), lens in zip(models, lenses, strict=True)
         ]
-    trained = [
-        LayerMap.resolve_or_none(lens_layers, student.num_layers, lenses[0].num_layers) or ()
-        for student in lenses[1:]
-    ]
+    trained = [pairs_of(lens_layers, student, lenses[0]) for student in lenses[1:]]
     bar = tqdm(passages, desc="reading", unit="text", disable=len(passages) == 1)
     return inspect_models(lenses[0], bar, lenses[1:], trained=trained)
+
+
+def pairs_of(lens_layers: str | int, student: LogitLens, teacher: LogitLens) -> LayerMap | tuple:
+    """The depth pairs of training for two models; none for "auto" between shallow ones."""
+    layers, cut = (student.num_layers, teacher.num_layers), cut_of(student.model.config)
+    return LayerMap.resolve_or_none(lens_layers, *layers, cut) or ()
 
 
 def _write(output, page, figures, sections):

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from distilllens.data.encode import encode_text
-from distilllens.layer_map import LayerMap
 from distilllens.lens.logit_lens import LogitLens
 from distilllens.lens.probe import undisturbed
 from distilllens.lens.reading import Inspection, Passage, inspect_models
@@ -23,6 +22,7 @@ from distilllens.report.canvas import require_plotting
 from distilllens.report.inspector import inspector_sections
 from distilllens.report.page import render_page
 from distilllens.report.tokens import token_text
+from distilllens.workflows.inspect import pairs_of
 from distilllens.workflows.outputs import write_page
 
 # The page may run scripts and save CSV files, but cannot access the rest of the notebook.
@@ -114,10 +114,7 @@ def show(
 
 
 def _inspect(lenses, passages, lens_layers):
-    trained = [
-        LayerMap.resolve_or_none(lens_layers, student.num_layers, lenses[0].num_layers) or ()
-        for student in lenses[1:]
-    ]
+    trained = [pairs_of(lens_layers, student, lenses[0]) for student in lenses[1:]]
     with ExitStack() as stack:
         for lens in lenses:
             stack.enter_context(undisturbed(lens.model))

@@ -90,10 +90,11 @@ def _collection_problem(value, action, kinds):
     if isinstance(value, list) and (action.nargs == "+" or list in kinds):
         if not value:
             return "is empty; give it a value, or leave it out"
-        if action.dest == "lens_pair_weights":  # the only list of numbers
+        if action.dest == "lens_pair_weights":  # numbers of any kind, checked with their field
             return None
-        wrong = [part for part in value if not isinstance(part, str)]
-        return f"must be a list of texts, got {wrong[0]!r} in it" if wrong else None
+        kind, what = (int, "whole numbers") if int in kinds else (str, "texts")
+        wrong = [p for p in value if not isinstance(p, kind) or isinstance(p, bool)]
+        return f"must be a list of {what}, got {wrong[0]!r} in it" if wrong else None
     if dict in kinds:
         fine = isinstance(value, dict)
         return None if fine else f"must be a mapping such as {{key: value}}, got {value!r}"

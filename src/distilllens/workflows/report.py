@@ -19,7 +19,7 @@ from distilllens.train.progress import duration
 from distilllens.train.run_folder import RUN_FILE, read_run, read_state
 from distilllens.workflows.outputs import PAGE, check_count, check_page, write_page
 from distilllens.workflows.run_models import observe_run
-from distilllens.workflows.run_summary import loss_in_words
+from distilllens.workflows.run_summary import blocks_in_words, loss_in_words
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ _Fields = TypedDict(
         **dict.fromkeys(("student_config", "teacher_model_init_kwargs"), dict[str, Any] | None),
         **dict.fromkeys((term.weight_field for term in TERMS), float),
         **{term.divergence_field: str for term in TERMS if term.divergence_field},
+        "student_blocks": list[int] | int | None,
         "seed": float,
         "use_cpu": bool,
     },
@@ -166,6 +167,8 @@ def _student(fields):
     if config := fields.get("student_config"):
         kind = config.get("model_type") if isinstance(config, dict) else config
         return f"random weights ({kind})"
+    if (blocks := fields.get("student_blocks")) is not None:
+        return f"{blocks_in_words(blocks)} of {fields.get('teacher_model_name_or_path')}"
     return str(fields.get("model_name_or_path"))
 
 

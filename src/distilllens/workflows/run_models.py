@@ -29,7 +29,7 @@ from distilllens.loading import (
 )
 from distilllens.report import Observations, Sample
 from distilllens.workflows.inspect import target_passage
-from distilllens.workflows.students import random_student
+from distilllens.workflows.students import cut_student, random_student
 
 logger = logging.getLogger(__name__)
 _MAX_TEXT_TOKENS, _MAX_QUESTION_CHARACTERS = 256, 1200
@@ -155,10 +155,14 @@ class _ModelLoader:
         return self._load("student", str(self.folder), {"dtype": "auto"})
 
     def start(self, tokenizer):
-        """The student before training: a named model, or random weights from the same seed."""
+        """The student before training: a named model, blocks of the teacher, or random weights."""
         if self.fields.get("student_config"):
             seed = self.fields.get("seed", 42)
             return self._ready(random_student(self.fields["student_config"], tokenizer, seed))
+        if blocks := self.fields.get("student_blocks"):
+            path = self._path(self.fields["teacher_model_name_or_path"])
+            given = self.fields.get("teacher_model_init_kwargs")
+            return self._ready(cut_student(path, blocks, given, trust_remote_code=self.trusted))
         settings = {"dtype": self.fields.get("dtype") or "auto"}
         revision = self.fields.get("model_revision") or "main"
         return self._named("student", self.fields["model_name_or_path"], revision, settings)
@@ -180,8 +184,7 @@ class _ModelLoader:
         return self._named("teacher", name, revision, settings)
 
     def _named(self, role, name, revision, settings):
-        local = self.working_directory / name
-        path = str(local) if local.is_dir() else name
+        path = self._path(name)
         config = load_config(role, path, revision=revision, trust_remote_code=self.trusted)
         before = (self.fingerprints.get(role) or {}).get("weights")
         if before is not None and fingerprint(path, config)["weights"] != before:
@@ -189,6 +192,10 @@ class _ModelLoader:
                 f"The weights of the {role} {name} may have changed since the run began."
             )
         return self._load(role, path, {**settings, "revision": revision})
+
+    def _path(self, name):
+        local = self.working_directory / name
+        return str(local) if local.is_dir() else name
 
     def _load(self, role, path, settings):
         model = load_model(role, path, trust_remote_code=self.trusted, **settings)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from textwrap import wrap
 
 import torch
 from transformers import TrainerCallback
 
+from distilllens.lens.surgery import cut_of
 from distilllens.loading import size_in_words
 from distilllens.objective import TERMS
 from distilllens.train.cache_needs import name_of
@@ -37,11 +38,20 @@ class Opening(TrainerCallback):
             logger.info("%s", block(_opening(self.trainer, state, self.student)))
 
 
-def student_in_words(job, model) -> str:
+def student_in_words(job, model, args) -> str:
     """What the student starts from."""
+    if (blocks := job.student_blocks) is not None:
+        return f"{blocks_in_words(blocks)} of {args.teacher_model_name_or_path}"
     if job.student_config is not None:
         return f"random weights ({job.student_config['model_type']})"
     return str(model.model_name_or_path)
+
+
+def blocks_in_words(blocks: int | Sequence[int]) -> str:
+    """The value of ``student_blocks``: "6 blocks", or "blocks 0, 3, 6"."""
+    if isinstance(blocks, int):
+        return f"{blocks} block" + ("s" if blocks > 1 else "")
+    return f"block{'s' if len(blocks) > 1 else ''} {', '.join(map(str, blocks))}"
 
 
 def block(rows: dict[str, str]) -> str:
@@ -135,9 +145,23 @@ def _layers(trainer):
         return ""
     asked, pairs = str(trainer.args.lens_layers), str(trainer.objective.layer_map)
     pairs = pairs.replace(",", ", ")
-    is_rule = asked == "auto" or asked.isdecimal()
-    how = f"lens_layers {asked}: evenly spaced" if is_rule else "as in lens_layers"
+    how = "as in lens_layers"
+    if asked == "auto" or asked.isdecimal():
+        how = f"lens_layers {asked}: {_rule(trainer)}"
     return f"{pairs} (student:teacher; {how})"
+
+
+def _rule(trainer):
+    """How the pairs were chosen; a student that was cut out of another teacher is told."""
+    lens, teacher = trainer.student_lens, trainer.teacher
+    if (cut := cut_of(lens.model.config)) is None:
+        return "evenly spaced"
+    if cut.fits(lens.num_layers, teacher.num_layers):
+        return "after the blocks that the student has of its teacher"
+    return (
+        f"evenly spaced, for the student was cut to {len(cut.blocks)} of {cut.of} blocks, and has "
+        f"{lens.num_layers} beside a teacher of {teacher.num_layers}"
+    )
 
 
 def _data(trainer):

@@ -1,13 +1,16 @@
-"""The student of a run and its tokenizer: named, checked, loaded or made from random weights."""
+"""The student of a run and its tokenizer: named, cut out of the teacher, or of random weights."""
 
 from __future__ import annotations
 
 import copy
 import difflib
+import logging
 
+import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, set_seed
 
 from distilllens.errors import first_line
+from distilllens.lens.surgery import cut_config, student_from_blocks
 from distilllens.loading import (
     check_architectures,
     is_adapter_folder,
@@ -17,6 +20,12 @@ from distilllens.loading import (
     with_chat_template,
 )
 from distilllens.marks import check_noted_weights
+from distilllens.train.merging import load_merged
+
+logger = logging.getLogger(__name__)
+# How a teacher runs, which is not how a student that is cut out of it is loaded.
+_OF_THE_TEACHER = ("dtype", "torch_dtype", "quantization_config", "device_map", "max_memory")
+_OF_THE_TEACHER += ("load_in_4bit", "load_in_8bit", "attn_implementation", "trust_remote_code")
 
 
 def load_student_tokenizer(job, model, args):
@@ -25,12 +34,17 @@ def load_student_tokenizer(job, model, args):
     Raises:
         ValueError: it cannot be loaded, or it has no end-of-sequence token.
     """
-    name = job.tokenizer_name_or_path or model.model_name_or_path
+    name, revision = job.tokenizer_name_or_path, None
+    if name is None and job.student_blocks is not None:
+        name = args.teacher_model_name_or_path
+        revision = (args.teacher_model_init_kwargs or {}).get("revision")
+    elif name is None:
+        name, revision = model.model_name_or_path, model.model_revision
     tokenizer = load_tokenizer(
         "student",
         name,
         advice="name a folder or hub id with a tokenizer, or set tokenizer_name_or_path",
-        revision=None if job.tokenizer_name_or_path else model.model_revision,
+        revision=revision,
         trust_remote_code=args.trust_remote_code,
     )
     if tokenizer.eos_token is None and args.eos_token is None:
@@ -50,7 +64,7 @@ def as_trained(tokenizer, args):
 
 def with_student_settings(job, model, args):
     """A copy of ``args`` whose ``model_init_kwargs`` load the student with its settings."""
-    if job.student_config is not None:
+    if model.model_name_or_path is None:
         return copy.copy(args)
     settings = {
         "revision": model.model_revision,
@@ -70,7 +84,8 @@ def with_save_dtype(model, args, config):
     stays.
     """
     args = copy.copy(args)
-    trained = str((args.model_init_kwargs or {}).get("dtype", "float32")).removeprefix("torch.")
+    trained = (args.model_init_kwargs or {}).get("dtype", model.dtype or "float32")
+    trained = str(trained).removeprefix("torch.")
     is_adapter = model.use_peft or is_adapter_folder(model.model_name_or_path)
     narrow = saved_dtype(config) in ("bfloat16", "float16")
     if args.save_dtype == "auto" and trained == "float32" and narrow and not is_adapter:
@@ -79,27 +94,58 @@ def with_save_dtype(model, args, config):
 
 
 def load_student(job, model, args, tokenizer):
-    """``(student, config)``: a name for the trainer to load, or a model with random weights.
+    """A name for the trainer to load; or a model, cut out of the teacher or with random weights.
 
     Raises:
-        ValueError: a configuration that cannot be loaded or is not valid, or damaged weights.
+        ValueError: a model that cannot be built or cut, or damaged weights.
     """
     if job.student_config is not None:
-        student = random_student(job.student_config, tokenizer, args.seed)
-        return student, student.config
-    config = load_student_config(job, model, args, tokenizer)
+        return random_student(job.student_config, tokenizer, args.seed)
+    if job.student_blocks is not None:
+        settings = {"trust_remote_code": args.trust_remote_code}
+        if model.attn_implementation is not None:
+            settings["attn_implementation"] = model.attn_implementation
+        name, given = args.teacher_model_name_or_path, args.teacher_model_init_kwargs
+        logger.info("cutting the student out of the teacher %s", name)
+        student = cut_student(name, job.student_blocks, given, **settings)
+        dtype = model.dtype or "float32"
+        return student if dtype == "auto" else student.to(getattr(torch, dtype))
     check_noted_weights(f"the student {model.model_name_or_path!r}", model.model_name_or_path)
-    return model.model_name_or_path, config
+    return model.model_name_or_path
+
+
+def cut_student(teacher: str, blocks, init_kwargs: dict | None = None, **settings):
+    """A teacher by name with some of its blocks only, in the dtype in which it is saved.
+
+    Args:
+        init_kwargs: the teacher's of the recipe, of which those that say where it is are used.
+        settings: further arguments of ``from_pretrained``.
+
+    Raises:
+        ValueError: a teacher that cannot be loaded or cut.
+    """
+    given = {k: v for k, v in (init_kwargs or {}).items() if k not in _OF_THE_TEACHER}
+    model = load_merged("teacher", teacher, **{"dtype": "auto", **given, **settings})
+    return student_from_blocks(model, blocks)[0]
 
 
 def load_student_config(job, model, args, tokenizer):
     """The student's configuration, without its weights.
 
     Raises:
-        ValueError: it cannot be loaded, or ``student_config`` is not valid.
+        ValueError: it cannot be loaded, or ``student_config`` or ``student_blocks`` is not valid.
     """
     if job.student_config is not None:
         return random_student_config(job.student_config, tokenizer)
+    if job.student_blocks is not None:
+        name = args.teacher_model_name_or_path
+        revision = (args.teacher_model_init_kwargs or {}).get("revision", "main")
+        trusted = args.trust_remote_code
+        config = load_config("teacher", name, revision=revision, trust_remote_code=trusted)
+        try:
+            return cut_config(config, job.student_blocks)
+        except ValueError as error:
+            raise ValueError(f"student_blocks of {name}: {error}") from error
     config = load_config(
         "student",
         model.model_name_or_path,
@@ -145,19 +191,36 @@ def random_student(student_config: dict, tokenizer, seed: int):
     return student
 
 
-def check_student(job, model):
+def check_student(job, model, args):
     """Refuse a student that is not named exactly once.
 
     Raises:
-        ValueError: no student, two students, or settings that need another kind of student.
+        ValueError: no student, several, or settings that need another kind of student.
     """
-    if (job.student_config is None) == (model.model_name_or_path is None):
+    sources = {
+        "model_name_or_path": model.model_name_or_path,
+        "student_config": job.student_config,
+        "student_blocks": job.student_blocks,
+    }
+    named = [name for name, value in sources.items() if value is not None]
+    if len(named) != 1:
         raise ValueError(
-            "name the student by either model_name_or_path (a folder or hub id) or student_config "
-            "(random weights)"
+            "name the student by either model_name_or_path (a folder or hub id), student_config "
+            "(random weights) or student_blocks (blocks of the teacher)"
+            + (f", not by {' and '.join(named)}" if named else "")
         )
     if job.student_config is not None and job.tokenizer_name_or_path is None:
         raise ValueError("a student from student_config needs tokenizer_name_or_path")
+    if job.student_blocks is not None and not args.teacher_model_name_or_path:
+        raise ValueError("student_blocks needs teacher_model_name_or_path, whose blocks they are")
+    if job.student_blocks is not None and model.use_peft:
+        raise ValueError(
+            "use_peft trains an adapter, which is saved without the weights that student_blocks "
+            "takes from the teacher: make a folder of them first (distilllens prune), then name it "
+            "by model_name_or_path"
+        )
+    if job.student_blocks is not None and (model.load_in_4bit or model.load_in_8bit):
+        raise ValueError("student_blocks trains all weights: leave out load_in_4bit, load_in_8bit")
     if model.use_peft and is_adapter_folder(model.model_name_or_path):
         raise ValueError(
             f"model_name_or_path {model.model_name_or_path} is an adapter, whose training goes on "

@@ -79,7 +79,7 @@ def run_job(job: JobArguments, model, args: DistillLensConfig, given: dict | Non
 
 def _run(job, model, args, given):
     """Train; returns a line, or None if the run is finished already."""
-    students.check_student(job, model)
+    students.check_student(job, model, args)
     _check_loggers(args)
     _check_evaluation(job, args)
     _check_folders(args)
@@ -88,7 +88,7 @@ def _run(job, model, args, given):
     tokenizer = students.load_student_tokenizer(job, model, args)
     reader = students.as_trained(tokenizer, args)
     records = train_inputs.load_all(job, reader)
-    student, config = students.load_student(job, model, args, tokenizer)
+    config = students.load_student_config(job, model, args, tokenizer)
     if job.student_config is None:
         args = students.with_save_dtype(model, args, config)
     scorer = _scorer(args, records, reader, config)
@@ -113,8 +113,9 @@ def _run(job, model, args, given):
                 return None
             logger.warning("the final model is damaged, and is made again: %s", damage)
         checkpoint = _chosen(args, checkpoint, config.to_dict(), identity)
+        student = students.load_student(job, model, args, tokenizer)
         inputs = (student, model, args, tokenizer, records)
-        opening = Opening(student_in_words(job, model))
+        opening = Opening(student_in_words(job, model, args))
         return _train(inputs, checkpoint, scorer, opening, identity, record_of(given))
 
 
@@ -129,7 +130,9 @@ def _train(inputs, checkpoint, scorer, opening, identity, record):
         callbacks = [begun, opening, signals]
         trainer = build_trainer(*inputs, callbacks=callbacks, score_answers=scorer)
         opening.trainer = trainer
-        record |= {"layer_map": str(trainer.objective.layer_map)} if lens_is_read(trainer) else {}
+        if lens_is_read(trainer):
+            record["layer_map"] = str(trainer.objective.layer_map)
+            _check_layer_map(checkpoint, output_dir, record["layer_map"])
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     _save_final(trainer, identity, record)
     if trainer.is_world_process_zero():
@@ -238,6 +241,15 @@ def _chosen(args, checkpoint, config, identity):
     if checkpoint is not None:
         logger.info("resuming from %s", checkpoint)
     return checkpoint
+
+
+def _check_layer_map(checkpoint, output_dir, layer_map):
+    """Refuse to go on with other pairs of depths than the run began with."""
+    different = checkpoint and run_folder.other_layer_map(checkpoint, layer_map)
+    if different and checkpoint.parent.resolve() == Path(output_dir).resolve():
+        raise ValueError(f"output_dir {different}")
+    if different:
+        logger.warning("%s", different)
 
 
 def _save_final(trainer, identity, record):

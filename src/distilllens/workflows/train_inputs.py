@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distilllens.data import data_files, drop_long_prompts, load_hub, load_records
+from distilllens.layer_map import parse_blocks
 from distilllens.workflows.identity import rows_identity
 
 logger = logging.getLogger(__name__)
@@ -59,8 +60,20 @@ class JobArguments:
             "n_layer: 4, n_embd: 128, n_head: 4}, instead of model_name_or_path."
         },
     )
+    student_blocks: list[int] | str | int | None = field(
+        default=None,
+        metadata={
+            "help": "Start as the teacher with some of its blocks only, instead of "
+            "model_name_or_path: how many (6: evenly spread, with the first and the last), or "
+            'which, from 0 ([0, 3, 6] or "0,3,6").'
+        },
+    )
     tokenizer_name_or_path: str | None = field(
-        default=None, metadata={"help": "The tokenizer, if the student's folder has none."}
+        default=None,
+        metadata={
+            "help": "The tokenizer, if the student's folder has none; of student_blocks, if it is "
+            "not the teacher's."
+        },
     )
     report: bool = field(
         default=True,
@@ -77,6 +90,9 @@ class JobArguments:
             self.student_config = _mapping("student_config", self.student_config)
         if self.student_config is not None and "model_type" not in self.student_config:
             raise ValueError("student_config needs a model_type, such as gpt2 or llama")
+        if self.student_blocks is not None:
+            blocks = parse_blocks(self.student_blocks, "student_blocks")
+            self.student_blocks = list(blocks) if isinstance(blocks, tuple) else blocks
         if (self.train_file is None) == (self.dataset_name is None):
             raise ValueError("name the training data by either train_file or dataset_name")
         if self.dataset_name is not None and self.eval_file is not None:

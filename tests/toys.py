@@ -137,6 +137,7 @@ FORMS = {
     },
     "exits": {"lens_layers": "exits", "lens_divergence": "forward_kl"},
     "features": {"feature_weight": 0.1},
+    "tuned": {"lens_readout": "tuned"},
 }
 FORMS["drawn by entropy"] = {**FORMS["weighted"], **SAMPLED, "lens_layers": "1:1,2:3"}
 

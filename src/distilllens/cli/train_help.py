@@ -55,6 +55,7 @@ GROUPS = {
         "lens_beta": "",
         "lens_divergence_kwargs": "",
         "lens_norm": "",
+        "lens_readout": "",
         "lens_pair_fraction": "",
         "lens_token_fraction": "",
         "lens_pair_weights": "",

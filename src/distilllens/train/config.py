@@ -134,6 +134,14 @@ class DistillLensConfig(SFTConfig):
             "not)."
         },
     )
+    lens_readout: str = field(
+        default="logit",
+        metadata={
+            "help": 'How inner depths are read: "logit" (by the models\' own final norm and head), '
+            'or "tuned": through an affine map of each depth before them, fitted to each model\'s '
+            "own output at the start; the student's are then trained along."
+        },
+    )
     lens_pair_fraction: float = field(
         default=1.0,
         metadata={

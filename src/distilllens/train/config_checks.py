@@ -50,6 +50,7 @@ _MAPPINGS = (
 _NAMES = (
     "output_divergence",
     "lens_divergence",
+    "lens_readout",
     "lens_weight_schedule",
     "lens_token_weights",
     "feature_loss",

@@ -9,6 +9,8 @@ from distilllens.layer_map import LayerMap
 from distilllens.sampling import check_fraction
 from distilllens.train.schedule import PAIR_WEIGHTS, SCHEDULES
 
+READOUTS = ("logit", "tuned")
+
 
 def check_lens_layers(spec):
     """Refuse a text that describes no layer map.
@@ -82,6 +84,13 @@ def check_forms(args):
         raise ValueError(
             f"lens_weight_until {args.lens_weight_until} leaves nothing to learn from behind that "
             "share of the steps, because all other weights are 0; set output_weight, for example"
+        )
+    if args.lens_readout not in READOUTS:
+        raise ValueError(f"lens_readout is one of {', '.join(READOUTS)}, got {args.lens_readout!r}")
+    if args.lens_readout == "tuned" and not args.lens_norm:
+        raise ValueError(
+            "lens_readout tuned reads translated states through the final norm: it needs "
+            "lens_norm: true"
         )
     if args.lens_layers.strip() == "exits" and not args.lens_norm:
         raise ValueError(

@@ -22,7 +22,6 @@ from distilllens.train.cache_fill import fill_cache
 from distilllens.train.cache_needs import name_of
 from distilllens.train.checks import check_answers, check_arguments, check_counts, check_data
 from distilllens.train.collation import Collation
-from distilllens.train.companions import CompanionTrainer
 from distilllens.train.finite import check_weights
 from distilllens.train.logged_trainer import LoggedTrainer
 from distilllens.train.metrics import named_terms
@@ -44,11 +43,12 @@ from distilllens.train.teachers import (
     find_teacher,
     layer_map_of,
 )
+from distilllens.train.tuned_lens import TunedLensTrainer
 
 logger = logging.getLogger(__name__)
 
 
-class DistillLensTrainer(PreparedTrainer, CompanionTrainer, LoggedTrainer):
+class DistillLensTrainer(PreparedTrainer, TunedLensTrainer, LoggedTrainer):
     """Train a student by cross-entropy, an output divergence and a lens divergence.
 
     Use it like ``SFTTrainer``: it takes the same data (and instruction/input/output records) and
@@ -133,6 +133,7 @@ class DistillLensTrainer(PreparedTrainer, CompanionTrainer, LoggedTrainer):
         self.teacher, self._cache_needs = find_teacher(collation, teacher_model, layers)
         self.objective = args.objective(layer_map_of(args, layers, self.teacher))
         self.project = self._projectors()
+        self.add_translators()
 
     def _projectors(self):
         """What brings the student's states to the teacher's width, trained along where it must."""
@@ -160,6 +161,7 @@ class DistillLensTrainer(PreparedTrainer, CompanionTrainer, LoggedTrainer):
         if self._cache_needs is None:
             return
         collation, layers = Collation.of(self), self.student_lens.num_layers
+        self.settle_teacher_translators(collation)
         depths = cached_depths(collation, self.teacher, layers)
         cached = fill_cache(collation, self.teacher, depths, self._cache_needs)
         check_cached_depths(collation, cached, layers)

@@ -18,11 +18,14 @@ def after_training(tmp_path, **kwargs):
 
 
 MIXED = {"cross_entropy_weight": 0.5, "output_divergence": "forward_kl"}
+# All forms that look at positions, in one run.
+FEATURES_TOO = {**toys.FORMS["drawn by entropy"], **toys.FORMS["features"]}
 LOSSES = {"default": {}, "mixed": MIXED, **toys.FORMS}
+LOSSES["adapter"] = {**FEATURES_TOO, "peft_config": toys.lora()}
 # Logged in each of three steps: one of two pairs; a lens that ends after the second step, and its
 # weight; distances of features and their pairs.
 NUM_TERMS = {"sampled": (6, 6, 6), "drawn by entropy": (6, 6, 6)}
-NUM_TERMS |= {"scheduled": (8, 8, 5), "features": (10, 10, 10)}
+NUM_TERMS |= {"scheduled": (8, 8, 5), "features": (10, 10, 10), "adapter": (9, 9, 9)}
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -38,7 +41,7 @@ def test_a_step_does_not_depend_on_accumulation(tmp_path, batch, accumulation, n
         **loss,
     )
     assert toys.drift(whole, split) < TOLERANCE
-    assert ("feature_projectors.maps.1.weight" in whole) == (name == "features")
+    assert ("feature_projectors.maps.1.weight" in whole) == (name in ("features", "adapter"))
     for step, (a, b) in enumerate(zip(whole_log[:-1], split_log[:-1], strict=True)):
         terms = [key for key in a if "loss" in key or "entropy" in key or key == "lens_weight"]
         assert len(terms) == NUM_TERMS.get(name, (7, 7, 7))[step]
@@ -54,8 +57,6 @@ def test_a_step_does_not_depend_on_the_order_of_samples(tmp_path):
     assert toys.drift(one, other) < TOLERANCE
 
 
-# All forms that look at positions, in one run.
-FEATURES_TOO = {**toys.FORMS["drawn by entropy"], **toys.FORMS["features"]}
 PADDED = {"all": {}, "sampled": toys.SAMPLED, "every form": FEATURES_TOO}
 
 

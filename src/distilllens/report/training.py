@@ -15,7 +15,10 @@ from distilllens.report.parts import Choice, Table
 
 Rows = Sequence[Mapping[str, Any]]
 # Name in the log -> label; the order sets the line styles.
-TERMS = {"loss": "total", **{term.log_name: term.label for term in objective.TERMS}}
+TERMS = {"loss": "total", **{t.log_name: t.label for t in objective.TERMS if not t.optional}}
+# Not in nats.
+_DISTANCES = {"feature_loss": "feature loss"}
+_DISTANCES |= {f"eval_{name}": f"evaluation: {label}" for name, label in _DISTANCES.items()}
 _SCORES = {"eval_rouge_l": "Rouge-L", "eval_exact_match": "exact match"}
 _SPEEDS = {
     "target_tokens_per_second": "Target tokens of all processes per second since the last log; "
@@ -41,6 +44,7 @@ def training_plots(rows: Rows) -> tuple[Plot, ...]:
     speed = next((name for name in _SPEEDS if _has(rows, name)), None)
     found = [
         *(_plot(rows, *loss, scaled=True) for loss in _loss_plots(pairs)),
+        _plot(rows, *_DISTANCE_PLOT, ylabel="distance", scaled=True),
         _plot(rows, *_SCORE_PLOT, ylabel="score (%)"),
         _plot(rows, *_RATE_PLOT, ylabel="learning rate"),
         _plot(rows, *_speed_plot(speed), ylabel="tokens / s"),
@@ -74,6 +78,12 @@ def _loss_plots(pairs):
     )
 
 
+_DISTANCE_PLOT = (
+    "features",
+    "Feature loss",
+    _DISTANCES,
+    "The distance of hidden states, mean over pairs and target tokens; not in nats.",
+)
 _SCORE_PLOT = (
     "scores",
     "Scores of answers",
@@ -111,6 +121,7 @@ def first_and_last(rows: Rows) -> Table:
     names |= {f"eval_{name}": f"evaluation: {label}" for name, label in TERMS.items()} | {
         name: f"evaluation: {label}" for name, label in _SCORES.items()
     }
+    names |= {name: f"{label} (a distance)" for name, label in _DISTANCES.items()}
     found = []
     for name, label in names.items():
         steps, values = _series(rows, name)

@@ -216,8 +216,11 @@ def _check_evaluation(job, args):
         who = "eval_generate" if args.eval_generate else f"eval_strategy {strategy}"
         raise ValueError(f"{who} needs eval_file or dataset_test_split: the data to evaluate on")
     name = (args.metric_for_best_model or "loss").removeprefix("eval_")
-    known = _METRICS + (HIGHER_IS_BETTER if args.eval_generate else ())
-    if name not in known and not name.startswith("lens_loss/"):
+    absent = {t.log_name for t in TERMS if t.optional and not getattr(args, t.weight_field)}
+    known = tuple(each for each in _METRICS if each not in absent)
+    known += HIGHER_IS_BETTER if args.eval_generate else ()
+    pairs = tuple(f"{t.log_name}/" for t in TERMS if t.has_pairs and t.log_name in known)
+    if name not in known and not name.startswith(pairs):
         hint = "; it needs eval_generate" if name in HIGHER_IS_BETTER else ""
         raise ValueError(
             f"metric_for_best_model {name!r} is never measured{hint}; "

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypedDict
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from distilllens.errors import first_line, named
 from distilllens.fingerprints import Unshared, compare_tokenizers
@@ -271,6 +271,14 @@ def config_error(name: str, part: str, error: Exception) -> str | None:
     except Exception as found:  # as above
         return f"{file} is not valid: {named(error)}" if str(found) == str(error) else None
     return None
+
+
+def generation_ends(config) -> int | list[int] | None:
+    """The tokens at which generation ends by itself, of the model with a configuration."""
+    try:
+        return GenerationConfig.from_pretrained(config.name_or_path).eos_token_id
+    except Exception:  # a model without such a file, or one that comes from nowhere
+        return config.get_text_config().eos_token_id
 
 
 def positions_of(config) -> int | None:

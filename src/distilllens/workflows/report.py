@@ -52,7 +52,7 @@ _Fields = TypedDict(
         **dict.fromkeys((term.weight_field for term in TERMS), float),
         **{term.divergence_field: str for term in TERMS if term.divergence_field},
         "seed": float,
-        "use_cpu": bool,
+        **dict.fromkeys(("chat", "use_cpu"), bool),
     },
     total=False,
 )

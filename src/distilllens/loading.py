@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
@@ -183,11 +184,13 @@ def size_in_words(model) -> str:
     sizes, trained = {}, 0
     for parameter in model.parameters():
         num = getattr(parameter, "ds_numel", parameter.numel())  # of DeepSpeed's shards
-        sizes[parameter.dtype] = sizes.get(parameter.dtype, 0) + num
+        dtype = str(parameter.dtype).removeprefix("torch.")
+        if (packed := getattr(parameter, "quant_state", None)) is not None:  # of bitsandbytes
+            num, dtype = math.prod(packed.shape), "4-bit"
+        sizes[dtype] = sizes.get(dtype, 0) + num
         trained += num * parameter.requires_grad
     total = sum(sizes.values())
-    dtypes = sorted(sizes, key=sizes.get, reverse=True)
-    names = " and ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    names = " and ".join(sorted(sizes, key=sizes.get, reverse=True))
     part = "" if trained in (0, total) else f" ({_count(trained)} trainable)"
     return f"{_count(total)} parameters{part}, {names}"
 

@@ -282,7 +282,7 @@ class _Question(NamedTuple):
     fields: dict
 
 
-def _question(record, chat):
+def _question(record, chat=False):
     """The question in a record; None if it has none."""
     (example,) = to_training_examples([record], chat=chat)
     if "messages" in example:

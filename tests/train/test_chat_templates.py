@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 import toys
+import trl.chat_template_utils
 from data import tool_records
 from datasets import Dataset
 from transformers import AutoTokenizer
@@ -17,6 +18,7 @@ from distilllens.train.chat_templates import (
     other_template,
     unended_answers,
 )
+from distilllens.train.collation import Collation
 
 MARKED = (
     "{% for m in messages %}{{ m['role'] }} {% if m['role'] == 'assistant' %}"
@@ -152,6 +154,30 @@ def test_marks_at_a_space_or_in_a_character_of_several_tokens(shared, content):
             ids += tokens
             said += [is_content and message["role"] == "assistant"] * len(tokens)
     assert found == (ids, said)
+
+
+def test_templates_that_trl_knows_need_no_marks(shared, tmp_path):
+    """Qwen2.5's: prepared rows have the labels written out by hand, of every turn."""
+    made = AutoTokenizer.from_pretrained(shared / "tokenizers" / "gpt2")
+    made.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    made.chat_template = trl.chat_template_utils.qwen2_5_chat_template
+    talk = [
+        {"role": r, "content": c} for r, c in zip(("user", "assistant") * 2, "abcd", strict=True)
+    ]
+    check_marks(made, {"messages": talk})
+    args = toys.config(tmp_path, assistant_only_loss=True, max_length=None)
+    data = Dataset.from_list([{"messages": talk}])
+    (row,) = Collation.prepared(args, made, data).train_dataset
+    system = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+    parts = [("<|im_start|>", False), (f"system\n{system}", False), ("<|im_end|>", False)]
+    for message in talk:
+        said = message["role"] == "assistant"
+        parts += [("\n", parts[-1][1]), ("<|im_start|>", False), (message["role"], False)]
+        parts += [("\n" + message["content"], said), ("<|im_end|>", said)]
+    parts.append(("\n", True))
+    tokens = [(token, said) for part, said in parts for token in made(part)["input_ids"]]
+    assert row["input_ids"] == [token for token, _ in tokens]
+    assert row["labels"] == [token if said else -100 for token, said in tokens]
 
 
 # Conversations of several turns as (words of the user, words of the assistant).

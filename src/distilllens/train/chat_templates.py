@@ -12,12 +12,10 @@ from trl import get_training_chat_template, is_conversational
 
 from distilllens.data.encode import encode, write_messages
 
-NO_MARKS = (
-    "assistant_only_loss is set, and the chat template marks no token as the assistant's: it has "
-    "no {% generation %} around answers"
-)
+_NONE = "assistant_only_loss is set, and the chat template marks no token as the assistant's"
+_NO_MARKS = f"{_NONE}: it has no {{% generation %}} around answers"
 _OTHER_TEMPLATE = "set chat_template_path to a template that has the marks"
-MARKS_WANTED = (
+_WAYS_OUT = (
     "write the rows as prompt and completion, both lists of messages, whose loss is on the "
     "completion without it; or as instruction and output, whose loss is on the output, with chat: "
     f"true; or {_OTHER_TEMPLATE}"
@@ -56,13 +54,20 @@ def check_marks(tokenizer, example: Mapping):
     try:
         get_training_chat_template(tokenizer)
     except ValueError as error:
-        ways_out = MARKS_WANTED
+        ways_out = _WAYS_OUT
         if "prompt" in example:
             ways_out = (
                 "leave it out, since the loss of these rows is on the completion anyway; or "
                 f"{_OTHER_TEMPLATE}"
             )
-        raise ValueError(f"{NO_MARKS}; {ways_out}") from error
+        raise ValueError(f"{_NO_MARKS}; {ways_out}") from error
+
+
+def unmarked(messages: list[dict]) -> str:
+    """What is wrong with messages of which no token is marked as the assistant's."""
+    if any(message.get("role") == "assistant" for message in messages):
+        return f"{_NO_MARKS}; {_WAYS_OUT}"
+    return f"{_NONE}: no message is; leave the row out"
 
 
 def assistant_tokens(

@@ -19,12 +19,7 @@ from distilllens.data.encode import Encoding, encode, template_fields
 from distilllens.files import sha256
 from distilllens.loading import with_chat_template
 from distilllens.targets import IGNORED, has_target
-from distilllens.train.chat_templates import (
-    MARKS_WANTED,
-    NO_MARKS,
-    assistant_tokens,
-    check_marks,
-)
+from distilllens.train.chat_templates import assistant_tokens, check_marks, unmarked
 
 logger = logging.getLogger(__name__)
 # Columns of what was noticed of a row, beside its tokens and labels.
@@ -150,7 +145,7 @@ class _Row:
             messages = example.get("messages") or [*example["prompt"], *example["completion"]]
             ids, said = assistant_tokens(messages, self.tokenizer, example, **template)
             if not any(said):
-                raise ValueError(f"{NO_MARKS}; {MARKS_WANTED}")
+                raise ValueError(unmarked(messages))
         if said and "messages" in example:
             found = Encoding(ids[: self.limit], 0, [], False)
         else:

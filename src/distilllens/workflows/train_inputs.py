@@ -196,9 +196,6 @@ def say_templates(args, tokenizer, examples, config):
 
     Args:
         config: the student's configuration.
-
-    Raises:
-        ValueError: the teacher's tokenizer cannot be loaded.
     """
     first = examples["train"][0]
     if not _is_conversation(first):
@@ -206,18 +203,23 @@ def say_templates(args, tokenizer, examples, config):
     end = tokenizer.convert_tokens_to_ids(args.eos_token or tokenizer.eos_token)
     ends = end_tokens(generation_ends(config), end)
     notes = [unended_answers(tokenizer, ends, first)]
-    if args.teacher_model_name_or_path:
-        settings = args.teacher_model_init_kwargs or {}
-        hub = {key: settings[key] for key in ("revision",) if key in settings}
-        teacher = find_tokenizer(
-            "teacher",
-            args.teacher_model_name_or_path,
-            trust_remote_code=args.trust_remote_code,
-            **hub,
-        )
-        notes += [] if teacher is None else [other_template(tokenizer, teacher, first)]
+    if (teacher := _teacher_tokenizer(args)) is not None:
+        notes.append(other_template(tokenizer, teacher, first))
     for note in filter(None, notes):
         logger.warning("%s", note)
+
+
+def _teacher_tokenizer(args):
+    """The named teacher's, or None; why it cannot be loaded is said when the model is."""
+    if not args.teacher_model_name_or_path:
+        return None
+    given = args.teacher_model_init_kwargs or {}
+    hub = {name: given[name] for name in ("revision", "trust_remote_code") if name in given}
+    settings = {"trust_remote_code": args.trust_remote_code, **hub}
+    try:
+        return find_tokenizer("teacher", args.teacher_model_name_or_path, **settings)
+    except ValueError:
+        return None
 
 
 @contextmanager

@@ -83,7 +83,7 @@ def load_hub(
 class _Intake:
     """Records of one kind, and what is to be said about them when all are there."""
 
-    def __init__(self, skip_empty, chat):
+    def __init__(self, skip_empty, chat=False):
         self.skip_empty, self.chat, self.records, self.unused = skip_empty, chat, [], Counter()
         self.first, self.num_rows, self.first_empty = None, 0, None
 

@@ -90,6 +90,8 @@ def _collection_problem(value, action, kinds):
     if isinstance(value, list) and (action.nargs == "+" or list in kinds):
         if not value:
             return "is empty; give it a value, or leave it out"
+        if action.dest == "lens_pair_weights":  # the only list of numbers
+            return None
         wrong = [part for part in value if not isinstance(part, str)]
         return f"must be a list of texts, got {wrong[0]!r} in it" if wrong else None
     if dict in kinds:

@@ -57,15 +57,20 @@ def load_records(
     return intake.finish(warn)
 
 
-def load_prompts(source: str | PathLike | Iterable[str | PathLike]) -> list[tuple[str, dict]]:
+def load_prompts(
+    source: str | PathLike | Iterable[str | PathLike], *, chat: bool = False
+) -> list[tuple[str, dict]]:
     """``(FILE:LINE, record)`` of records to be answered, read as by ``load_records``.
 
     They need no answer; in place of one they have some text (see ``with_answer``).
 
+    Args:
+        chat: as in ``load_records``.
+
     Raises:
         ValueError: as ``load_records``, or a record has no prompt.
     """
-    intake, places = _Intake(skip_empty=False), []
+    intake, places = _Intake(skip_empty=False, chat=chat), []
 
     def rows(file):
         for where, row in _rows(file):

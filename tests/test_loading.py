@@ -2,19 +2,26 @@
 
 import io
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 import toys
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import MambaConfig
 
+from distilllens import LogitLens, capture
 from distilllens.loading import (
     base_model_name,
     check_architectures,
     find_tokenizer,
+    generation_ends,
     least_positions,
+    load_adapter,
     load_config,
     load_model,
     load_tokenizer,
+    size_in_words,
 )
 from distilllens.names import shortest_names, unique_names
 
@@ -263,3 +270,52 @@ def test_names_are_as_short_as_they_can_be(tmp_path, monkeypatch):
         unique_names(["runs/a", "runs/../runs/a"])
     with pytest.raises(ValueError, match="would both be called a_b"):
         unique_names(["x/a_b", "a/b", "c/b"])
+
+
+def test_packed_weights_count_as_what_they_are():
+    """bitsandbytes stores two 4-bit weights in a byte, and their number beside it."""
+    model = torch.nn.Linear(4, 6, bias=False)
+    packed = torch.nn.Parameter(torch.zeros(12, 1, dtype=torch.uint8), requires_grad=False)
+    packed.quant_state = SimpleNamespace(shape=torch.Size([6, 4]))
+    model.packed = packed
+    assert size_in_words(model) == "48 parameters (24 trainable), float32 and 4-bit"
+
+
+def test_generation_ends_where_the_model_says(tmp_path):
+    """By its generation_config.json; without one by its configuration."""
+    toys.llama().save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 7]}))
+    assert generation_ends(load_config("student", str(tmp_path))) == [0, 7]
+    (tmp_path / "generation_config.json").unlink()
+    assert generation_ends(load_config("student", str(tmp_path))) == 0
+    assert generation_ends(toys.llama().config) == 0
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("module", ["lm_head", "embed_tokens"])
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+def test_an_adapter_with_a_head_of_its_own_is_read_by_it(tmp_path, monkeypatch, tied, module):
+    """modules_to_save: the logits of a folder are those of the model that was saved, and the lens
+    reads the trained copy, as a model that is read and as one whose training goes on."""
+    monkeypatch.chdir(tmp_path)
+    toys.llama(tied=tied).save_pretrained("base")
+    settings = {"target_modules": ["q_proj"], "modules_to_save": [module]}
+    trained = get_peft_model(load_model("student", "base"), LoraConfig(r=2, **settings))
+    generator = torch.Generator().manual_seed(0)
+    for weight in trained.parameters():
+        if weight.requires_grad:
+            weight.data += 0.3 * torch.randn(weight.shape, generator=generator)
+    trained.save_pretrained("adapter")
+    ids = torch.tensor([[2, 3, 4, 5]])
+    with torch.no_grad():
+        expected = trained.eval()(input_ids=ids).logits
+        assert not torch.allclose(expected, load_model("student", "base")(ids).logits, atol=0.1)
+        for model in (
+            load_model("teacher", "adapter"),
+            load_adapter(PeftModel, load_model("student", "base"), "adapter").eval(),
+        ):
+            assert torch.equal(model(input_ids=ids).logits, expected)
+            lens = LogitLens(model)
+            last = capture(lens, [3], input_ids=ids)[3]
+            torch.testing.assert_close(lens.logits(last), expected, atol=1e-6, rtol=0)
+            lens.check_trainable()

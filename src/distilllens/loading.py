@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from distilllens.errors import first_line, named
 from distilllens.fingerprints import Unshared, compare_tokenizers
@@ -183,11 +184,13 @@ def size_in_words(model) -> str:
     sizes, trained = {}, 0
     for parameter in model.parameters():
         num = getattr(parameter, "ds_numel", parameter.numel())  # of DeepSpeed's shards
-        sizes[parameter.dtype] = sizes.get(parameter.dtype, 0) + num
+        dtype = str(parameter.dtype).removeprefix("torch.")
+        if (packed := getattr(parameter, "quant_state", None)) is not None:  # of bitsandbytes
+            num, dtype = math.prod(packed.shape), "4-bit"
+        sizes[dtype] = sizes.get(dtype, 0) + num
         trained += num * parameter.requires_grad
     total = sum(sizes.values())
-    dtypes = sorted(sizes, key=sizes.get, reverse=True)
-    names = " and ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    names = " and ".join(sorted(sizes, key=sizes.get, reverse=True))
     part = "" if trained in (0, total) else f" ({_count(trained)} trainable)"
     return f"{_count(total)} parameters{part}, {names}"
 
@@ -271,6 +274,14 @@ def config_error(name: str, part: str, error: Exception) -> str | None:
     except Exception as found:  # as above
         return f"{file} is not valid: {named(error)}" if str(found) == str(error) else None
     return None
+
+
+def generation_ends(config) -> int | list[int] | None:
+    """The tokens at which generation ends by itself, of the model with a configuration."""
+    try:
+        return GenerationConfig.from_pretrained(config.name_or_path).eos_token_id
+    except Exception:  # a model without such a file, or one that comes from nowhere
+        return config.get_text_config().eos_token_id
 
 
 def positions_of(config) -> int | None:

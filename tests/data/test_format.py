@@ -238,3 +238,34 @@ def test_leading_newlines_of_an_answer_do_not_merge_with_the_prompt(name):
         prompt = tokenizer(example["prompt"])["input_ids"]
         whole = tokenizer(example["prompt"] + example["completion"])["input_ids"]
         assert whole[: len(prompt)] == prompt
+
+
+def test_instructions_as_messages():
+    """System, history and input in the prompt; the first reference, as Alpaca's, without leading
+    white space; tools and settings of the template stay, and other fields do not."""
+    tools = [tool_records.tool("hill", "big")]
+    record = {"instruction": "a", "input": "b", "output": ["\n c ", "d"], "system": "s", "topic": 1}
+    record |= {"history": [["q", "r"]], "tools": tools, "chat_template_kwargs": {"x": 1}}
+    expected = {
+        "prompt": [
+            {"role": "system", "content": "s"},
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": "r"},
+            {"role": "user", "content": "a\n\nb"},
+        ],
+        "completion": [{"role": "assistant", "content": "c "}],
+        "tools": tools,
+        "chat_template_kwargs": {"x": 1},
+    }
+    assert to_training_examples([record], chat=True) == [expected]
+    assert list(to_dataset([record], chat=True)) == [expected]
+    for other in ({"prompt": "a", "completion": "b"}, {"text": "a"}):
+        assert to_training_examples([other], chat=True) == [other]
+
+
+def test_prompts_of_messages_are_measured_as_messages():
+    """max_prompt_length counts the tokens that the chat template writes."""
+    made = tool_records.tokenizer()
+    records = [{"instruction": "the cat", "output": "sat"}, {"instruction": "dog", "output": "ran"}]
+    # user dog <eos> assistant
+    assert drop_long_prompts(records, made, 4, chat=True) == (records[1:], 1)

@@ -441,3 +441,25 @@ def test_tables_beside_other_data_in_a_folder_are_not_read(tmp_path, caplog):
     (tmp_path / "a.csv").write_text("text\na\n")
     assert load_records(tmp_path) == [{"text": "a"}]
     assert "a.jsonl is read, and tables are not: a.csv" in caplog.text
+
+
+def test_a_record_knows_its_place(tmp_path):
+    """File and line, also where records before it were left out; it is a plain dict otherwise."""
+    empty = {**GOOD, "output": ""}
+    file = write(tmp_path / "a.jsonl", GOOD, empty, {**GOOD, "output": None, "topic": None}, GOOD)
+    found = load_records(file)
+    assert found == [GOOD, GOOD]
+    assert [record.place for record in found] == [f"{file}:1", f"{file}:4"]
+
+
+def test_a_chat_template_reads_tools_of_instructions(tmp_path, caplog):
+    """They are checked then, and named as unused without one."""
+    file = write(tmp_path / "a.jsonl", GOOD | {"tools": [{"type": "function"}], "topic": "b"})
+    load_records(file)
+    assert "nothing reads these fields of the 1 records" in caplog.text and "'tools'" in caplog.text
+    caplog.clear()
+    load_records(file, chat=True)
+    assert "'topic'" in caplog.text and "'tools'" not in caplog.text
+    bad = write(tmp_path / "b.jsonl", GOOD, GOOD | {"tools": "none"})
+    with pytest.raises(ValueError, match=r"b\.jsonl:2: 'tools' is 'none'; it must be a list of"):
+        load_records(bad, chat=True)

@@ -125,3 +125,12 @@ def test_chinese_answers_are_told_apart(monkeypatch):
         monkeypatch.setattr(TransformersBackend, "generate", said)
         found = scorer()(records, toys.llama(), tokenizer)
         assert found == {"rouge_l": (expected, 1), "exact_match": (expected, 1)}
+
+
+def test_chat_asks_with_the_chat_template():
+    """Five tokens, for which a model of 16 positions has room; Alpaca's prompt has more."""
+    records = [{"instruction": "the cat", "output": "sat"}]
+    config, scorer = toys.llama(positions=16).config, AnswerScorer(max_new_tokens=4)
+    scorer.check(records, tool_records.tokenizer(), config, chat=True)
+    with pytest.raises(ValueError, match="evaluation data example 0"):
+        scorer.check(records, tool_records.tokenizer(), config)

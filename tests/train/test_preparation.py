@@ -236,7 +236,7 @@ def test_answers_that_a_template_does_not_mark_are_said(tmp_path):
     """Of the row that has none: its assistant says nothing."""
     made = tokenizer(GENERATION)
     rows = [{"messages": [{"role": "user", "content": "the"}]}]
-    with pytest.raises(ValueError, match=r"training example 0 .* marks no token as the assistant"):
+    with pytest.raises(ValueError, match=r"example 0 .* the assistant's: no message is"):
         prepared(tmp_path, rows, made, assistant_only_loss=True)
 
 

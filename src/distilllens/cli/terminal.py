@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 _OWN = logging.getLogger("distilllens")
-_LIBRARIES = ("accelerate", "peft", "transformers", "trl")
+_LIBRARIES = ("accelerate", "bitsandbytes", "peft", "transformers", "trl")
 # Warnings of transformers that are wrong or do not matter here.
 _HARMLESS = (
     "Token indices sequence length is longer",  # examples are truncated after tokenization
     "Model config: ",  # distilllens cache prepares data with a placeholder model
     "The tokenizer has new PAD/BOS/EOS tokens",
+    "MatMul8bitLt: inputs will be cast",  # at every layer of every step
 )
 # The quiet command that is running; what is put on it is undone at its end.
 _quiet: list[ExitStack] = []

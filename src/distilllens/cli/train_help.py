@@ -18,6 +18,7 @@ GROUPS = {
         "dataset_train_split": "",
         "dataset_test_split": "",
         "max_prompt_length": "",
+        "chat": "",
         "max_length": "Truncate examples to this many tokens.",
         "packing": "Pack several examples into one sequence of max_length tokens.",
         "assistant_only_loss": "Train on the assistant's turns of a conversation only.",

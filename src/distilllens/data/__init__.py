@@ -8,6 +8,7 @@ from distilllens.data.encode import (
 )
 from distilllens.data.format import (
     drop_long_prompts,
+    format_chat,
     format_instruction,
     format_prompt,
     instruction_messages,
@@ -23,6 +24,7 @@ __all__ = [
     "encode_example",
     "encode_examples",
     "encode_messages",
+    "format_chat",
     "format_instruction",
     "format_prompt",
     "instruction_messages",

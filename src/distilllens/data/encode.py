@@ -146,8 +146,13 @@ def encode_messages(
     )
 
 
-def write_messages(messages: list[dict], tokenizer, record: Mapping, **settings):
+def write_messages(
+    messages: list[dict], tokenizer, record: Mapping, *, write: Callable | None = None, **settings
+):
     """What ``apply_chat_template`` makes of messages, with the ``template_settings`` of a record.
+
+    Args:
+        write: takes its place, with its arguments.
 
     Raises:
         ValueError: there is no chat template, or it refuses the messages.
@@ -159,7 +164,7 @@ def write_messages(messages: list[dict], tokenizer, record: Mapping, **settings)
             f"the tokenizer cannot write these messages: it has no chat template; {ways_out} texts"
         )
     try:
-        return tokenizer.apply_chat_template(messages, **settings)
+        return (write or tokenizer.apply_chat_template)(messages, **settings)
     except Exception as error:  # an error that a template raises itself, or any of jinja's
         raise ValueError(
             "the tokenizer cannot write these messages: its chat template says "

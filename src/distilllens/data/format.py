@@ -12,7 +12,7 @@ from distilllens.data.encode import (
     tools_of,
     with_one_bos,
 )
-from distilllens.data.records import canonical, kind_of, references
+from distilllens.data.records import Record, canonical, kind_of, place_of, references
 
 _ALONE = "Below is an instruction that describes a task. "
 _PAIRED = (
@@ -70,35 +70,62 @@ def format_instruction(record: dict) -> dict[str, str]:
     return {"prompt": format_prompt(record), "completion": references(record)[0].lstrip()}
 
 
-def to_training_examples(records: Iterable[dict]) -> list[dict]:
+def format_chat(record: dict) -> dict:
+    """``{"prompt", "completion"}`` of an instruction record as messages for a chat template.
+
+    The prompt is ``instruction_messages``, the completion the first reference as the assistant's
+    turn, without leading white space as in ``format_instruction``. ``tools`` and
+    ``chat_template_kwargs`` stay.
+    """
+    answer = {"role": "assistant", "content": references(record)[0].lstrip()}
+    return {
+        "prompt": instruction_messages(record),
+        "completion": [answer],
+        **template_fields(record),
+    }
+
+
+def to_training_examples(records: Iterable[dict], *, chat: bool = False) -> list[dict]:
     """Every record as SFTTrainer reads it: instruction records formatted, other kinds as they are.
 
     Fields that SFTTrainer does not read are left out.
+
+    Args:
+        chat: instruction records become messages (``format_chat``) instead of Alpaca's text.
 
     Raises:
         ValueError: a record is of no known kind, or a conversation that cannot be read
             (``load_records`` has already checked its records).
     """
-    return [_example(canonical(record)) for record in records]
+    return [_placed(_example(canonical(record), chat), record) for record in records]
 
 
-def _example(record):
+def _placed(example, record):
+    """An example with the place of its record, if it has one."""
+    place = place_of(record, "")
+    return Record(example, place) if place else example
+
+
+def _example(record, chat):
     kind = kind_of(record)
     if kind is None:
         raise ValueError(f"a record with the fields {sorted(record)} is of no known kind")
     if kind == "instruction":
-        return format_instruction(record)
+        return format_chat(record) if chat else format_instruction(record)
     fields = {"prompt": ("prompt", "completion")}.get(kind, (kind,))
     example = {field: record[field] for field in fields if field in record}
     conversation = kind == "messages" or isinstance(example.get("prompt"), list)
     return example | (template_fields(record) if conversation else {})
 
 
-def to_dataset(records: Iterable[dict]):
+def to_dataset(records: Iterable[dict], *, chat: bool = False):
     """The training examples of records as a ``datasets.Dataset`` in memory, each row unchanged.
 
     Only ``tools`` given as JSON text become a list, and a missing ``chat_template_kwargs`` becomes
     ``{}`` where another record has the field: SFTTrainer refuses None there.
+
+    Args:
+        chat: as in ``to_training_examples``.
 
     Raises:
         ValueError: as ``to_training_examples``; the records are of several kinds, or some are text
@@ -108,7 +135,7 @@ def to_dataset(records: Iterable[dict]):
 
     from distilllens.data.exact_json import ExactJson
 
-    examples = to_training_examples(records)
+    examples = to_training_examples(records, chat=chat)
     kinds = {(frozenset(e).difference(TEMPLATE_FIELDS), type(e.get("prompt"))) for e in examples}
     if len(kinds) > 1:
         fields = " and ".join(sorted({", ".join(sorted(fields)) for fields, _ in kinds}))
@@ -143,19 +170,23 @@ def as_json(value):
 
 
 def drop_long_prompts(
-    records: list[dict], tokenizer, max_prompt_length: int
+    records: list[dict], tokenizer, max_prompt_length: int, *, chat: bool = False
 ) -> tuple[list[dict], int]:
     """The records whose prompt has at most ``max_prompt_length`` tokens, and the number dropped.
 
     Records without a prompt (``messages``, ``text``) are kept. Long prompts are dropped, as in
     MiniLLM's data, and not truncated: that would cut off the "### Response:" before the answer.
 
+    Args:
+        chat: as in ``to_training_examples``.
+
     Raises:
         ValueError: ``max_prompt_length`` < 1, or every record was dropped.
     """
     if max_prompt_length < 1:
         raise ValueError(f"max_prompt_length must be at least 1, got {max_prompt_length!r}")
-    lengths = _prompt_lengths(to_training_examples(records), tokenizer)
+    places = [place_of(record, f"record {number}") for number, record in enumerate(records, 1)]
+    lengths = _prompt_lengths(to_training_examples(records, chat=chat), places, tokenizer)
     kept = [r for r, n in zip(records, lengths, strict=True) if n <= max_prompt_length]
     if records and not kept:
         raise ValueError(
@@ -165,7 +196,7 @@ def drop_long_prompts(
     return kept, len(records) - len(kept)
 
 
-def _prompt_lengths(examples, tokenizer):
+def _prompt_lengths(examples, places, tokenizer):
     texts = [e["prompt"] if isinstance(e.get("prompt"), str) else "" for e in examples]
     encoded = tokenizer(texts, verbose=False)["input_ids"] if texts else []
     lengths = [len(with_one_bos(ids, tokenizer)) for ids in encoded]
@@ -177,6 +208,6 @@ def _prompt_lengths(examples, tokenizer):
             try:
                 ids = encode_messages(prompt, tokenizer, example, add_generation_prompt=True)
             except ValueError as error:
-                raise ValueError(f"record {row + 1}: {error}") from error
+                raise ValueError(f"{places[row]}: {error}") from error
             lengths[row] = len(ids)
     return lengths

@@ -25,6 +25,7 @@ def load_records(
     *,
     skip_empty: bool = True,
     warn: bool = True,
+    chat: bool = False,
 ) -> list[dict]:
     """The records of one file, of several, or of all data files directly in a folder, in order.
 
@@ -37,32 +38,39 @@ def load_records(
     A record is ``instruction`` / ``input`` / ``output`` (and ``system`` / ``history``), ``prompt``
     / ``completion``, ``messages`` or ``text``; ``conversations`` become messages, content in text
     parts becomes text, and a field that is null is left out. Other fields are kept. All records
-    must be of one kind.
+    must be of one kind. Each has its place, ``FILE:LINE``, as an attribute ``place``.
 
     Args:
         skip_empty: leave out records whose target is empty; otherwise they are refused.
         warn: log what was left out, and the fields that nothing reads.
+        chat: a chat template will write instruction records: it reads their ``tools`` and
+            ``chat_template_kwargs``, too.
 
     Raises:
         ValueError: a file is missing, empty, of an unknown suffix or broken (UTF-8, JSON, gzip), a
             record is invalid, records are of two kinds, or none of a file has a target; the message
             starts with ``FILE:LINE``, or ``FILE:ROW`` for tables, rows counted from 0.
     """
-    intake = _Intake(skip_empty)
+    intake = _Intake(skip_empty, chat)
     for file in data_files(source, warn=warn):
         intake.add(_rows(file), f"{file}:1: the file")
     return intake.finish(warn)
 
 
-def load_prompts(source: str | PathLike | Iterable[str | PathLike]) -> list[tuple[str, dict]]:
+def load_prompts(
+    source: str | PathLike | Iterable[str | PathLike], *, chat: bool = False
+) -> list[tuple[str, dict]]:
     """``(FILE:LINE, record)`` of records to be answered, read as by ``load_records``.
 
     They need no answer; in place of one they have some text (see ``with_answer``).
 
+    Args:
+        chat: as in ``load_records``.
+
     Raises:
         ValueError: as ``load_records``, or a record has no prompt.
     """
-    intake, places = _Intake(skip_empty=False), []
+    intake, places = _Intake(skip_empty=False, chat=chat), []
 
     def rows(file):
         for where, row in _rows(file):
@@ -75,7 +83,12 @@ def load_prompts(source: str | PathLike | Iterable[str | PathLike]) -> list[tupl
 
 
 def load_hub(
-    dataset_name: str, split: str = "train", config: str | None = None, *, warn: bool = True
+    dataset_name: str,
+    split: str = "train",
+    config: str | None = None,
+    *,
+    warn: bool = True,
+    chat: bool = False,
 ) -> list[dict]:
     """The records of one split of a data set on the Hugging Face hub (or in its local cache).
 
@@ -86,7 +99,7 @@ def load_hub(
             starts with ``FILE:LINE`` for JSON files and else with ``NAME[SPLIT]:ROW``, rows counted
             from 0 as on the hub.
     """
-    intake = _Intake(skip_empty=True)
+    intake = _Intake(skip_empty=True, chat=chat)
     rows = hub_rows(dataset_name, split, config, warn=warn)
     intake.add(rows, f"{dataset_name}[{split}]")
     return intake.finish(warn)
@@ -112,8 +125,8 @@ def _to_answer(row, where):
 class _Intake:
     """Records of one kind, and what is to be said about them when all are there."""
 
-    def __init__(self, skip_empty):
-        self.skip_empty, self.records, self.unused = skip_empty, [], Counter()
+    def __init__(self, skip_empty, chat=False):
+        self.skip_empty, self.chat, self.records, self.unused = skip_empty, chat, [], Counter()
         self.first, self.num_rows, self.first_empty = None, 0, None
 
     def add(self, rows, source):
@@ -121,7 +134,9 @@ class _Intake:
         num_rows, num_records = self.num_rows, len(self.records)
         for where, row in rows:
             self.num_rows += 1
-            kind, record, conversation, unused = read_record(row, where, skip_empty=self.skip_empty)
+            kind, record, conversation, unused = read_record(
+                row, where, skip_empty=self.skip_empty, chat=self.chat
+            )
             if record is None:
                 self.first_empty = self.first_empty or where
                 continue

@@ -23,6 +23,21 @@ _READ["prompt", True] |= {*TEMPLATE_FIELDS}
 _READ["messages", True] |= {*TEMPLATE_FIELDS}
 
 
+class Record(dict):
+    """A record that knows its place, such as ``train.jsonl:3``."""
+
+    __slots__ = ("place",)
+
+    def __init__(self, fields: dict, place: str):
+        super().__init__(fields)
+        self.place = place
+
+
+def place_of(record: dict, otherwise: str) -> str:
+    """The place of a record that was read from a file; of any other, another name."""
+    return getattr(record, "place", otherwise)
+
+
 class ReadRecord(NamedTuple):
     """A row as a record.
 
@@ -114,12 +129,13 @@ def canonical(record: dict) -> dict:
     return with_system_message(record, kind) if kind in ("prompt", "messages") else record
 
 
-def read_record(row: object, where: str, *, skip_empty: bool) -> ReadRecord:
+def read_record(row: object, where: str, *, skip_empty: bool, chat: bool = False) -> ReadRecord:
     """A row as a record.
 
     Args:
         where: the place of the row, for messages.
         skip_empty: accept a row without a target: its record is None.
+        chat: whether a chat template will write instruction records.
 
     Raises:
         ValueError: the row is not an object or of no known kind, or one of its fields is
@@ -152,8 +168,11 @@ def read_record(row: object, where: str, *, skip_empty: bool) -> ReadRecord:
             raise ValueError(f"{where}: the record has no {field!r}, only {sorted(record)}")
     _CHECKS[kind](record, where)
     unused = record.keys() - _READ[kind, conversation]
+    if chat and kind == "instruction":
+        _check_template_fields(record, where)
+        unused -= {*TEMPLATE_FIELDS}
     unused = tuple(field for field in unused if record[field] not in ("", [], {}))
-    return ReadRecord(kind, record, conversation, unused)
+    return ReadRecord(kind, Record(record, where), conversation, unused)
 
 
 def _has_no_target(kind, row, record):

@@ -58,20 +58,31 @@ class AnswerScorer:
         self.decoding = Decoding(**settings)
         self._last = None
 
-    def check(self, records: list[dict], tokenizer, config):
+    def check(self, records: list[dict], tokenizer, config, *, chat: bool = False):
         """Refuse records that cannot be answered, before training starts.
+
+        Args:
+            chat: format instructions with the chat template instead of Alpaca's.
 
         Raises:
             ValueError: a record has no reference, or a prompt leaves no room for an answer.
         """
-        encoded = self._encoded(records, tokenizer)
+        encoded = self._encoded(records, tokenizer, chat)
         lengths = [*map(len, encoded.prompt_ids)]
         places = [example.place for example in encoded.examples]
         check_prompt_lengths(lengths, positions_of(config), self.decoding, places)
 
-    def __call__(self, records: list[dict], model, tokenizer, share: tuple[int, int] = (0, 1)):
+    def __call__(
+        self,
+        records: list[dict],
+        model,
+        tokenizer,
+        share: tuple[int, int] = (0, 1),
+        *,
+        chat: bool = False,
+    ):
         """``{metric: (sum, count)}`` of the answers to part ``share[0]`` of ``share[1]``."""
-        encoded = self._encoded(records, tokenizer)
+        encoded = self._encoded(records, tokenizer, chat)
         examples, prompts = encoded.examples, encoded.prompt_ids
         backend = TransformersBackend(model, tokenizer, self.decoding)
         batches = plan_batches([*map(len, prompts)], self.batch_size)[share[0] :: share[1]]
@@ -87,14 +98,14 @@ class AnswerScorer:
             count += len(batch)
         return {metric: (total, count) for metric, total in sums.items()}
 
-    def _encoded(self, records, tokenizer):
+    def _encoded(self, records, tokenizer, chat):
         """The examples and prompts of the records, from the last call if nothing has changed."""
         # A trainer may change the chat template or the vocabulary of its tokenizer after check().
-        state = (len(records), tokenizer.chat_template, len(tokenizer))
+        state = (len(records), tokenizer.chat_template, len(tokenizer), chat)
         last = self._last
         if last and last.records is records and last.tokenizer is tokenizer and last.state == state:
             return last
-        examples = examples_of(records[: self.limit], "evaluation data")
+        examples = examples_of(records[: self.limit], "evaluation data", chat)
         prompt_ids = prompts_of(examples, tokenizer)
         self._last = _Encoded(records, tokenizer, state, examples, prompt_ids)
         return self._last

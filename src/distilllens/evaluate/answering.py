@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Mapping
@@ -13,6 +14,9 @@ from tqdm.auto import tqdm
 from distilllens.evaluate.reference_likelihood import reference_likelihoods
 from distilllens.evaluate.results import Unit
 from distilllens.generate.transformers_backend import TransformersBackend, plan_batches
+from distilllens.loading import size_in_words
+
+logger = logging.getLogger(__name__)
 
 
 class Answering:
@@ -26,6 +30,7 @@ class Answering:
         self.plan, self.results, self.process = plan, results, process
         self.teacher, self.tasks = teacher, tasks
         self.hidden = not process.is_main
+        self._said = set()
 
     def __call__(self, candidate):
         """Answer with one model, which is loaded only if something is missing."""
@@ -45,14 +50,23 @@ class Answering:
         if todo and self.plan.backend == "vllm":
             self._generate_all(self._vllm(candidate), todo)
         elif todo:
-            model = candidate.load(self.process.device, self.plan.dtype)
+            model = self._load("model", candidate)
             backend = TransformersBackend(model, candidate.tokenizer, self.plan.decoding)
             self._generate_all(backend, todo)
         if references:
-            model = model or candidate.load(self.process.device, self.plan.dtype)
-            teacher = self.teacher and self.teacher.load(self.process.device, self.plan.dtype)
+            model = model or self._load("model", candidate)
+            teacher = self.teacher and self._load("teacher", self.teacher)
             for task in references:
                 self._score_references((candidate, model, teacher), task)
+
+    def _load(self, role, candidate):
+        """A model, of which size, dtype and device are said once."""
+        model = candidate.load(self.process.device, self.plan.dtype)
+        line = f"{role} {candidate.name}: {size_in_words(model)}, on {self.process.device.type}"
+        if line not in self._said:
+            logger.info("%s", line)
+        self._said.add(line)
+        return model
 
     def _batches(self, task, unit):
         """This process's batches of example numbers that are not answered yet."""

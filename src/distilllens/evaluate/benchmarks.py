@@ -8,8 +8,8 @@ from pathlib import Path
 
 from distilllens.data import (
     data_files,
+    format_chat,
     format_instruction,
-    instruction_messages,
     load_records,
     template_fields,
 )
@@ -149,7 +149,7 @@ def _from_hub(name):
 
 
 def _load(name, file, limit, chat):
-    examples = examples_of(load_records(file, skip_empty=False)[:limit], name, chat)
+    examples = examples_of(load_records(file, skip_empty=False, chat=chat)[:limit], name, chat)
     return Benchmark(name, str(file), sha256(file), examples)
 
 
@@ -161,8 +161,8 @@ def _example(record, place, chat):
         )
         accepted = tuple(references(record))
         if chat:
-            answer = {"role": "assistant", "content": accepted[0]}
-            messages = [*instruction_messages(record), answer]
+            made = format_chat(record)
+            messages = [*made["prompt"], *made["completion"]]
             return _conversation(messages, record, place, accepted)
         made = format_instruction(record)
         return Example(place, made["prompt"], question, accepted, made["completion"])

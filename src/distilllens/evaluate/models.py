@@ -44,7 +44,7 @@ class Candidate:
             except Exception as error:  # a broken or missing file raises whatever it likes
                 message = f"cannot load the adapter {self.name} of {self.base}: {first_line(error)}"
                 raise ValueError(message) from error
-        return model.to(device).eval()
+        return model.requires_grad_(False).to(device).eval()
 
 
 def find_models(names: Sequence[str], *, trust_remote_code: bool = False) -> list[Candidate]:

@@ -35,6 +35,24 @@ def check_arguments(model, teacher, args, compute_loss_func):
         )
 
 
+def check_packed_weights(model):
+    """Refuse a student in 4 bits on a CPU for which bitsandbytes packs the weights.
+
+    A forward in eval mode packs them, and from then on their kernel has no backward (bitsandbytes
+    0.50): the loss would be right, and the gradients would lack whatever passes through a layer.
+
+    Raises:
+        ValueError: with what can be trained instead.
+    """
+    for name, module in model.named_modules():
+        packs = getattr(module, "support_avx512bf16_for_cpu", False)
+        if packs and module.weight.device.type == "cpu":
+            raise ValueError(
+                f"a student in 4 bits cannot be trained on this CPU: bitsandbytes computes {name} "
+                "without gradients here; train on a GPU, or leave load_in_4bit out"
+            )
+
+
 def check_answers(args, eval_dataset, score_answers):
     """Refuse ``eval_generate`` without data to answer or a callable that scores.
 

@@ -15,21 +15,32 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTTrainer, is_conversational_from_value, maybe_convert_to_chatml
 
 from distilllens.data import format_instruction
-from distilllens.data.encode import Encoding, encode, template_fields, write_messages
+from distilllens.data.encode import Encoding, encode, template_fields
 from distilllens.files import sha256
+from distilllens.loading import with_chat_template
 from distilllens.targets import IGNORED, has_target
+from distilllens.train.chat_templates import assistant_tokens, check_marks, unmarked
 
 logger = logging.getLogger(__name__)
 # Columns of what was noticed of a row, beside its tokens and labels.
 _NOTES = ["lost", "wrote_bos"]
-_NO_MARKS = (
-    "assistant_only_loss is set, and the chat template marks no token as the assistant's: it has "
-    "no {% generation %} around answers"
-)
-_WAYS_OUT = (
-    "write the rows as prompt and completion, both lists of messages, of which the completion is "
-    "trained; or set chat_template_path to a template that has the marks"
-)
+
+
+class RowError(ValueError):
+    """A row of the data that cannot be encoded.
+
+    Attributes:
+        kind: of the data, such as "training".
+        index: of the row, from 0.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, kind: str, index: int, begins: str, reason: str):
+        super().__init__(kind, index, begins, reason)  # processes hand it on by these
+        self.kind, self.index, self.begins, self.reason = kind, index, begins, reason
+
+    def __str__(self):
+        return f"{self.kind} example {self.index} (counted from 0{self.begins}): {self.reason}"
 
 
 class PreparedTrainer(SFTTrainer):
@@ -48,27 +59,18 @@ class PreparedTrainer(SFTTrainer):
     def __init__(self, model, args=None, *, train_dataset=None, processing_class=None, **kwargs):
         if isinstance(train_dataset, Dataset) and len(train_dataset) == 0:
             raise ValueError("the training data hold no example; they need at least one")
-        marks = getattr(args, "assistant_only_loss", False) and args.chat_template_path is None
-        if marks and getattr(processing_class, "chat_template", "") is None:
-            raise ValueError(
-                "assistant_only_loss needs a chat template that marks the answers, and the "
-                "tokenizer has none; set chat_template_path"
-            )
+        if getattr(args, "assistant_only_loss", False):
+            _check_marks(args, processing_class, train_dataset, kwargs.get("formatting_func"))
         if _trains_answers(train_dataset, args, kwargs.get("formatting_func")):
             args = copy.copy(args)
             args.completion_only_loss = True
-        try:
-            super().__init__(
-                model,
-                args=args,
-                train_dataset=train_dataset,
-                processing_class=processing_class,
-                **kwargs,
-            )
-        except ValueError as error:
-            if not (marks and "chat template is not training-compatible" in str(error)):
-                raise
-            raise ValueError(f"{_NO_MARKS}; {_WAYS_OUT}") from error
+        super().__init__(
+            model,
+            args=args,
+            train_dataset=train_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
 
     def _prepare_dataset(
         self, dataset, processing_class, args, packing, formatting_func, dataset_name
@@ -133,22 +135,26 @@ class _Row:
         try:
             return self._encoded(row)
         except ValueError as error:
-            where = f"{self.kind} example {index} (counted from 0{_begins(row)})"
-            raise ValueError(f"{where}: {error}") from error
+            raise RowError(self.kind, index, _begins(row), str(error)) from error
 
     def _encoded(self, row):
         example = self._example(row)
         template = {} if self.chat_template is None else {"chat_template": self.chat_template}
-        mask = self._assistant_mask(example, template) if self.assistant_only else None
-        if mask and "messages" in example:
-            found = Encoding(mask["input_ids"][: self.limit], 0, [], False)
+        said = None
+        if self.assistant_only:
+            messages = example.get("messages") or [*example["prompt"], *example["completion"]]
+            ids, said = assistant_tokens(messages, self.tokenizer, example, **template)
+            if not any(said):
+                raise ValueError(unmarked(messages))
+        if said and "messages" in example:
+            found = Encoding(ids[: self.limit], 0, [], False)
         else:
             found = encode(example, self.tokenizer, self.limit, **template)
         labels = list(found.ids)
         if self.completion_only:
             labels[: found.first] = [IGNORED] * found.first
-        if mask:
-            marked = zip(labels, mask["assistant_masks"], strict=False)
+        if said:
+            marked = zip(labels, said, strict=False)
             labels = [label if is_said else IGNORED for label, is_said in marked]
         lost = ""  # of no matter where every token is a target
         if self.completion_only and found.lost:
@@ -164,8 +170,7 @@ class _Row:
         if self.formatting_func is not None:
             return {"text": self.formatting_func(row)}
         row = {name: value for name, value in row.items() if value is not None}
-        if is_conversational_from_value(row):
-            row = maybe_convert_to_chatml(row)
+        row = _in_messages(row)
         for fields in (("prompt", "completion"), ("messages",)):
             if {*fields} <= row.keys():
                 return {name: row[name] for name in fields} | template_fields(row)
@@ -178,25 +183,26 @@ class _Row:
             f"{self.text_field}, or instruction and output"
         )
 
-    def _assistant_mask(self, example, template):
-        """The tokens of messages, and which of them the chat template marks as the assistant's."""
-        messages = example.get("messages") or [*example["prompt"], *example["completion"]]
-        written = write_messages(
-            messages,
-            self.tokenizer,
-            example,
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-            **template,
-        )
-        if 1 not in written["assistant_masks"]:
-            raise ValueError(f"{_NO_MARKS}; {_WAYS_OUT}")
-        return written
+
+def _in_messages(row):
+    """A row whose turns have "from" and "value" with role and content, as SFTTrainer reads it."""
+    return maybe_convert_to_chatml(row) if is_conversational_from_value(row) else row
+
+
+def _check_marks(args, tokenizer, dataset, formatting_func):
+    """``check_marks`` of a data set, as far as it and its tokenizer are there already."""
+    if not isinstance(dataset, Dataset) or not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return  # which SFTTrainer says
+    if formatting_func or {"input_ids", "images", "image"} & {*dataset.column_names}:
+        return
+    if args.chat_template_path is not None:
+        tokenizer = with_chat_template(tokenizer, args.chat_template_path)
+    row = {name: value for name, value in dataset[0].items() if value is not None}
+    check_marks(tokenizer, _in_messages(row))
 
 
 # What decides the tokens of a row.
-_CODE = (encode, format_instruction, _Row)
+_CODE = (encode, format_instruction, assistant_tokens, _Row)
 
 
 def _is_instruction(row, text_field):

@@ -18,7 +18,7 @@ from distilllens.train.config import DistillLensConfig
 _DATA = {"train": "train_file", "eval": "eval_file"}
 _MODELS = {"student": "model_name_or_path", "teacher": "teacher_model_name_or_path"}
 # Fields of a run's data that have a default.
-_DEFAULTS = {"dataset_train_split": "train"}
+_DEFAULTS = {"dataset_train_split": "train", "chat": False}
 # A second configuration with these would replace what the hosts remember of the first.
 _GLOBAL = {"accelerator_config", "deepspeed", "fsdp", "fsdp_config", "parallelism_config"}
 

@@ -20,7 +20,13 @@ from distilllens.train import _trl
 from distilllens.train.arguments import teacher_and_config
 from distilllens.train.cache_fill import fill_cache
 from distilllens.train.cache_needs import name_of
-from distilllens.train.checks import check_answers, check_arguments, check_counts, check_data
+from distilllens.train.checks import (
+    check_answers,
+    check_arguments,
+    check_counts,
+    check_data,
+    check_packed_weights,
+)
 from distilllens.train.collation import Collation
 from distilllens.train.finite import check_weights
 from distilllens.train.logged_trainer import LoggedTrainer
@@ -123,6 +129,7 @@ class DistillLensTrainer(PreparedTrainer, TunedLensTrainer, LoggedTrainer):
         collation = Collation.of(self)
         check_counts(collation)
         check_weights("student", self.model)
+        check_packed_weights(self.model)
         if self.args.should_save:
             make_saveable(self.model, self.processing_class)
         logger.info("checking the student's logit lens against its logits")

@@ -46,23 +46,25 @@ def write_cache(job: JobArguments, model, args: DistillLensConfig) -> str:
     students.check_student(job, model, args)
     logger.info("loading the tokenizer and the data")
     tokenizer = students.load_student_tokenizer(job, model, args)
-    records = train_inputs.load_all(job, students.as_trained(tokenizer, args))
+    reader = students.as_trained(tokenizer, args)
+    examples = train_inputs.examples_of(job, args, reader, train_inputs.load_all(job, reader))
     config = students.load_student_config(job, model, args, tokenizer)
     teacher_identity(args)
-    with one_line_errors("the cache cannot be written"):
-        cached = _filled(args, tokenizer, records, depths_of(config))
+    train_inputs.say_templates(args, reader, examples, config)
+    with one_line_errors("the cache cannot be written"), train_inputs.placed(examples):
+        cached = _filled(args, tokenizer, examples, depths_of(config))
     return (
         f"the teacher cache {args.teacher_cache} holds {cached.num_documents} documents, "
         f"{cached.num_rows} positions at {cached.manifest.num_states} depths"
     )
 
 
-def _filled(args, tokenizer, records, student):
+def _filled(args, tokenizer, examples, student):
     args = copy.copy(args)
     args.eval_generate = False  # no answers are needed
-    examples = {role: to_dataset(rows) for role, rows in records.items()}
+    datasets = {role: to_dataset(rows) for role, rows in examples.items()}
     logger.info("preparing the data")
-    collation = Collation.prepared(args, tokenizer, examples["train"], examples.get("eval"))
+    collation = Collation.prepared(args, tokenizer, datasets["train"], datasets.get("eval"))
     check_counts(collation)
     name = args.teacher_model_name_or_path
     teacher, needs = find_teacher(collation, name, student)

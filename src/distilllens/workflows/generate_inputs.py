@@ -47,7 +47,7 @@ def prepare(plan, process: Process) -> Prepared:
         check_vllm(plan.decoding, process.size)
     paths = [path_of(source) for source in plan.data]
     _check_apart(Path(plan.output), paths)
-    places, records = zip(*load_prompts(paths)[: plan.limit], strict=True)
+    places, records = zip(*load_prompts(paths, chat=plan.chat)[: plan.limit], strict=True)
     _check_chat(plan, records[0], places[0])
     records = [_writable(record, place) for record, place in zip(records, places, strict=True)]
     examples = [

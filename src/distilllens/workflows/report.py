@@ -53,7 +53,7 @@ _Fields = TypedDict(
         **{term.divergence_field: str for term in TERMS if term.divergence_field},
         "student_blocks": list[int] | int | None,
         "seed": float,
-        "use_cpu": bool,
+        **dict.fromkeys(("chat", "use_cpu"), bool),
     },
     total=False,
 )

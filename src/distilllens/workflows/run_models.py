@@ -71,19 +71,25 @@ def observe_run(
     # The teacher is None after plain fine-tuning: nothing is missing then.
     available = [name for name in ("teacher", "start", "student") if models.get(name) is not None]
     models = {name: models[name] for name in available}
-    texts = Texts(records[: _TRIES_PER_TEXT * limit], description, limit, limit)
+    chat = bool(fields.get("chat"))
+    texts = Texts(records[: _TRIES_PER_TEXT * limit], description, limit, limit, chat)
     observed = observe_models(models, tokenizer, texts, trained=_depth_pairs(pairs))
     return replace(observed, missing=(*missing, *observed.missing))
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Records, a description of them, and how many to read and how many to ask."""
+    """Records, a description of them, and how many to read and how many to ask.
+
+    Args:
+        chat: whether the chat template writes instruction records.
+    """
 
     records: Sequence[dict]
     description: str
     num_read: int
     num_asked: int
+    chat: bool = False
 
 
 def observe_models(
@@ -199,8 +205,9 @@ class _ModelLoader:
 
     def _load(self, role, path, settings):
         model = load_model(role, path, trust_remote_code=self.trusted, **settings)
-        logger.info("%s %s: %s", role, path, size_in_words(model.requires_grad_(False)))
-        return self._ready(model)
+        model = self._ready(model.requires_grad_(False))
+        logger.info("%s %s: %s, on %s", role, path, size_in_words(model), model.device.type)
+        return model
 
     def _ready(self, model):
         if getattr(model, "hf_device_map", None) is None:
@@ -231,7 +238,7 @@ def _records(fields, folder):
 
 def _passages(texts, tokenizer, positions):
     length, passages = min(_MAX_TEXT_TOKENS, positions or _MAX_TEXT_TOKENS), []
-    for example in to_training_examples(texts.records):
+    for example in to_training_examples(texts.records, chat=texts.chat):
         passage = target_passage(*encode_example(example, tokenizer, length), length)
         if passage is not None:
             passages.append(passage)
@@ -245,7 +252,7 @@ def _passages(texts, tokenizer, positions):
 
 def _samples(models, tokenizer, texts, positions):
     """Questions that leave room for an answer, with all answers; and the maximum answer length."""
-    questions = [q for record in texts.records if (q := _question(record)) is not None]
+    questions = [q for record in texts.records if (q := _question(record, texts.chat)) is not None]
     prompts, fields = [q.prompt for q in questions], [q.fields for q in questions]
     ids = encode_prompts(tokenizer, prompts, fields)
     for longest in _ANSWER_LENGTHS:
@@ -282,9 +289,9 @@ class _Question(NamedTuple):
     fields: dict
 
 
-def _question(record):
+def _question(record, chat=False):
     """The question in a record; None if it has none."""
-    (example,) = to_training_examples([record])
+    (example,) = to_training_examples([record], chat=chat)
     if "messages" in example:
         *prompt, last = example["messages"]
         example = {"prompt": prompt, "completion": [last]}

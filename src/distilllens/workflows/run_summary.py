@@ -27,10 +27,11 @@ class Opening(TrainerCallback):
 
     Args:
         student: what it started from, in words.
+        chat: whether the chat template writes instruction records.
     """
 
-    def __init__(self, student: str):
-        self.student, self.trainer = student, None
+    def __init__(self, student: str, *, chat: bool = False):
+        self.student, self.chat, self.trainer = student, chat, None
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Once for all processes; ``trainer`` must have been set."""
@@ -65,7 +66,7 @@ def block(rows: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
-def closing(trainer) -> str:
+def closing(trainer, *, chat: bool = False) -> str:
     """The block after the last step: last losses, time and speed, where things lie, what next."""
     rows = trainer.state.log_history
     last = {name: value for row in rows for name, value in row.items()}
@@ -77,10 +78,11 @@ def closing(trainer) -> str:
         found["time"] = f"{duration(seconds)} since this start{pace}"
     text = block({name: value for name, value in found.items() if value})
     # Commands are not wrapped: they are there to be copied.
-    return "\n".join([text, *(f"next    {command}" for command in _next_commands(trainer.args))])
+    commands = _next_commands(trainer.args, chat)
+    return "\n".join([text, *(f"next    {command}" for command in commands)])
 
 
-def _next_commands(args):
+def _next_commands(args, chat):
     """Commands that read what a run has left."""
     student = shlex.quote(str(args.output_dir))
     models = f"--model {student}"
@@ -88,7 +90,8 @@ def _next_commands(args):
         teacher = shlex.quote(args.teacher_model_name_or_path)
         models = f"--teacher {teacher} --student {student}"
     return [
-        f"distilllens evaluate --model {student} --benchmark FILE --output results",
+        f"distilllens evaluate --model {student} --benchmark FILE --output results"
+        + (" --chat" if chat else ""),
         f'distilllens inspect {models} --prompt "TEXT" --output page.html',
     ]
 

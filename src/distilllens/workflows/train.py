@@ -88,15 +88,17 @@ def _run(job, model, args, given):
     tokenizer = students.load_student_tokenizer(job, model, args)
     reader = students.as_trained(tokenizer, args)
     records = train_inputs.load_all(job, reader)
+    examples = train_inputs.examples_of(job, args, reader, records)
     config = students.load_student_config(job, model, args, tokenizer)
     if job.student_config is None:
         args = students.with_save_dtype(model, args, config)
-    scorer = _scorer(args, records, reader, config)
+    scorer = _scorer(job, args, records, reader, config)
     models = {
         "student": student_identity(model, config),
         "tokenizer": tokenizer_identity(reader),
         **({"teacher": teacher} if (teacher := teacher_identity(args)) is not None else {}),
     }
+    train_inputs.say_templates(args, reader, examples, config)
     files = train_inputs.files_of(job)
     rows = train_inputs.rows_of(job, records)
     identity = run_folder.recipe_identity(given, files, models, args.world_size, rows)
@@ -114,8 +116,8 @@ def _run(job, model, args, given):
             logger.warning("the final model is damaged, and is made again: %s", damage)
         checkpoint = _chosen(args, checkpoint, config.to_dict(), identity)
         student = students.load_student(job, model, args, tokenizer)
-        inputs = (student, model, args, tokenizer, records)
-        opening = Opening(student_in_words(job, model, args))
+        inputs = (student, model, args, tokenizer, examples)
+        opening = Opening(student_in_words(job, model, args), chat=job.chat)
         return _train(inputs, checkpoint, scorer, opening, identity, record_of(given))
 
 
@@ -126,6 +128,7 @@ def _train(inputs, checkpoint, scorer, opening, identity, record):
     with (
         one_line_errors("the run cannot start", lambda: begun.begun),
         StopSignals() as signals,
+        train_inputs.placed(inputs[-1]),
     ):
         callbacks = [begun, opening, signals]
         trainer = build_trainer(*inputs, callbacks=callbacks, score_answers=scorer)
@@ -136,18 +139,18 @@ def _train(inputs, checkpoint, scorer, opening, identity, record):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     _save_final(trainer, identity, record)
     if trainer.is_world_process_zero():
-        logger.info("%s", closing(trainer))
+        logger.info("%s", closing(trainer, chat=opening.chat))
     _trl.end_training(trainer.accelerator)
     return f"the final model and its tokenizer are in {output_dir}"
 
 
-def _scorer(args, records, tokenizer, config):
+def _scorer(job, args, records, tokenizer, config):
     """The function that scores answers to the evaluation data during training, or None."""
     if not args.eval_generate:
         return None
     scorer = AnswerScorer(**(args.eval_generate_kwargs or {}))
-    scorer.check(records["eval"], tokenizer, config)
-    return partial(scorer, records["eval"])
+    scorer.check(records["eval"], tokenizer, config, chat=job.chat)
+    return partial(scorer, records["eval"], chat=job.chat)
 
 
 def _write_report(args):

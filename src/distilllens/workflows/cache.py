@@ -19,8 +19,9 @@ from distilllens.train.teachers import (
     load_teacher,
 )
 from distilllens.workflows import students, train_inputs
-from distilllens.workflows.identity import teacher_identity
+from distilllens.workflows.identity import check_depths
 from distilllens.workflows.train import one_line_errors
+from distilllens.workflows.train_checks import check_cache
 from distilllens.workflows.train_inputs import JobArguments
 
 logger = logging.getLogger(__name__)
@@ -38,15 +39,13 @@ def write_cache(job: JobArguments, model, args: DistillLensConfig) -> str:
     Raises:
         ValueError: as ``workflows.train.run_job``, or no ``teacher_cache`` or teacher is named.
     """
-    for name in ("teacher_cache", "teacher_model_name_or_path"):
-        if not getattr(args, name):
-            raise ValueError(f"distilllens cache needs {name}")
+    check_cache(vars(args))
     students.check_student(job, model)
     logger.info("loading the tokenizer and the data")
     tokenizer = students.load_student_tokenizer(job, model, args)
-    records = train_inputs.load_all(job, students.as_trained(tokenizer, args))
     config = students.load_student_config(job, model, args, tokenizer)
-    teacher_identity(args)
+    check_depths(args, config)
+    records = train_inputs.load_all(job, students.as_trained(tokenizer, args))
     with one_line_errors("the cache cannot be written"):
         cached = _filled(args, tokenizer, records, config.get_text_config().num_hidden_layers)
     return (

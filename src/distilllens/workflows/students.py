@@ -17,6 +17,7 @@ from distilllens.loading import (
     with_chat_template,
 )
 from distilllens.marks import check_noted_weights
+from distilllens.train.config_checks import check_bounds
 
 
 def load_student_tokenizer(job, model, args):
@@ -149,8 +150,10 @@ def check_student(job, model):
     """Refuse a student that is not named exactly once.
 
     Raises:
-        ValueError: no student, two students, or settings that need another kind of student.
+        ValueError: no student, two students, settings out of range, or settings that need another
+            kind of student.
     """
+    check_bounds(model)
     if (job.student_config is None) == (model.model_name_or_path is None):
         raise ValueError(
             "name the student by either model_name_or_path (a folder or hub id) or student_config "

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distilllens.data import data_files, drop_long_prompts, load_hub, load_records
-from distilllens.workflows.identity import rows_identity
+from distilllens.train.config_checks import check_bounds
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +77,7 @@ class JobArguments:
             self.student_config = _mapping("student_config", self.student_config)
         if self.student_config is not None and "model_type" not in self.student_config:
             raise ValueError("student_config needs a model_type, such as gpt2 or llama")
+        check_bounds(self)
         if (self.train_file is None) == (self.dataset_name is None):
             raise ValueError("name the training data by either train_file or dataset_name")
         if self.dataset_name is not None and self.eval_file is not None:
@@ -134,6 +135,8 @@ def load_all(job, tokenizer) -> dict[str, list[dict]]:
 
 def rows_of(job, records) -> dict[str, str]:
     """Role -> fingerprint of the records of ``dataset_name``; empty for files."""
+    from distilllens.workflows.identity import rows_identity  # with torch
+
     if job.dataset_name is None:
         return {}
     return {role: rows_identity(rows) for role, rows in records.items()}

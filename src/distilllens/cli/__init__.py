@@ -54,7 +54,7 @@ class OneLineParser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):
         """As argparse, but an unknown flag is named before what is missing because of it."""
         words = list(args or ())
-        for at, word in enumerate(words):
+        for at, word in enumerate(takewhile(lambda word: word != "--", words)):
             flag = word.split("=")[0]
             if is_flag(word) and flag not in self._option_string_actions:
                 values = takewhile(lambda value: not is_flag(value), words[at + 1 :])

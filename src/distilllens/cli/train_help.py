@@ -119,7 +119,8 @@ _ENDINGS = {
 }
 _FIELDS = """\
 A recipe is a YAML file with these fields, and flags override it. A true/false field FIELD can also
-be written --FIELD (true) and, if it is true by default, --no_FIELD (false)."""
+be written --FIELD (true) and, if it is true by default, --no_FIELD (false). A mapping is one text,
+in YAML or JSON, such as --teacher_model_init_kwargs '{dtype: bfloat16}'."""
 _MORE = "--help-all also lists the other fields of TRL and transformers."
 
 

@@ -75,8 +75,6 @@ def run_job(job: JobArguments, model, args: DistillLensConfig, given: dict | Non
     line = line or f"{args.output_dir} holds the finished run of this recipe; nothing to do"
     # An interruption may have come between the model and its report.
     wanted = job.report and (is_new or not (Path(args.output_dir) / PAGE).exists())
-    if wanted:
-        logger.info("the final model is saved in %s", args.output_dir)
     # The process group has ended: only the main process writes the page.
     if wanted and os.environ.get("RANK", "0") == "0" and (written := _write_report(args)):
         line += f"\n{written}"

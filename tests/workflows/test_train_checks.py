@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from distilllens.workflows import train_checks
 from distilllens.workflows.train_checks import check_cache, check_files, check_loggers, check_values
 
 # Field -> values out of range, and the range in words.
@@ -59,14 +60,26 @@ def test_python_callers_get_the_same_ranges(workshop):
     assert not (workshop / "out").exists()
 
 
-def test_tensorboard_is_looked_for():
-    """Wherever report_to names it."""
-    check_loggers("none", has_tensorboard=False)
-    check_loggers(None, has_tensorboard=False)
-    check_loggers(["wandb", "tensorboard"], has_tensorboard=True)
-    for names in ("tensorboard", ["wandb", "tensorboard"]):
+def test_what_a_run_reports_to_is_looked_for(monkeypatch):
+    """Wherever report_to names it; a name that nobody knows here is left to transformers."""
+    for names in (None, "none", "all", "kubeflow", "logger_of_another_version"):
+        check_loggers(names, has_tensorboard=False)
+    check_loggers(["tensorboard"], has_tensorboard=True)
+    for names in ("tensorboard", ["none", "tensorboard"]):
         with pytest.raises(ValueError, match=r"distilllens\[tensorboard\]"):
             check_loggers(names, has_tensorboard=False)
+    monkeypatch.setattr(train_checks, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"report_to flyte needs flytekit.*pip install flytekit, "):
+        check_loggers(["flyte"])
+    with pytest.raises(ValueError, match="report_to 'wandbb' is not known; did you mean wandb"):
+        check_loggers("wandbb")
+
+
+def test_every_logger_of_transformers_is_known():
+    """With the package that transformers asks for."""
+    from transformers.integrations import INTEGRATION_TO_CALLBACK
+
+    assert INTEGRATION_TO_CALLBACK.keys() | {"all", "none"} == train_checks._LOGGERS.keys()
 
 
 def test_models_that_may_be_anywhere_are_left_to_the_loader(workshop):
@@ -78,6 +91,8 @@ def test_models_that_may_be_anywhere_are_left_to_the_loader(workshop):
     for name in ("org/model", "gpt2", "teacher", str(adapter)):
         check_files(job | {"teacher_model_name_or_path": name, "model_name_or_path": name})
     os.remove(Path("teacher") / "config.json")
+    with pytest.raises(ValueError, match="cannot load the tokenizer of the student"):
+        check_files(job | {"tokenizer_name_or_path": "./none"})
     with pytest.raises(ValueError, match="cannot load the teacher 'teacher': the folder has no re"):
         check_files(job | {"teacher_model_name_or_path": "teacher"})
 

@@ -128,8 +128,9 @@ def print_help(command: str, description: str, *, everything: bool = False) -> N
     """Print the fields in groups; with ``everything``, also all others of TRL and transformers."""
     table = read_table()
     note = _FIELDS if everything else f"{_FIELDS}\n{_MORE}"
-    fields = table.fields
-    if everything and not table.is_of_installed_versions():
+    fields, named = table.fields, {name for texts in GROUPS.values() for name in texts}
+    is_old = not named <= {field.name for field in fields}
+    if is_old or (everything and not table.is_of_installed_versions()):
         from distilllens.cli.train_arguments import declared_fields
 
         fields = declared_fields()
@@ -145,8 +146,7 @@ def print_help(command: str, description: str, *, everything: bool = False) -> N
     for title, texts in GROUPS.items():
         _add(parser, title, ((actions[name], text) for name, text in texts.items()))
     if everything:
-        shown = set().union(*GROUPS.values())
-        others = [(action, "") for name, action in sorted(actions.items()) if name not in shown]
+        others = [(action, "") for name, action in sorted(actions.items()) if name not in named]
         _add(parser, "more fields of TRL and transformers", others)
     parser.print_help()
 

@@ -14,14 +14,18 @@ _ELSEWHERE = {
     "dataset": "dataset_name",
     "device": "use_cpu",
     "epochs": "num_train_epochs",
+    "eval_data": "eval_file",
+    "layer_map": "lens_layers",
     "lr": "learning_rate",
     "model": "model_name_or_path",
     "model_name": "model_name_or_path",
+    "no_cuda": "use_cpu",
     "output": "output_dir",
     "steps": "max_steps",
     "student": "model_name_or_path",
     "teacher": "teacher_model_name_or_path",
     "tokenizer": "tokenizer_name_or_path",
+    "torch_dtype": "dtype",
 }
 
 

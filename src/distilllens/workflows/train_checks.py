@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distilllens.data import data_files
+from distilllens.errors import did_you_mean
 from distilllens.places import check_folder_of, missing_in
 from distilllens.train.config_checks import (
     check_bounds,
@@ -20,6 +21,26 @@ from distilllens.workflows.outputs import check_folder
 from distilllens.workflows.train_inputs import JobArguments
 
 _MODELS = {"student": "model_name_or_path", "teacher": "teacher_model_name_or_path"}
+
+# What transformers can report to -> the package that this needs.
+_LOGGERS = {
+    "all": "",
+    "azure_ml": "azureml",
+    "clearml": "clearml",
+    "codecarbon": "codecarbon",
+    "comet_ml": "comet_ml",
+    "dagshub": "dagshub",
+    "dvclive": "dvclive",
+    "flyte": "flytekit",
+    "kubeflow": "",
+    "mlflow": "mlflow",
+    "neptune": "neptune",
+    "none": "",
+    "swanlab": "swanlab",
+    "tensorboard": "tensorboard",
+    "trackio": "trackio",
+    "wandb": "wandb",
+}
 
 
 def check_values(values: Mapping[str, Any]):
@@ -55,6 +76,8 @@ def check_files(values: Mapping[str, Any]):
     for role, field in _MODELS.items():
         if (name := values.get(field)) is not None:
             _check_model(f"the {role} {name!r}", name)
+    if (name := values.get("tokenizer_name_or_path")) is not None:
+        check_folder_of(f"the tokenizer of the student {name!r}", name)
     check_folders(values["output_dir"], values.get("teacher_cache"))
 
 
@@ -79,22 +102,27 @@ def _check_model(what, name):
 
 
 def check_loggers(report_to: str | list[str] | None, *, has_tensorboard: bool | None = None):
-    """Refuse to report to a library that is not installed.
+    """Refuse to report to a library that is not installed, or to one that is misspelt.
 
     Args:
         has_tensorboard: whether it is installed; by default, it is looked for.
 
     Raises:
-        ValueError: with how to install it.
+        ValueError: with how to install it, or with the name that was probably meant.
     """
     if has_tensorboard is None:
         has_tensorboard = any(find_spec(name) for name in ("tensorboard", "tensorboardX"))
-    names = report_to if isinstance(report_to, list) else [report_to]
-    if "tensorboard" in names and not has_tensorboard:
-        raise ValueError(
-            "report_to tensorboard needs tensorboard, which is not installed: pip install "
-            "'distilllens[tensorboard]', or set report_to: none"
-        )
+    for name in report_to if isinstance(report_to, list) else [report_to]:
+        package = _LOGGERS.get(name)
+        if name is not None and package is None and (hint := did_you_mean(name, _LOGGERS)):
+            raise ValueError(f"report_to {name!r} is not known{hint}")
+        found = has_tensorboard if name == "tensorboard" else package and find_spec(package)
+        if package and not found:
+            extra = "'distilllens[tensorboard]'" if name == "tensorboard" else package
+            raise ValueError(
+                f"report_to {name} needs {package}, which is not installed: pip install {extra}, "
+                "or set report_to: none"
+            )
 
 
 def check_folders(output_dir: str, teacher_cache: str | None):

@@ -261,3 +261,62 @@ def test_a_field_that_the_table_lacks_is_decided_by_trl(workshop, monkeypatch, c
     assert found.given["optim"] == "adamw_torch" and found.given["lens_norm"] is False
     assert main(["train", *flags, "--lens_nrm"]) == 2
     assert "unknown argument --lens_nrm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        ("0 3 6", [0, 3, 6]),
+        ("15", 15),
+        ("0,3,6", "0,3,6"),
+        ("[0,3,6]", [0, 3, 6]),
+        ("[0.5", "broken YAML"),
+    ],
+)
+def test_fields_of_lists_of_numbers(words, value):
+    """A list as words or as YAML; a number or a text alone is one, where the field takes it."""
+    kinds = ["int", "list", "none", "str"]
+    many = Field("blocks", "str", kinds, nargs="+", items="int")
+    output = Field("output_dir", "str", ["str"])
+    parser = flag_parser("train", "", [many, output])
+    if isinstance(value, str) and "YAML" in value:
+        with pytest.raises(ValueError, match="--blocks: broken YAML"):
+            read(parser, "--blocks", *words.split())
+    else:
+        assert read(parser, "--blocks", *words.split())["blocks"] == value
+
+
+def test_elements_of_lists_have_a_type(tmp_path):
+    """Whole numbers, numbers or texts, in the recipe as in the declaration of the field."""
+    from dataclasses import dataclass
+
+    from distilllens.train.config_checks import items_of
+    from distilllens.workflows.recipe_fields import check_recipe
+    from distilllens.workflows.recipe_file import parse_recipe
+
+    @dataclass
+    class Declared:
+        a: list[int] | str | int | None = None
+        b: list[float] | str | None = None
+        c: list[str] | None = None
+        d: str = ""
+
+    assert items_of(Declared) == {"a": int, "b": float, "c": str}
+    kinds = ["list", "str"]
+    names = {"a": "int", "b": "float", "c": "str"}
+    fields = [Field(name, "str", kinds, nargs="+", items=kind) for name, kind in names.items()]
+    actions = fields_of(flag_parser("train", "", fields))
+    for text, message in (
+        ("a: [1, 2.5]", "must be a list of whole numbers, got 2.5 in it"),
+        ("a: [true]", "must be a list of whole numbers, got True in it"),
+        ("b: [1, x]", "must be a list of numbers, got 'x' in it"),
+        ("c: [a, 1]", "must be a list of texts, got 1 in it"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_recipe(parse_recipe(text, "r.yaml"), actions)
+    text = "a: [1, 2]\nb: [1, 2.5]\nc: [a]"
+    assert check_recipe(parse_recipe(text, "r.yaml"), actions) == {
+        "a": [1, 2],
+        "b": [1, 2.5],
+        "c": ["a"],
+    }

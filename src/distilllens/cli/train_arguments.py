@@ -13,7 +13,7 @@ from distilllens.cli import OneLineParser
 from distilllens.cli.train_flags import flag_parser, merged
 from distilllens.errors import one_line
 from distilllens.train.config import DistillLensConfig
-from distilllens.train.config_checks import check_finite, kinds_of
+from distilllens.train.config_checks import check_finite, items_of, kinds_of
 from distilllens.workflows.field_table import KINDS, Field
 from distilllens.workflows.train_inputs import JobArguments
 
@@ -33,6 +33,7 @@ def declared_fields() -> list[Field]:
     """The fields of the libraries that are installed, read from the parser that TRL makes."""
     names = {kind: name for name, kind in KINDS.items()}
     kinds = {name: found for part in _PARTS for name, found in kinds_of(part).items()}
+    items = {name: found for part in _PARTS for name, found in items_of(part).items()}
     found = {}
     for action in TrlParser(_PARTS)._actions:
         if action.dest not in kinds or action.dest in found:
@@ -46,6 +47,7 @@ def declared_fields() -> list[Field]:
             type=kind if kind in ("int", "float", "bool") and "str" not in known else "str",
             kinds=sorted(known | {"bool"} if action.const is True else known),
             default=getattr(action.default, "value", action.default),
+            items={int: "int", float: "float"}.get(items.get(action.dest), "str"),
             nargs="+" if "list" in known else action.nargs,
             choices=choices or None,
             help=action.help or "",

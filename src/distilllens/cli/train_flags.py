@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from distilllens.cli import OneLineParser, is_flag
 from distilllens.workflows.field_table import KINDS, Field
 from distilllens.workflows.recipe_fields import UnknownField, check_recipe, located, meant_field
-from distilllens.workflows.recipe_file import Recipe, parse_mapping
+from distilllens.workflows.recipe_file import Recipe, parse_list, parse_mapping
 
 # A flag -> the fields of a recipe that it replaces.
 _INSTEAD = {
@@ -48,8 +49,13 @@ def _type_of(field):
     def read(text):
         return others[text.lower()] if text.lower() in others else _TYPES[field.type](text)
 
-    read.__name__ = field.type
-    return read
+    def read_item(text):
+        with suppress(ValueError):  # "0,3" and "uniform" are texts of such fields
+            return _TYPES[field.items](text)
+        return read(text)
+
+    read.__name__ = read_item.__name__ = field.type
+    return read if field.items == "str" else read_item
 
 
 def flag_parser(command: str, description: str, fields: Iterable[Field]) -> OneLineParser:
@@ -62,7 +68,7 @@ def flag_parser(command: str, description: str, fields: Iterable[Field]) -> OneL
             settings |= {"nargs": "?", "const": True}
         settings |= {"type": _type_of(field), "help": field.help}
         action = parser.add_argument(f"--{field.name}", **settings)
-        action.kinds = {KINDS[kind] for kind in field.kinds}
+        action.kinds, action.items = {KINDS[kind] for kind in field.kinds}, KINDS[field.items]
         if field.type == "bool" and field.default is True:
             parser.add_argument(f"--no_{field.name}", dest=field.name, action="store_false")
     return parser
@@ -102,9 +108,11 @@ def merged(parser: OneLineParser, recipe: Mapping[str, Any], flags: list[str]) -
         raise ValueError("output_dir is missing: the folder for checkpoints and the final model")
     actions = fields_of(parser)
     for name, value in values.items():
-        if isinstance(value, str) and dict in actions[name].kinds:
-            what = f"--{name}" if name in given else name
+        what, kinds = f"--{name}" if name in given else name, actions[name].kinds
+        if isinstance(value, str) and dict in kinds:
             values[name] = parse_mapping(value, what, may_be_text=name in _FILES)
+        elif isinstance(value, str) and list in kinds and value.startswith("["):
+            values[name] = parse_list(value, what)
     return values
 
 
@@ -133,8 +141,10 @@ def _read_flags(parser, flags):
     found = parser.parse_args(plain)
     given = {name: getattr(found, name) for name in spelt}
     for name, value in given.items():
-        if isinstance(value, list) and str in fields_of(parser)[name].kinds and len(value) == 1:
-            given[name] = value[0]  # a field that takes one text or several
+        # A field may take one text, or one number, or several.
+        if isinstance(value, list) and len(value) == 1:
+            alone = type(value[0]) in fields_of(parser)[name].kinds
+            given[name] = value[0] if alone else value
     return given
 
 

@@ -84,6 +84,20 @@ def _kinds(hint):
     return set().union(*map(_kinds, get_args(hint))) or {hint}
 
 
+@cache
+def items_of(part: type) -> dict[str, type]:
+    """Field of a dataclass that takes a list -> the type of its elements."""
+    hints = get_type_hints(part)
+    found = {field.name: _items(hints[field.name]) for field in fields(part)}
+    return {name: items for name, items in found.items() if items is not None}
+
+
+def _items(hint):
+    if get_origin(hint) is list:
+        return next(iter(get_args(hint)), str)
+    return next((found for each in get_args(hint) if (found := _items(each))), None)
+
+
 def settle_numbers(args):
     """Refuse what is no number in a field of numbers; 4.0 becomes 4 where they are whole.
 

@@ -26,6 +26,7 @@ class Field:
     Args:
         type: of a flag's value: "int", "float", "bool" or "str".
         kinds: the types that a recipe may give it, as in ``KINDS``.
+        items: the type of the elements of a list, as ``type``.
         nargs: values of a flag, as for argparse: None (one), "?" (alone: true) or "+".
         choices: all values, where they are known.
     """
@@ -34,6 +35,7 @@ class Field:
     type: str
     kinds: list[str]
     default: Any = None
+    items: str = "str"
     nargs: str | None = None
     choices: list[Any] | None = None
     help: str = ""

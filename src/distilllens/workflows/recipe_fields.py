@@ -28,6 +28,9 @@ _ELSEWHERE = {
     "torch_dtype": "dtype",
 }
 
+# The type of a list's elements -> what a recipe may have there, and its name.
+_ITEMS = {str: (str, "texts"), int: (int, "whole numbers"), float: (int | float, "numbers")}
+
 
 class UnknownField(ValueError):
     """A name that is no field.
@@ -131,8 +134,9 @@ def _collection_problem(value, action, kinds):
     if isinstance(value, list) and (action.nargs == "+" or list in kinds):
         if not value:
             return "is empty; give it a value, or leave it out"
-        wrong = [part for part in value if not isinstance(part, str)]
-        return f"must be a list of texts, got {wrong[0]!r} in it" if wrong else None
+        kind, what = _ITEMS[getattr(action, "items", str)]
+        wrong = [p for p in value if isinstance(p, bool) or not isinstance(p, kind)]
+        return f"must be a list of {what}, got {wrong[0]!r} in it" if wrong else None
     if dict in kinds:
         fine = isinstance(value, dict)
         return None if fine else f"must be a mapping such as {{key: value}}, got {value!r}"

@@ -94,6 +94,21 @@ def parse_mapping(text: str, what: str, *, may_be_text: bool = False) -> Any:
     return value
 
 
+def parse_list(text: str, what: str) -> list:
+    """A list written as one text, such as ``[0, 3, 6]``, in YAML or JSON.
+
+    Args:
+        what: what messages call the text.
+
+    Raises:
+        ValueError: no list, or as ``parse_recipe``.
+    """
+    _, value = _read(text, lambda line: what, _FlagLoader)
+    if not isinstance(value, list):
+        raise ValueError(f"{what} must be a list such as '[a, b]', got {text!r}")
+    return value
+
+
 def _read(text, where, kind=None):
     """The root node of a YAML text, and its value; errors begin with ``where(line)``."""
     loader = (kind or _Loader)(text)

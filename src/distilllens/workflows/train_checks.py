@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from distilllens.train.config_checks import (
     check_save_dtype,
 )
 from distilllens.workflows.outputs import check_folder
-from distilllens.workflows.train_inputs import JobArguments
 
 _MODELS = {"student": "model_name_or_path", "teacher": "teacher_model_name_or_path"}
 
@@ -68,11 +66,10 @@ def check_files(values: Mapping[str, Any]):
         ValueError: with the file or folder; also fields that contradict each other.
         OSError: an output_dir that cannot be written.
     """
-    own = {field.name for field in fields(JobArguments)}
-    job = JobArguments(**{name: value for name, value in values.items() if name in own})
-    for names in (job.train_file, job.eval_file):
-        if names:
-            list(data_files(names, warn=False))
+    check_sources(values)
+    for name in ("train_file", "eval_file"):
+        if values.get(name):
+            list(data_files(values[name], warn=False))
     for role, field in _MODELS.items():
         if (name := values.get(field)) is not None:
             _check_model(f"the {role} {name!r}", name)
@@ -90,6 +87,25 @@ def check_cache(values: Mapping[str, Any]):
     for name in ("teacher_cache", "teacher_model_name_or_path"):
         if not values.get(name):
             raise ValueError(f"distilllens cache needs {name}")
+
+
+def check_sources(values: Mapping[str, Any]):
+    """Refuse data that are not named exactly once.
+
+    Raises:
+        ValueError: no data, or fields that contradict each other.
+    """
+    is_file, is_set = values.get("train_file") is not None, values.get("dataset_name") is not None
+    if is_file == is_set:
+        raise ValueError("name the training data by either train_file or dataset_name")
+    if is_set and values.get("eval_file") is not None:
+        raise ValueError(
+            "eval_file goes with train_file; with dataset_name, set dataset_test_split"
+        )
+    if is_file and values.get("dataset_test_split") is not None:
+        raise ValueError(
+            "dataset_test_split goes with dataset_name; with train_file, set eval_file"
+        )
 
 
 def _check_model(what, name):

@@ -10,6 +10,8 @@ from typing import Any
 
 from distilllens.data import data_files, drop_long_prompts, load_hub, load_records
 from distilllens.train.config_checks import check_bounds
+from distilllens.workflows.identity import rows_identity
+from distilllens.workflows.train_checks import check_sources
 
 logger = logging.getLogger(__name__)
 
@@ -78,16 +80,7 @@ class JobArguments:
         if self.student_config is not None and "model_type" not in self.student_config:
             raise ValueError("student_config needs a model_type, such as gpt2 or llama")
         check_bounds(self)
-        if (self.train_file is None) == (self.dataset_name is None):
-            raise ValueError("name the training data by either train_file or dataset_name")
-        if self.dataset_name is not None and self.eval_file is not None:
-            raise ValueError(
-                "eval_file goes with train_file; with dataset_name, set dataset_test_split"
-            )
-        if self.dataset_name is None and self.dataset_test_split is not None:
-            raise ValueError(
-                "dataset_test_split goes with dataset_name; with train_file, set eval_file"
-            )
+        check_sources(vars(self))
 
 
 def changed_fields(job: JobArguments, model, args) -> dict[str, Any]:
@@ -135,8 +128,6 @@ def load_all(job, tokenizer) -> dict[str, list[dict]]:
 
 def rows_of(job, records) -> dict[str, str]:
     """Role -> fingerprint of the records of ``dataset_name``; empty for files."""
-    from distilllens.workflows.identity import rows_identity  # with torch
-
     if job.dataset_name is None:
         return {}
     return {role: rows_identity(rows) for role, rows in records.items()}

@@ -320,3 +320,15 @@ def test_elements_of_lists_have_a_type(tmp_path):
         "b": [1, 2.5],
         "c": ["a"],
     }
+
+
+def test_the_folder_that_a_command_does_not_use_may_be_named(workshop):
+    """In the recipe or as a flag: ``distilllens cache`` has another."""
+    from distilllens.cli.train import read_arguments
+
+    recipe(workshop)
+    for flags in ([], ["--output_dir", "a"], ["--output-dir=a", "--max_steps", "3"]):
+        argv = ["--config", "recipe.yaml", *flags]
+        found = read_arguments(argv, "cache", "", output_dir="unused")
+        assert found.training.output_dir == "unused"
+        assert found.training.max_steps == (3 if len(flags) == 3 else 4)

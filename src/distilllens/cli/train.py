@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from itertools import chain
 
 from distilllens.cli.terminal import quiet_libraries, stage
-from distilllens.cli.train_flags import flag_parser, read_fields, split_flags
+from distilllens.cli.train_flags import flag_name, flag_parser, read_fields, split_flags
 from distilllens.workflows.field_table import may_be_declared, read_table
 from distilllens.workflows.recipe_fields import UnknownField, located
 from distilllens.workflows.recipe_file import Recipe, read_recipe
@@ -79,7 +80,8 @@ def read_arguments(
         )
     recipe = Recipe("", {}, {}, {}) if path is None else read_recipe(path)
     if output_dir is not None:
-        flags = [*flags, "--output_dir", output_dir]
+        groups = [group for group in split_flags(flags) if flag_name(group) != "output_dir"]
+        flags = [*chain(*groups), "--output_dir", output_dir]
     _check_by_table(command, recipe, flags, check)
     stage("loading torch, transformers and trl")
     from distilllens.cli.train_arguments import build, make_parser

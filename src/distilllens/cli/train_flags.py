@@ -127,6 +127,11 @@ def split_flags(words: Iterable[str]) -> list[list[str]]:
     return groups
 
 
+def flag_name(group: list[str]) -> str:
+    """The name of the flag of a group, with underscores: "--max-steps=3" is max_steps."""
+    return group[0].partition("=")[0].lstrip("-").replace("-", "_")
+
+
 def _read_flags(parser, flags):
     """Field -> value of the flags, each of the type of its field."""
     spelt, plain = {}, []
@@ -152,7 +157,7 @@ def _checked(parser, group):
     """The field and the values of a flag; "no_..." for those that set it to false."""
     flag, equals, value = group[0].partition("=")
     values = [value, *group[1:]] if equals else group[1:]
-    name = flag.lstrip("-").replace("-", "_")
+    name = flag_name(group)
     action = parser._option_string_actions.get(f"--{name}")
     if action is None or not flag.startswith("--"):
         text = f"{_unknown(parser, flag, name)} (see {parser.prog} --help)"

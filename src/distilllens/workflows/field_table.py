@@ -13,8 +13,8 @@ from types import NoneType
 from typing import Any, NamedTuple
 
 TABLE = Path(__file__).with_name("train_fields.json")
-KINDS = {"bool": bool, "dict": dict, "float": float, "int": int, "list": list, "none": NoneType}
-KINDS["str"] = str
+KINDS = {"bool": bool, "int": int, "float": float, "str": str, "list": list, "dict": dict}
+KINDS |= {"none": NoneType}
 _REMAKE = "python tools/config_table.py"
 _HOSTS = ("trl", "transformers")
 

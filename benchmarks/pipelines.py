@@ -32,8 +32,11 @@ OURS = {  # settings of DistillLensConfig
     "DistillLens, cached teacher": {"teacher_cache": "cache"},
     "DistillLens, 0.4 of the pairs": {"lens_pair_fraction": 0.4},
     "DistillLens, a quarter of the tokens": {"lens_token_fraction": 0.25},
+    "DistillLens, weighted by entropy": {"lens_token_weights": "entropy"},
+    "DistillLens, after its schedule": {"lens_weight_until": 0.5},
 }
 SAMPLED = ("DistillLens, 0.4 of the pairs", "DistillLens, a quarter of the tokens")
+FORMS = ("DistillLens, weighted by entropy", "DistillLens, after its schedule")
 
 
 def models(case: dict):
@@ -53,8 +56,13 @@ def flops(pipeline: str, student, teacher, rows, pairs: int) -> dict[str, int]:
     fractions = OURS.get(pipeline, {})
     of_pairs = max(1, round(fractions.get("lens_pair_fraction", 1) * pairs)) / pairs
     share = of_pairs * fractions.get("lens_token_fraction", 1)
-    pipeline = "DistillLens" if pipeline in SAMPLED else pipeline
-    return cost.step_flops(pipeline, student, teacher, rows, pairs, share=share)
+    weighted = "lens_token_weights" in fractions
+    pipeline = "plain KD" if "lens_weight_until" in fractions else pipeline
+    pipeline = "DistillLens" if pipeline in (*SAMPLED, *FORMS) else pipeline
+    found = cost.step_flops(pipeline, student, teacher, rows, pairs, share=share)
+    # The entropies of the teacher's output are one more projection of it.
+    extra = 2 * sum(targets for _, targets in rows) * teacher.vocab * teacher.width
+    return found | {"lens": found["lens"] + extra * weighted}
 
 
 def refused(pipeline: str) -> str | None:
@@ -234,6 +242,8 @@ def _ours(pipeline, case, teacher, rows, tokenizer, folder):
 
     start = time.perf_counter()
     trainer = make(teacher)
+    if "lens_weight_until" in options:  # its first step behind it
+        trainer.state.global_step, trainer.state.max_steps = 1, 2
     held = sum(weight.nbytes for weight in teacher.parameters())
     if "teacher_cache" in options:
         trainer.fill_teacher_cache()

@@ -29,8 +29,8 @@ def step_table(folder: Path, shape: str = "gpt2") -> str:
 
 def ratio_table(folder: Path, shape: str = "gpt2") -> str:
     """The ratios of interleaved pipelines: of all rows, quartiles over rows, by the flop model."""
-    base = {kind: _steps(folder, shape, kind) for kind in ("sampling", "steps")}
-    found = base["sampling"] | base["steps"]
+    base = {kind: _steps(folder, shape, kind) for kind in ("forms", "sampling", "steps")}
+    found = base["forms"] | base["sampling"] | base["steps"]
     lines = []
     for pipeline, against in RATIOS:
         row = found.get(pipeline)
@@ -56,6 +56,8 @@ RATIOS = (
     ("TRL", "plain KD"),
     ("DistillLens, 0.4 of the pairs", "DistillLens"),
     ("DistillLens, a quarter of the tokens", "DistillLens"),
+    ("DistillLens, weighted by entropy", "DistillLens"),
+    ("DistillLens, after its schedule", "plain KD"),
 )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from benchmarks import dolly
 from benchmarks.meter import PeakMemory
 from benchmarks.pipelines import (
+    FORMS,
     SAMPLED,
     SHAPES,
     flops,
@@ -46,6 +47,7 @@ def cases(options) -> list[dict]:
         add("steps", [*MAIN, "TRL"], count)
         add("steps", ["published"], few)
         add("sampling", ["DistillLens", *SAMPLED], max(2, count // 10))
+        add("forms", [*MAIN[:2], *FORMS], max(2, count // 10))
         for pipeline in (*MAIN, "TRL", "published"):
             add("memory", [pipeline], 1)
         if answers:
@@ -149,6 +151,7 @@ def measure_memory(case: dict, folder: Path):
 KINDS = {
     "steps": measure_steps,
     "sampling": measure_steps,
+    "forms": measure_steps,
     "lengths": measure_lengths,
     "memory": measure_memory,
 }

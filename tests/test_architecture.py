@@ -23,6 +23,8 @@ FLOORS = {
     "cost": 0,
     "linear_divergence": 1,
     "sampling": 1,
+    "loss_terms": 1,
+    "features": 1,
     "fingerprints": 1,
     "jsonl": 1,
     "marks": 1,
@@ -60,7 +62,7 @@ OWNERS = {
 }
 # Nothing but torch and the standard library.
 MATHEMATICS = ("head", "divergence", "layer_map", "targets", "cost", "sampling", "objective")
-MATHEMATICS += ("linear_divergence",)
+MATHEMATICS += ("linear_divergence", "loss_terms", "features")
 FRAMEWORKS = ("transformers", "trl", "accelerate", "peft", "datasets", "tokenizers", "safetensors")
 FRAMEWORKS += ("numpy", "matplotlib", "yaml")
 
@@ -325,7 +327,7 @@ def test_everything_fits_on_a_screen_or_a_few():
     assert too_large(files) == []
     assert len(files["train/trainer.py"].splitlines()) < 300
     commands = [source for path, source in files.items() if path.startswith("cli/")]
-    assert sum(len(source.splitlines()) for source in commands) < 1300
+    assert sum(len(source.splitlines()) for source in commands) < 1500
 
 
 def test_what_is_too_large_is_found():

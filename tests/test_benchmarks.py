@@ -90,7 +90,10 @@ def test_the_aligned_floor_is_aligned(dtype, monkeypatch):
         assert matrix.shape[along] % unit == 0
 
 
-@pytest.mark.parametrize("pipeline", ["plain KD", "DistillLens", "TRL", "published"])
+FORMS = ["DistillLens, weighted by entropy", "DistillLens, after its schedule"]
+
+
+@pytest.mark.parametrize("pipeline", ["plain KD", "DistillLens", "TRL", "published", *FORMS])
 def test_flops_of_a_step(pipeline, tmp_path):
     """The flop model is torch's count of a real step of two rows, attention too."""
     pipelines, dolly = bench["pipelines"], bench["dolly"]

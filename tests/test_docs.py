@@ -38,6 +38,7 @@ WIDER_TESTS = {
     "test_docs.py",
     "test_examples.py",
     "test_import.py",
+    "test_methods.py",
     "test_notebooks.py",
     "cli/test_full_disk.py",
     "test_old_files.py",

@@ -78,7 +78,7 @@ def test_embeddings_and_last_state_are_depths(pairs):
         ([], "at least one pair"),
         ([(4, 16), (2, 8)], "rise strictly .* but 2:8 follows 4:16"),
         ([(2, 8), (2, 16)], "2:16 follows 2:8"),
-        ([(2, 8), (4, 8)], "4:8 follows 2:8"),
+        ([(2, 8), (4, 7)], "teacher's must not fall .* but 4:7 follows 2:8"),
         ([(-1, 8)], "whole number from 0, got -1"),
         ([(1.0, 8)], r"whole number from 0, got 1\.0"),
         ([(True, 8)], "got True"),
@@ -114,6 +114,23 @@ def test_recipes_that_do_not_fit_the_models(spec, message):
     """Each message states the valid range."""
     with pytest.raises(ValueError, match=message):
         LayerMap.resolve(spec, 12, 48)
+
+
+@pytest.mark.parametrize("spec", ["1:4,2:4,3:4", "exits", " exits "])
+def test_several_depths_may_share_one_of_the_teacher(spec):
+    """It is one depth to read; "exits" is every inner depth with the teacher's last."""
+    found = LayerMap.resolve(spec, 4, 4)
+    assert found == LayerMap([(1, 4), (2, 4), (3, 4)]) == LayerMap.parse(str(found))
+    assert found.student_depths == (1, 2, 3) and found.teacher_depths == (4,)
+    assert LayerMap.resolve("0:2,1:2,2:5,3:5", 3, 5).teacher_depths == (2, 5)
+
+
+def test_exits_need_an_inner_depth():
+    """One block has none; without a weight there is then no lens at all, as for "auto"."""
+    with pytest.raises(ValueError, match="no inner depth for exits: it has 1 block"):
+        LayerMap.resolve("exits", 1, 4)
+    assert LayerMap.resolve_or_none("exits", 1, 4) is None
+    assert LayerMap.resolve("exits", 2, 1) == LayerMap([(1, 1)])
 
 
 @pytest.mark.parametrize(("student", "teacher"), [(1, 48), (12, 1), (1, 1)])

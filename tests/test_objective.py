@@ -8,7 +8,8 @@ import torch
 import toys
 from torch.nn import functional as F
 
-from distilllens import LayerMap, LogitLens, Objective, capture
+from distilllens import Head, LayerMap, LogitLens, Objective, capture
+from distilllens.features import Features
 from distilllens.lens import LayerStates, read_states
 from distilllens.sampling import draw_pairs, draw_tokens
 from distilllens.targets import target_positions
@@ -249,6 +250,14 @@ def test_unequal_vocabularies_compare_the_shared_prefix(batch):
         ({"lens_token_fraction": 0.0}, "lens_token_fraction must be above 0 and at most 1, got 0"),
         ({"lens_token_fraction": 1.5}, "lens_token_fraction.*got 1.5"),
         ({"lens_token_fraction": math.nan}, "lens_token_fraction.*got nan"),
+        ({"lens_token_weights": "loss"}, "lens_token_weights is one of uniform, entropy, got"),
+        ({"feature_loss": "mae"}, "feature_loss is one of mse, cosine, got 'mae'"),
+        ({"feature_weight": -1.0}, "feature_weight must be a finite number >= 0, got -1"),
+        ({"lens_pair_weights": (1.0, 1.0)}, "one for each of the 0 pairs of the layer map, got 2"),
+        (
+            {"layer_map": LayerMap([(1, 2)]), "lens_pair_weights": (-1.0,)},
+            "lens_pair_weights must be a finite number >= 0, got -1",
+        ),
     ],
 )
 def test_bad_settings_are_named(settings, message):
@@ -283,8 +292,17 @@ def lens_and_gradient(objective, student, student_head, *rest, **kwargs):
     return torch.cat([total.detach().view(1), *(g.flatten() for g in found)]).double()
 
 
+FORMS = {
+    "plain": {},
+    "pair weights": {"lens_pair_weights": (0.2, 0.8, 2.0)},
+    "token weights": {"lens_token_weights": "entropy"},
+    "both": {"lens_pair_weights": (0.2, 0.8, 2.0), "lens_token_weights": "entropy"},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("pairs", "tokens"), [(0.4, 1.0), (1.0, 0.3), (0.4, 0.3)])
-def test_the_mean_over_draws_is_the_full_term(batch, pairs, tokens):
+def test_the_mean_over_draws_is_the_full_term(batch, pairs, tokens, form):
     """Sampled pairs and tokens are unbiased, in the value and in every component of the gradient.
 
     600 steps; a mean may be 4.5 of its standard errors, taken from the sample, off: one in 100000
@@ -295,12 +313,12 @@ def test_the_mean_over_draws_is_the_full_term(batch, pairs, tokens):
     student = LayerStates({d: student[d].detach().requires_grad_() for d in student}, True)
     student = replace(student, final=student[3].detach())
     heads[0] = replace(heads[0], weight=heads[0].weight.detach().requires_grad_())
-    full = Objective(THREE, output_weight=0.0)
+    full = Objective(THREE, output_weight=0.0, **FORMS[form])
     sampled = replace(full, lens_token_fraction=tokens)
     expected = lens_and_gradient(full, student, *heads, labels)
     estimates = []
     for step in range(600):
-        objective = replace(sampled, layer_map=draw_pairs(THREE, pairs, seed=0, step=step))
+        objective = sampled.over(draw_pairs(THREE, pairs, seed=0, step=step))
         draws = draw_tokens(ids, seed=0, step=step)
         estimates.append(lens_and_gradient(objective, student, *heads, labels, lens_draws=draws))
     estimates = torch.stack(estimates)
@@ -406,3 +424,249 @@ def test_states_that_cannot_be_compared_are_named(batch):
     deeper = replace(objective, layer_map=LayerMap([(1, 2), (3, 4)]))
     with pytest.raises(ValueError, match=r"the student's state at depth 3.*\[1, 2\] were read"):
         deeper(states, head, theirs, teacher_head, labels)
+
+
+def uncertainty(logits):
+    """1 - exp(-H) of a row of logits, in float64."""
+    p = logits.double().softmax(-1)
+    return 1 - torch.exp((p * p.log()).sum())
+
+
+def through_the_lens(distance, weights, tokens, student, teacher, ids, labels, layer_map):
+    """Sum over targets of the mean over pairs of v u D(p, q), from the models' own forwards."""
+    output = teacher(input_ids=ids).logits.detach()
+    pairs = [(skipping(student, ids, s), skipping(teacher, ids, t).detach()) for s, t in layer_map]
+    total = 0.0
+    for b, t in target_positions(labels).nonzero().tolist():
+        u = uncertainty(output[b, t]) if tokens == "entropy" else 1.0
+        for v, (ours, theirs) in zip(weights or (1.0,) * len(pairs), pairs, strict=True):
+            q, p = ours[b, t].double().softmax(-1), theirs[b, t].double().softmax(-1)
+            total = total + v * u * distance(p, q) / len(pairs)
+    return total
+
+
+def half_mixture(p, q):
+    m = (p + q) / 2
+    return ((p * (p / m).log()).sum() + (q * (q / m).log()).sum()) / 2
+
+
+def adaptive(p, q):
+    """Wu et al. 2024: the head is what lies above half of the mass, and always the top token."""
+    order = p.argsort(descending=True)
+    head = order[(p[order].cumsum(0) <= 0.5) | (torch.arange(len(p)) == 0)]
+    gap = (p - q).abs().detach()
+    share = gap[head].sum() / gap.sum()
+    return share * (p * (p / q).log()).sum() + (1 - share) * (q * (q / p).log()).sum()
+
+
+def jsd_of(beta):
+    def distance(p, q):
+        m = beta * p + (1 - beta) * q
+        return beta * (p * (p / m).log()).sum() + (1 - beta) * (q * (q / m).log()).sum()
+
+    return distance
+
+
+# name, parameters -> the formula, teacher p and student q.
+DISTANCES = {
+    ("forward_kl",): lambda p, q: (p * (p / q).log()).sum(),
+    ("reverse_kl",): lambda p, q: (q * (q / p).log()).sum(),
+    ("jsd", ("beta", 0.1)): jsd_of(0.1),
+    ("jeffreys",): lambda p, q: ((p - q) * (p / q).log()).sum(),
+    ("adaptive_kl",): adaptive,
+    ("skew_forward_kl", ("alpha", 0.2)): lambda p, q: (p * (p / (0.2 * p + 0.8 * q)).log()).sum(),
+    ("skew_reverse_kl", ("alpha", 0.2)): lambda p, q: (q * (q / (0.8 * p + 0.2 * q)).log()).sum(),
+    ("total_variation",): lambda p, q: (p - q).abs().sum() / 2,
+}
+CASES = [
+    *(
+        ({"lens_divergence": name[0], "lens_kwargs": dict(name[1:])}, d)
+        for name, d in DISTANCES.items()
+    ),
+    *((form, half_mixture) for form in FORMS.values()),
+    ({"layer_map": LayerMap([(1, 4), (2, 4), (3, 4)]), **FORMS["both"]}, half_mixture),
+]
+
+
+@pytest.mark.parametrize(("form", "distance"), CASES, ids=lambda x: str(x)[:60])
+def test_every_form_of_the_lens_is_its_formula(batch, form, distance):
+    """Value and every gradient of the student, by autograd through the formula in float64."""
+    ids, labels = batch
+    student, teacher = toys.llama(tied=False), toys.llama(4, 24, seed=1)
+    objective = Objective(**{"layer_map": THREE, "output_weight": 0.0, **form})
+    layer_map = objective.layer_map
+    terms = objective(*read_both(student, teacher, ids, layer_map), labels)
+    terms.total.backward()
+    found = {n: p.grad for n, p in student.named_parameters()}
+    student.zero_grad()
+    weights, tokens = objective.lens_pair_weights, objective.lens_token_weights
+    models = (student, teacher, ids, labels, layer_map)
+    expected = through_the_lens(distance, weights, tokens, *models)
+    expected.backward()
+    assert math.isclose(terms.total.item(), expected.item(), rel_tol=1e-5)
+    assert math.isclose(terms.lens.item(), expected.item(), rel_tol=1e-5)
+    for name, parameter in student.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, atol=2e-5, rtol=1e-4, msg=name)
+    plain = [
+        through_the_lens(distance, None, "uniform", *models[:4], LayerMap([pair])).item()
+        for pair in layer_map
+    ]
+    assert terms.lens_by_pair.tolist() == pytest.approx(plain, rel=1e-5)  # without weights
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("fraction", [1.0, 0.7])
+def test_weights_pass_gradcheck(form, fraction):
+    """In float64: states at two depths, the last one and the head, with and without sampling."""
+    generator = torch.Generator().manual_seed(5)
+
+    def made(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    labels = torch.tensor([[-100, 3, 4, -100, 5, 1]])
+    theirs = LayerStates({d: made(1, 6, 4) for d in (1, 2, 3)}, True, final=made(1, 6, 4))
+    their_head = Head(made(7, 4))
+    objective = Objective(THREE, lens_token_fraction=fraction, **FORMS[form])
+    draws = torch.linspace(0.1, 0.5, 6)[None]
+
+    def total(one, two, final, weight):
+        states = LayerStates({1: one, 2: two, 3: final}, True, final=final)
+        sides = (states, Head(weight), theirs, their_head)
+        return objective(*sides, labels, lens_draws=draws).total
+
+    leaves = [made(1, 6, 3).requires_grad_() for _ in range(3)] + [made(7, 3).requires_grad_()]
+    assert torch.autograd.gradcheck(total, leaves)
+
+
+def test_a_certain_teacher_weighs_nothing_and_is_never_drawn():
+    """u is 0 for a one-hot teacher, 1/2 for two equal choices, 1 - 1/V for a uniform one."""
+    head = Head(torch.eye(8) * 200)
+    final = torch.zeros(1, 4, 8)
+    final[0, 0, 2] = 1.0
+    final[0, 1, :2] = 1.0
+    states = LayerStates({1: torch.randn(1, 4, 8)}, True, final=final)
+    ours = LayerStates({1: torch.randn(1, 4, 8)}, True, final=torch.zeros(1, 4, 8))
+    labels = torch.tensor([[-100, 1, 1, 1]])
+    objective = Objective(LayerMap([(1, 1)]), lens_token_weights="entropy", lens_token_fraction=0.5)
+    weights = objective._token_weights(final[0, :3], head)
+    assert weights.tolist() == pytest.approx([0, 1 / 2, 7 / 8], abs=1e-6)
+    for draw, count in ((0.0, 2), (0.24, 2), (0.26, 1), (0.44, 0)):
+        draws = torch.full((1, 4), draw)
+        found = objective(ours, head, states, head, labels, lens_draws=draws)
+        assert found.num_lens_tokens == count
+
+
+def test_a_detached_head_is_left_to_the_output(batch):
+    """Its gradient is that of the output alone, to the bit; every other one is the whole."""
+    ids, labels = batch
+    gradients = {}
+    for name, settings in {
+        "whole": {},
+        "detached": {"lens_detach_head": True},
+        "output": {"lens_weight": 0.0},
+        "lens": {"lens_detach_head": True, "output_weight": 0.0},
+    }.items():
+        student = toys.llama(tied=False)
+        states = read_both(student, toys.llama(4, 24, seed=1), ids, THREE)
+        Objective(THREE, **settings)(*states, labels).total.backward()
+        gradients[name] = {n: p.grad for n, p in student.named_parameters()}
+    heads = {name: found.pop("lm_head.weight") for name, found in gradients.items()}
+    assert torch.equal(heads["detached"], heads["output"])
+    assert not torch.allclose(heads["whole"], heads["output"], atol=1e-3)
+    assert not heads["lens"].any()  # and not None, for which DDP would wait
+    for name, gradient in gradients["whole"].items():
+        torch.testing.assert_close(gradients["detached"][name], gradient, atol=1e-5, rtol=1e-4)
+    assert gradients["lens"]["model.norm.weight"].any()
+
+
+def test_a_detached_tied_head_learns_as_the_embedding(batch):
+    """Tied weights get from the lens what an untied embedding of the same values gets."""
+    ids, labels = batch
+    found = {}
+    for tied in (True, False):
+        student = toys.llama(tied=tied)
+        student.lm_head.weight.data.copy_(student.model.embed_tokens.weight.data)
+        states = read_both(student, toys.llama(4, 24, seed=1), ids, THREE)
+        settings = {"lens_detach_head": True, "output_weight": 0.0}
+        Objective(THREE, **settings)(*states, labels).total.backward()
+        found[tied] = student.model.embed_tokens.weight.grad
+    assert found[True].any()
+    torch.testing.assert_close(found[True], found[False], atol=1e-6, rtol=1e-5)
+
+
+def test_a_shared_depth_of_the_teacher_is_not_copied(batch, monkeypatch):
+    """Pairs of one depth of the teacher read the same rows; other maps stay one term."""
+    from distilllens import objective as module
+
+    ids, labels = batch
+    seen, inner = [], module.divergence_term
+
+    def watched(student, teacher, *args, **kwargs):
+        seen.append(teacher)
+        return inner(student, teacher, *args, **kwargs)
+
+    monkeypatch.setattr(module, "divergence_term", watched)
+    exits = LayerMap.resolve("exits", 3, 4)
+    student, head, teacher, their_head = read_both(toys.llama(), toys.llama(4, 24), ids, exits)
+    rows = {depth: teacher[depth][target_positions(labels)] for depth in teacher}
+    gathered = LayerStates(rows, True, final=rows[4], gathered=True)
+    Objective(exits)(student, head, gathered, their_head, labels)
+    output, *lens = seen
+    assert len(lens) == 2
+    assert {rows.data_ptr() for rows in lens} == {output.data_ptr()} == {rows[4].data_ptr()}
+
+
+@pytest.mark.parametrize("name", ["mse", "cosine"])
+def test_the_feature_loss_is_its_formula(batch, name):
+    """Sum over targets, mean over pairs, in float64; the gradient reaches states and projection."""
+    ids, labels = batch
+    student, teacher = toys.llama(tied=False), toys.llama(4, 24, seed=1)
+    layer_map = LayerMap([(1, 2), (2, 4)])
+    project = torch.nn.Linear(16, 24)
+    states = read_both(student, teacher, ids, LayerMap([(1, 1)]))
+    ours, theirs = capture(student, [1, 2], input_ids=ids), capture(teacher, [2, 4], input_ids=ids)
+    mask = target_positions(labels)
+    rows = [{d: side[d][mask] for d in side} for side in (ours, theirs)]
+    features = Features(*rows, lambda states, depth: project(states) * depth)
+    settings = {"feature_map": layer_map, "feature_loss": name, "output_weight": 0.0}
+    objective = Objective(feature_weight=0.3, **settings)
+    terms = objective(*states, labels, features=features)
+    leaves = {**dict(student.named_parameters()), "w": project.weight, "b": project.bias}
+    options = {"allow_unused": True, "materialize_grads": True, "retain_graph": True}
+    found = torch.autograd.grad(terms.total, leaves.values(), **options)
+
+    by_pair = []
+    for s, t in layer_map:
+        total = 0.0
+        for b, position in mask.nonzero().tolist():
+            x = project.weight.double() @ ours[s][b, position].double()
+            x = s * (x + project.bias.double())
+            y = theirs[t][b, position].double().detach()
+            if name == "mse":
+                total = total + ((x - y) ** 2).sum() / 24
+            else:
+                total = total + 1 - (x @ y) / (x.norm() * y.norm())
+        by_pair.append(total)
+    expected = torch.autograd.grad(0.3 * sum(by_pair) / 2, leaves.values(), **options)
+    for one, other, leaf in zip(found, expected, leaves, strict=True):
+        torch.testing.assert_close(one, other.float(), atol=2e-5, rtol=1e-4, msg=leaf)
+    sums, count = terms.by_pair["feature"]
+    assert sums.tolist() == pytest.approx([total.item() for total in by_pair], rel=1e-5)
+    assert terms.sums["feature"][0].item() == pytest.approx(sum(by_pair).item() / 2, rel=1e-5)
+    assert terms.total.item() == pytest.approx(0.3 * sum(by_pair).item() / 2, rel=1e-5)
+    assert count == terms.num_tokens and terms.pairs["feature"] == layer_map
+
+
+def test_features_without_a_weight_or_a_target():
+    """A weight of 0 measures nothing; no target is a zero that reaches the projection."""
+    labels = torch.full((1, 4), -100)
+    student = toys.llama()
+    states = read_both(student, toys.llama(4, 24, seed=1), labels.clamp(min=3), LayerMap([(1, 1)]))
+    project = torch.nn.Linear(16, 24)
+    features = Features({1: torch.empty(0, 16)}, {1: torch.empty(0, 24)}, lambda x, _: project(x))
+    for weight in (0.0, 1.0):
+        objective = Objective(feature_map=LayerMap([(1, 1)]), feature_weight=weight)
+        terms = objective(*states, labels, features=features, measure_all=True)
+        assert ("feature" in terms.sums) == (weight > 0)
+    terms.total.backward()
+    assert terms.total.item() == 0 and not project.weight.grad.any()

@@ -126,6 +126,22 @@ SETTINGS = {
 SAMPLED = {"lens_pair_fraction": 0.5, "lens_token_fraction": 0.6}
 
 
+# Forms of the lens and the feature loss; the models' widths differ, so features are projected.
+FORMS = {
+    "sampled": SAMPLED,
+    "scheduled": {"lens_weight_schedule": "linear", "lens_weight_until": 0.6},
+    "weighted": {
+        "lens_pair_weights": "depth",
+        "lens_token_weights": "entropy",
+        "lens_detach_head": True,
+    },
+    "exits": {"lens_layers": "exits", "lens_divergence": "forward_kl"},
+    "features": {"feature_weight": 0.1},
+    "tuned": {"lens_readout": "tuned"},
+}
+FORMS["drawn by entropy"] = {**FORMS["weighted"], **SAMPLED, "lens_layers": "1:1,2:3"}
+
+
 # Every evaluation answers its data.
 ANSWERED = {
     "eval_generate": True,

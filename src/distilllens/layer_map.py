@@ -18,12 +18,14 @@ _YAML_HINT = (
 
 @dataclass(frozen=True)
 class LayerMap:
-    """Pairs ``(student depth, teacher depth)``, rising strictly on both sides.
+    """Pairs ``(student depth, teacher depth)``; the student's rise, the teacher's never fall.
 
-    A depth counts blocks: 0 is the embeddings, L the state after the last of L blocks.
+    A depth counts blocks: 0 is the embeddings, L the state after the last of L blocks. Several
+    depths of the student may be paired with one of the teacher.
 
     Raises:
-        ValueError: no pair, a pair that is not two whole numbers >= 0, or depths that do not rise.
+        ValueError: no pair, a pair that is not two whole numbers >= 0, a student depth that does
+            not rise, a teacher depth that falls.
 
     Source: arXiv 2602.13567; docs/paper.md.
     """
@@ -35,10 +37,11 @@ class LayerMap:
         if not pairs:
             raise ValueError(f"a layer map needs at least one pair: {_YAML_HINT}")
         for (s0, t0), (s1, t1) in pairwise(pairs):
-            if s1 <= s0 or t1 <= t0:
+            if s1 <= s0 or t1 < t0:
                 raise ValueError(
-                    f"depths of a layer map must rise strictly on both sides (valid: 0 to the "
-                    f"number of blocks, each once), but {s1}:{t1} follows {s0}:{t0}"
+                    f"in a layer map the student's depths must rise strictly and the teacher's "
+                    f"must not fall (valid: 0 to the number of blocks), but {s1}:{t1} follows "
+                    f"{s0}:{t0}"
                 )
         object.__setattr__(self, "pairs", pairs)
 
@@ -91,14 +94,30 @@ class LayerMap:
         # L blocks have L + 1 depths; more pairs than that are not even built.
         if n > most + 2:
             raise unfit
-        try:
-            return cls(zip(_spread(n, student_layers), _spread(n, teacher_layers), strict=True))
-        except ValueError as error:
-            raise unfit from error
+        sides = _spread(n, student_layers), _spread(n, teacher_layers)
+        if any(len(set(depths)) < n for depths in sides):
+            raise unfit
+        return cls(zip(*sides, strict=True))
+
+    @classmethod
+    def exits(cls, student_layers: int, teacher_layers: int) -> LayerMap:
+        """Every inner depth of the student, 1 to L - 1, with the teacher's last depth.
+
+        Raises:
+            ValueError: a student without an inner depth.
+        """
+        if student_layers < 2:
+            raise ValueError(
+                f"the student has no inner depth for exits: it has {student_layers} block, and at "
+                "least 2 are needed (set lens_weight to 0 to train without the lens)"
+            )
+        return cls((depth, teacher_layers) for depth in range(1, student_layers))
 
     @classmethod
     def resolve(cls, spec: str, student_layers: int, teacher_layers: int) -> LayerMap:
-        """The map that a recipe's ``lens_layers`` gives for two models: "auto", "3" or "2:8,4:16".
+        """The map that a recipe's ``lens_layers`` gives for two models.
+
+        "auto", a number of pairs such as "3", pairs such as "2:8,4:16", or "exits".
 
         Raises:
             ValueError: any other text, or depths that the models do not have.
@@ -109,6 +128,8 @@ class LayerMap:
             raise ValueError(f"layer map {spec!r} is not a text: {_YAML_HINT}")
         if spec == "auto":
             return cls.evenly("auto", student_layers, teacher_layers)
+        if spec.strip() == "exits":
+            return cls.exits(student_layers, teacher_layers)
         if (number := spec.strip()).isdecimal():
             number = int(number[: 2 * _MOST_DIGITS])  # Python refuses thousands of digits
             return cls.evenly(number, student_layers, teacher_layers)
@@ -118,12 +139,13 @@ class LayerMap:
     def resolve_or_none(
         cls, spec: str, student_layers: int, teacher_layers: int
     ) -> LayerMap | None:
-        """``resolve``, or None for "auto" if a model is too shallow to have an inner depth.
+        """``resolve``, or None for "auto" and "exits" of models too shallow for an inner depth.
 
         Raises:
             ValueError: as ``resolve``.
         """
-        if spec == "auto" and min(student_layers, teacher_layers) < 2:
+        shallow = {"auto": min(student_layers, teacher_layers) < 2, "exits": student_layers < 2}
+        if shallow.get(str(spec).strip()):
             return None
         return cls.resolve(spec, student_layers, teacher_layers)
 
@@ -152,8 +174,8 @@ class LayerMap:
 
     @property
     def teacher_depths(self) -> tuple[int, ...]:
-        """The teacher's depths, rising."""
-        return tuple(pair[1] for pair in self.pairs)
+        """The teacher's depths, rising, each once."""
+        return tuple(dict.fromkeys(pair[1] for pair in self.pairs))
 
     def __len__(self):
         return len(self.pairs)

@@ -1,141 +1,54 @@
-"""The loss as one table of terms: cross-entropy + output divergence + lens divergence."""
+"""The loss: cross-entropy + output divergence + lens divergence + feature loss."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from distilllens.divergence import divergence
+from distilllens.features import FEATURE_LOSSES, Features
 from distilllens.head import Head
 from distilllens.layer_map import LayerMap
 from distilllens.lens import LayerStates
 from distilllens.linear_divergence import cross_entropy_term, divergence_term, linear_terms
+from distilllens.loss_terms import TERMS, WEIGHT_FIELDS, LossTerms
 from distilllens.sampling import check_fraction
 from distilllens.targets import Targets
 
-
-@dataclass(frozen=True)
-class LossTerm:
-    """One term of the loss, and its names.
-
-    Attributes:
-        key: in ``LossTerms``.
-        log_name: in the trainer's log; with the prefix ``eval_`` in evaluations.
-        label: in reports and model cards.
-        short: in the progress bar.
-        weight_field: its weight in ``Objective`` and ``DistillLensConfig``.
-        has_pairs: whether it is a mean over layer pairs, which are logged too.
-        divergence_field, kwargs_field: its divergence in ``Objective``; empty for none.
-        place: where it is measured, in words.
-    """
-
-    key: str
-    log_name: str
-    label: str
-    short: str
-    weight_field: str
-    has_pairs: bool = False
-    divergence_field: str = ""
-    kwargs_field: str = ""
-    place: str = ""
-
-
-# A new term is one row here and one method of Objective. Reports show them in this order.
-TERMS = (
-    LossTerm(
-        "output",
-        "output_loss",
-        "output divergence",
-        "output",
-        "output_weight",
-        divergence_field="output_divergence",
-        kwargs_field="output_kwargs",
-        place="at the output",
-    ),
-    LossTerm(
-        "lens",
-        "lens_loss",
-        "lens divergence",
-        "lens",
-        "lens_weight",
-        has_pairs=True,
-        divergence_field="lens_divergence",
-        kwargs_field="lens_kwargs",
-        place="through the lens",
-    ),
-    LossTerm("cross_entropy", "cross_entropy", "cross-entropy", "ce", "cross_entropy_weight"),
-)
 # What float32 holds, in which the weights of tokens are; rounded down, for people.
 _MOST = 3e38
-WEIGHT_FIELDS = tuple(term.weight_field for term in TERMS)
-
-
-@dataclass(frozen=True, eq=False)
-class LossTerms:
-    """The sums of one batch over its tokens, in nats; the trainer divides them once.
-
-    Attributes:
-        total: scalar, the weighted sum with its gradient; connected to the graph even at N = 0.
-        sums: key of a measured term -> its sum, unweighted and detached, and the number of tokens
-            in it. The lens is the mean over the pairs; with sampled tokens, the estimate for all N.
-        by_pair: key of a term with pairs -> the sums ``[P]`` in the order of the layer map, and the
-            number of tokens that each pair was measured on.
-        num_tokens: N, the targets of the batch.
-        seen: ``[2]``, sums over the N targets: those that are the student's most likely token, and
-            the entropy of its predictions in nats.
-    """
-
-    total: Tensor
-    sums: Mapping[str, tuple[Tensor, int]]
-    by_pair: Mapping[str, tuple[Tensor, int]]
-    num_tokens: int
-    seen: Tensor | None = None
-
-    @property
-    def cross_entropy(self) -> Tensor:
-        """The sum of the cross-entropy."""
-        return self.sums["cross_entropy"][0]
-
-    @property
-    def output(self) -> Tensor | None:
-        """The sum of the output divergence, or None if it was not measured."""
-        return self.sums.get("output", (None, 0))[0]
-
-    @property
-    def lens(self) -> Tensor | None:
-        """The sum of the lens divergence, or None if it was not measured."""
-        return self.sums.get("lens", (None, 0))[0]
-
-    @property
-    def lens_by_pair(self) -> Tensor | None:
-        """The sums ``[P]`` of the lens divergence by pair, or None."""
-        return self.by_pair.get("lens", (None, 0))[0]
-
-    @property
-    def num_lens_tokens(self) -> int:
-        """The tokens in ``lens_by_pair``: N, or the sampled ones among them."""
-        return self.by_pair.get("lens", (None, 0))[1]
+TOKEN_WEIGHTS = ("uniform", "entropy")
 
 
 @dataclass(frozen=True)
 class Objective:
-    """``w_ce * CE + w_out * D_out(p_L, q_L) + w_lens * mean over pairs of D_lens(p_t, q_s)``.
+    """``w_ce CE + w_out D_out(p_L, q_L) + w_lens mean(v u D_lens(p_t, q_s)) + w_feature F``.
+
+    The mean is over the pairs, of weights v, and the target tokens, of weights u; F is the mean of
+    ``Features.distances`` over pairs and tokens.
 
     Args:
         layer_map: the pairs of the lens term; None for a loss without it.
         output_divergence, lens_divergence: names of :func:`distilllens.divergence`.
         output_kwargs, lens_kwargs: their parameters, as ``{"beta": 0.5}``.
-        output_weight, lens_weight, cross_entropy_weight: finite, >= 0.
+        output_weight, lens_weight, cross_entropy_weight, feature_weight: finite, >= 0.
         temperature: divides both models' logits in both divergences (not in the cross-entropy).
         lens_token_fraction: in (0, 1]; the share of target tokens that the lens term measures.
+        lens_pair_weights: v, a number >= 0 for each pair of the map; None is 1 for all.
+        lens_token_weights: "uniform", u = 1; or "entropy", u = 1 - exp(-H) with H the entropy of
+            the teacher's output in nats, at temperature 1: 0 where the teacher is certain, 1/2
+            where two tokens are equally likely, below 1. Below a fraction of 1, a token is measured
+            with probability fraction * u and not weighted again, which has the same expectation.
+        lens_detach_head: whether the lens term leaves the student's head without a gradient.
+        feature_map: the pairs of the feature loss; None for a loss without it.
+        feature_loss: "mse" or "cosine".
 
     Raises:
-        ValueError: an unknown divergence or parameter, a weight below 0 or above 3e38, a
-            temperature <= 0, a fraction outside (0, 1].
+        ValueError: an unknown divergence, parameter or name, a weight below 0 or above 3e38, a
+            temperature <= 0, a fraction outside (0, 1], weights that are not one for each pair.
 
     Source: arXiv 2602.13567; docs/paper.md lists the deviations.
     """
@@ -150,16 +63,36 @@ class Objective:
     cross_entropy_weight: float = 0.0
     temperature: float = 1.0
     lens_token_fraction: float = 1.0
+    lens_pair_weights: tuple[float, ...] | None = None
+    lens_token_weights: str = "uniform"
+    lens_detach_head: bool = False
+    feature_map: LayerMap | None = None
+    feature_weight: float = 0.0
+    feature_loss: str = "mse"
 
     def __post_init__(self):
         divergence(self.output_divergence, **self.output_kwargs)
         divergence(self.lens_divergence, **self.lens_kwargs)
-        for name in WEIGHT_FIELDS:
-            weight = getattr(self, name)
+        pair_weights = self.lens_pair_weights or ()
+        weights = [(name, getattr(self, name)) for name in WEIGHT_FIELDS]
+        for name, weight in (*weights, *(("lens_pair_weights", each) for each in pair_weights)):
             if not (math.isfinite(weight) and weight >= 0):
                 raise ValueError(f"{name} must be a finite number >= 0, got {weight}")
             if weight > _MOST:
                 raise ValueError(f"{name} must be at most {_MOST:g}, got {weight}")
+        if pair_weights and len(pair_weights) != len(self.layer_map or ()):
+            raise ValueError(
+                f"lens_pair_weights must be one for each of the {len(self.layer_map or ())} pairs "
+                f"of the layer map, got {len(pair_weights)}"
+            )
+        for name, known in (
+            ("lens_token_weights", TOKEN_WEIGHTS),
+            ("feature_loss", FEATURE_LOSSES),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} is one of {', '.join(known)}, got {getattr(self, name)!r}"
+                )
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
         check_fraction("lens_token_fraction", self.lens_token_fraction)
@@ -177,9 +110,22 @@ class Objective:
         """
         return self.layer_map is not None and (measure_all or self.lens_weight > 0)
 
+    def needs_features(self) -> bool:
+        """Whether raw states are read; without a weight, evaluations do not measure them either."""
+        return self.feature_map is not None and self.feature_weight > 0
+
     def needs_teacher(self, measure_all: bool = False) -> bool:
         """Whether the teacher is read: the cross-entropy alone does not need it."""
-        return measure_all or self.output_weight > 0 or self.needs_lens()
+        needed = self.output_weight > 0 or self.needs_lens() or self.needs_features()
+        return measure_all or needed
+
+    def over(self, pairs: LayerMap) -> Objective:
+        """This objective with the lens term over some of its pairs, each with its weight."""
+        weights = self.lens_pair_weights
+        if weights:
+            of_pair = dict(zip(self.layer_map, weights, strict=True))
+            weights = tuple(of_pair[pair] for pair in pairs)
+        return replace(self, layer_map=pairs, lens_pair_weights=weights)
 
     def __call__(
         self,
@@ -191,6 +137,7 @@ class Objective:
         *,
         measure_all: bool = False,
         lens_draws: Tensor | None = None,
+        features: Features | None = None,
     ) -> LossTerms:
         """The terms of one batch.
 
@@ -204,8 +151,9 @@ class Objective:
             labels: the batch's ``Targets``, or its labels ``[B, T]``, not shifted, -100 for tokens
                 that are no targets.
             lens_draws: ``[B, T]`` in [0, 1), of ``sampling.draw_tokens``: positions with a draw
-                below ``lens_token_fraction`` are measured, with weight 1 / fraction. Required if
-                the fraction is below 1.
+                below ``lens_token_fraction`` (times u) are measured, with weight 1 / fraction.
+                Required if the fraction is below 1.
+            features: the raw states of the feature loss; without them it is not measured.
 
         Raises:
             ValueError: states without ``final``, or without a depth of the map that is measured; a
@@ -214,18 +162,24 @@ class Objective:
         targets = labels if isinstance(labels, Targets) else Targets.of(labels)
         self._check(student, teacher, measure_all)
         final = _rows(student, student.final, targets)
-        fraction, dtype = 1.0, torch.promote_types(final.dtype, torch.float32)
-        seen = final.new_empty(2, len(final), dtype=dtype)
-        terms = {"cross_entropy": self._cross_entropy(final, targets.ids, seen)}
-        if teacher is not None and (self.output_weight > 0 or measure_all):
+        dtype = torch.promote_types(final.dtype, torch.float32)
+        seen, measured = final.new_empty(2, len(final), dtype=dtype), _Measured()
+        terms = {"cross_entropy": [self._cross_entropy(final, targets.ids, seen)]}
+        if teacher is not None:
             teacher_final = _rows(teacher, teacher.final, targets)
-            terms["output"] = self._output(final, teacher_final, teacher_head)
-        if teacher is not None and self.needs_lens(measure_all):
-            kept, fraction = (None, 1.0) if measure_all else self._sampled(targets, lens_draws)
-            terms["lens"] = self._lens(student, teacher, teacher_head, targets, kept, fraction)
+            if self.output_weight > 0 or measure_all:
+                terms["output"] = [self._output(final, teacher_final, teacher_head)]
+            if self.needs_lens(measure_all):
+                weights = self._token_weights(teacher_final, teacher_head)
+                measured = self._measured(targets, weights, lens_draws, measure_all)
+                terms["lens"] = self._lens(student, teacher, teacher_head, targets, measured)
         total, nats = self._evaluate(student_head, terms)
+        if features is not None and self.needs_features():
+            distances = features.distances(self.feature_map, self.feature_loss)
+            total = total + self.feature_weight * distances.mean(0).sum()
+            nats["feature"] = distances.detach()
         # The empty sum keeps the graph connected when no term has a weight.
-        summed = self._summed(final[:0].sum() + total, nats, len(targets), fraction)
+        summed = self._summed(final[:0].sum() + total, nats, len(targets), measured)
         return replace(summed, seen=seen.sum(1))
 
     def _check(self, student, teacher, measure_all):
@@ -244,31 +198,42 @@ class Objective:
                     f"{sorted(states)} were read; pass the map's {name}_depths to read_states"
                 )
 
-    def _summed(self, total, nats, num_tokens, fraction):
+    def _summed(self, total, nats, num_tokens, measured):
         """Sums over the batch of each term's nats per token."""
         sums, by_pair = {}, {}
+        maps = {"lens": self.layer_map, "feature": self.feature_map}
         for term in TERMS:
             if term.key not in nats:
                 continue
             if term.has_pairs:
-                pairs = nats[term.key].view(len(self.layer_map), -1)
+                pairs = nats[term.key].view(len(maps[term.key]), -1)
                 by_pair[term.key] = (pairs.sum(1), pairs.shape[1])
-                sums[term.key] = (pairs.sum(1).mean() / fraction, num_tokens)
+                is_lens = term.key == "lens"
+                pairs = self._weighted(pairs, measured) if is_lens else pairs
+                share = measured.fraction if is_lens else 1.0
+                sums[term.key] = (pairs.sum(1).mean() / share, num_tokens)
             else:
                 sums[term.key] = (nats[term.key].sum(), num_tokens)
-        return LossTerms(total, sums, by_pair, num_tokens)
+        pairs = {key: maps[key] for key in by_pair}
+        return LossTerms(total, sums, by_pair, num_tokens, pairs=pairs)
 
     def _evaluate(self, student_head, terms):
         """The weighted sum with its gradient, and each term's nats per token."""
         weights = {term.key: getattr(self, term.weight_field) for term in TERMS}
         trained = [key for key in terms if weights[key] > 0]
+        apart = ["lens"] if self.lens_detach_head and "lens" in trained else []
+        together = [key for key in trained if key not in apart]
         total, nats = 0.0, {}
-        if trained:
-            total, found = linear_terms(student_head, [terms[key] for key in trained])
-            nats = dict(zip(trained, found, strict=True))
+        for head, keys in ((student_head, together), (_constant(student_head), apart)):
+            if keys:
+                more, found = linear_terms(head, [term for key in keys for term in terms[key]])
+                total, found = total + more, iter(found)
+                nats |= {key: torch.cat([next(found) for _ in terms[key]]) for key in keys}
+        if apart and not together:  # a head that no process waits for in vain
+            total = total + sum(t[:0].sum() for t in _tensors(student_head))
         with torch.no_grad():
             for key in [key for key in terms if key not in nats]:
-                nats[key] = linear_terms(student_head, [terms[key]])[1][0]
+                nats[key] = torch.cat(linear_terms(student_head, terms[key])[1])
         return total, nats
 
     def _cross_entropy(self, final, targets, seen):
@@ -281,35 +246,90 @@ class Objective:
         sides = (final, teacher_final, teacher_head, self.output_divergence)
         return divergence_term(*sides, weight=weight, **options)
 
-    def _sampled(self, targets, draws):
-        """The numbers of the targets that the lens measures (None: all), and their expected share.
+    def _token_weights(self, teacher_final, teacher_head):
+        """u ``[N]`` of the targets, or None for ones: one more projection of the teacher's rows."""
+        if self.lens_token_weights == "uniform":
+            return None
+        # The engine sees the entropies of what it projects beside a cross-entropy; of no label.
+        dtype = torch.promote_types(teacher_final.dtype, torch.float32)
+        seen = teacher_final.new_empty(2, len(teacher_final), dtype=dtype)
+        labels = torch.zeros(len(teacher_final), dtype=torch.long, device=teacher_final.device)
+        with torch.no_grad():
+            linear_terms(teacher_head, [cross_entropy_term(teacher_final, labels, seen=seen)])
+        return -torch.expm1(-seen[1].clamp(min=0))
+
+    def _measured(self, targets, weights, draws, measure_all):
+        """Which targets the lens measures, their expected share, and what each weighs.
 
         Each position is drawn independently: a fixed number would depend on the micro-batch.
         """
         fraction = self.lens_token_fraction
-        if fraction == 1:
-            return None, 1.0
+        if fraction == 1 or measure_all:
+            return _Measured(weights=weights)
         if draws is None or draws.shape != targets.mask.shape:
             raise ValueError(
                 f"lens_token_fraction {fraction} needs lens_draws of shape "
                 f"{list(targets.mask.shape)}, got {None if draws is None else list(draws.shape)}"
             )
-        drawn = draws.flatten()[targets.index] < fraction
-        return drawn.nonzero().squeeze(1), fraction
+        # A token drawn with probability fraction * u counts 1 / fraction: u on average.
+        chance = fraction if weights is None else fraction * weights
+        drawn = draws.flatten()[targets.index] < chance
+        return _Measured(drawn.nonzero().squeeze(1), fraction)
 
-    def _lens(self, student, teacher, teacher_head, targets, kept, fraction):
-        pairs = self.layer_map.pairs
-        # The tokens of all pairs are rows of one term, weighted for the mean over the pairs.
-        student_rows = torch.cat([_rows(student, student[s], targets, kept) for s, _ in pairs])
-        teacher_rows = torch.cat([_rows(teacher, teacher[t], targets, kept) for _, t in pairs])
+    def _lens(self, student, teacher, teacher_head, targets, measured):
+        kept, pairs = measured.kept, self.layer_map.pairs
+        ours = {s: _rows(student, student[s], targets, kept) for s, _ in pairs}
+        theirs = {t: _rows(teacher, teacher[t], targets, kept) for _, t in pairs}
+        # The tokens of all pairs are rows of one term, weighted for the mean over the pairs. Where
+        # pairs share a depth of the teacher, each is a term: no row of the teacher is repeated.
+        groups = [pairs] if len(theirs) == len(pairs) else [(pair,) for pair in pairs]
         options = {"temperature": self.temperature, **self.lens_kwargs}
-        weight = _share(student_rows, self.lens_weight / (len(pairs) * fraction))
-        sides = (student_rows, teacher_rows, teacher_head, self.lens_divergence)
-        return divergence_term(*sides, weight=weight, **options)
+        like = ours[pairs[0][0]]
+        weight = _share(like, self.lens_weight / (len(pairs) * measured.fraction))
+        weight = self._weighted(weight.expand(len(pairs), -1), measured)
+        terms = []
+        for number, group in enumerate(groups):
+            student_rows = _stacked([ours[s] for s, _ in group])
+            sides = (student_rows, _stacked([theirs[t] for _, t in group]), teacher_head)
+            share = weight.flatten() if len(groups) == 1 else weight[number]
+            terms.append(divergence_term(*sides, self.lens_divergence, weight=share, **options))
+        return terms
+
+    def _weighted(self, values, measured):
+        """Values ``[P, n]`` of pairs and measured tokens times the weights of both."""
+        if self.lens_pair_weights:
+            values = values * values.new_tensor(self.lens_pair_weights).unsqueeze(1)
+        return values if measured.weights is None else values * measured.weights.to(values)
+
+
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """The targets that the lens term measures: their numbers, expected share and weights.
+
+    None is all targets, or a weight of 1 for each.
+    """
+
+    kept: Tensor | None = None
+    fraction: float = 1.0
+    weights: Tensor | None = None
 
 
 def _share(rows, weight):
     return rows.new_full((len(rows),), weight, dtype=torch.promote_types(rows.dtype, torch.float32))
+
+
+def _stacked(parts):
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _tensors(head):
+    return [tensor for tensor in (head.weight, head.bias) if tensor is not None]
+
+
+def _constant(head):
+    """The head without gradients of its own; those of the states that it reads stay."""
+    bias = None if head.bias is None else head.bias.detach()
+    return replace(head, weight=head.weight.detach(), bias=bias)
 
 
 def _rows(states, state, targets, kept=None):

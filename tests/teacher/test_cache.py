@@ -53,6 +53,15 @@ SETTINGS = {
     "bf16 teacher": {"teacher": bf16_teacher},
     "autocast": {"bf16": True},
     "sampled": {**toys.SAMPLED, "lens_layers": "1:1,2:3"},
+    "drawn by entropy": toys.FORMS["drawn by entropy"],
+    "exits": toys.FORMS["exits"],
+    "features": {**toys.FORMS["features"], "lens_norm": False, "lens_weight": 0.0},
+    "features at the last depth": {
+        "feature_weight": 0.1,
+        "lens_norm": False,
+        "lens_layers": "1:4,2:4",
+        "lens_pair_fraction": 0.5,
+    },
 }
 
 

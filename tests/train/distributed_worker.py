@@ -1,7 +1,7 @@
 """Started by torchrun: a few toy steps on two gloo processes; each saves what it found.
 
 usage: distributed_worker.py {ddp,fsdp2} OUTPUT
-           [--untied] [--lora] [--sampled] [--cached] [--answers]
+           [--untied] [--lora] [--cached] [--answers] [--form NAME]
 """
 
 import sys
@@ -29,7 +29,7 @@ FSDP2 = {
 def main(kind, output, *flags):
     """Train, gather the weights and save them."""
     settings = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2}
-    settings |= toys.SAMPLED if "--sampled" in flags else {}
+    settings |= toys.FORMS[flags[1]] if "--form" in flags else {}
     if "--cached" in flags:  # by name: the trainer loads, shards and fingerprints it
         name = f"{output}/teacher"
         settings |= {"teacher_cache": f"{output}/cache", "teacher_model_name_or_path": name}
@@ -53,7 +53,7 @@ def main(kind, output, *flags):
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     torch.save(
         {
-            "weights": state,
+            "weights": state | toys.weights(trainer.companions),
             "wrapper": type(trainer.model_wrapped).__name__,
             "log": trainer.state.log_history,
             "before": before,

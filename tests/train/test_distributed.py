@@ -30,8 +30,11 @@ def on_two_processes(tmp_path, kind, *flags):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
-    [(), ("--untied",), ("--lora",), ("--sampled",), ("--cached",), ("--answers",)],
-    ids=["tied", "untied", "lora", "sampled", "cached", "answers"],
+    [
+        *((), ("--untied",), ("--lora",), ("--cached",), ("--answers",)),
+        *(("--form", form) for form in ("sampled", "weighted", "features")),
+    ],
+    ids=lambda flags: " ".join(flags).replace("-", "") or "tied",
 )
 @pytest.mark.parametrize(
     ("kind", "wrapper"), [("ddp", "DistributedDataParallel"), ("fsdp2", "FSDP")]
@@ -40,10 +43,12 @@ def test_two_processes_step_like_one(tmp_path, kind, wrapper, flags):
     """Batch 2 on each of two processes ends at the weights of batch 4 on one, to 1e-6.
 
     "cached": both write a cache with the (sharded) teacher, and train from it. "answers": each
-    answers its share of the evaluation data; under FSDP2 that is refused.
+    answers its share of the evaluation data; under FSDP2 that is refused, and so are projectors.
     """
-    if kind == "fsdp2" and "--answers" in flags:
-        with pytest.raises(AssertionError, match="eval_generate needs the whole student"):
+    refused = {"--answers": "eval_generate needs the whole student"}
+    refused["features"] = "feature_projectors are trained beside the student, which is not"
+    for flag in refused.keys() & {*flags} if kind == "fsdp2" else ():
+        with pytest.raises(AssertionError, match=refused[flag]):
             on_two_processes(tmp_path, kind, *flags)
         return
     if "--cached" in flags:
@@ -58,20 +63,20 @@ def test_two_processes_step_like_one(tmp_path, kind, wrapper, flags):
         eval_dataset=toys.dataset(7, seed=3),
         peft_config=toys.lora() if "--lora" in flags else None,
         score_answers=toys.score_answers() if "--answers" in flags else None,
-        **(toys.SAMPLED if "--sampled" in flags else {}),
+        **(toys.FORMS[flags[1]] if "--form" in flags else {}),
         **(toys.ANSWERED if "--answers" in flags else {}),
     )
     before, start = alone.evaluate(), toys.weights(alone.model)
     alone.train()
     assert toys.drift(start, toys.weights(alone.model)) > 1e-3
-    expected = alone.model.state_dict()
+    expected = alone.model.state_dict() | toys.weights(alone.companions)
     for name, value in found["weights"].items():
         name = name.removeprefix("module.")
         assert torch.allclose(value, expected[name], atol=1e-6, rtol=0), name
     rows = [row for row in alone.state.log_history if "loss" in row]
     for a, b in zip([row for row in found["log"] if "loss" in row], rows, strict=True):
         terms = [key for key in b if "loss" in key or "entropy" in key]
-        assert len(terms) == (6 if "--sampled" in flags else 7)
+        assert len(terms) == {"sampled": 6, "features": 10}.get(flags[-1] if flags else "", 7)
         for key in terms:
             assert math.isclose(a[key], b[key], rel_tol=1e-5), key
     if kind == "ddp":

@@ -11,18 +11,25 @@ TOLERANCE = 1e-6  # of any weight after three SGD steps of 0.1; float32 rounding
 
 def after_training(tmp_path, **kwargs):
     trainer = toys.trainer(tmp_path, **kwargs)
+    start = toys.weights(trainer.model)
     trainer.train()
-    return toys.weights(trainer.model), trainer.state.log_history
+    assert toys.drift(start, toys.weights(trainer.model)) > 1e-3, "the steps did nothing"
+    return toys.weights(trainer.model) | toys.weights(trainer.companions), trainer.state.log_history
 
 
-@pytest.mark.parametrize(
-    "loss",
-    [{}, {"cross_entropy_weight": 0.5, "output_divergence": "forward_kl"}, toys.SAMPLED],
-    ids=["default", "mixed", "sampled"],
-)
+MIXED = {"cross_entropy_weight": 0.5, "output_divergence": "forward_kl"}
+LOSSES = {"default": {}, "mixed": MIXED, **toys.FORMS}
+# Logged in each of three steps: one of two pairs; a lens that ends after the second step, and its
+# weight; distances of features and their pairs.
+NUM_TERMS = {"sampled": (6, 6, 6), "drawn by entropy": (6, 6, 6)}
+NUM_TERMS |= {"scheduled": (8, 8, 5), "features": (10, 10, 10)}
+
+
+@pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize(("batch", "accumulation"), [(2, 2), (1, 4)])
-def test_a_step_does_not_depend_on_accumulation(tmp_path, batch, accumulation, loss):
+def test_a_step_does_not_depend_on_accumulation(tmp_path, batch, accumulation, name):
     """Batch 4 x 1, 2 x 2 and 1 x 4 give the same weights and the same logged terms."""
+    loss = LOSSES[name]
     whole, whole_log = after_training(tmp_path, **loss)
     split, split_log = after_training(
         tmp_path,
@@ -30,11 +37,11 @@ def test_a_step_does_not_depend_on_accumulation(tmp_path, batch, accumulation, l
         gradient_accumulation_steps=accumulation,
         **loss,
     )
-    assert toys.drift(whole, toys.weights(toys.llama())) > 1e-3, "the steps did nothing"
     assert toys.drift(whole, split) < TOLERANCE
-    for a, b in zip(whole_log[:-1], split_log[:-1], strict=True):
-        terms = [key for key in a if "loss" in key or "entropy" in key]
-        assert len(terms) == (6 if loss is toys.SAMPLED else 7)
+    assert ("feature_projectors.maps.1.weight" in whole) == (name == "features")
+    for step, (a, b) in enumerate(zip(whole_log[:-1], split_log[:-1], strict=True)):
+        terms = [key for key in a if "loss" in key or "entropy" in key or key == "lens_weight"]
+        assert len(terms) == NUM_TERMS.get(name, (7, 7, 7))[step]
         for key in terms:
             assert math.isclose(a[key], b[key], rel_tol=1e-5), key
 
@@ -47,32 +54,38 @@ def test_a_step_does_not_depend_on_the_order_of_samples(tmp_path):
     assert toys.drift(one, other) < TOLERANCE
 
 
+# All forms that look at positions, in one run.
+FEATURES_TOO = {**toys.FORMS["drawn by entropy"], **toys.FORMS["features"]}
+PADDED = {"all": {}, "sampled": toys.SAMPLED, "every form": FEATURES_TOO}
+
+
 @pytest.mark.parametrize(
     "layout", [{"padding_free": True, "max_length": None}, {"pad_to_multiple_of": 16}]
 )
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("rows", ["dataset", "texts"])
-@pytest.mark.parametrize("lens", [{}, toys.SAMPLED], ids=["all", "sampled"])
+@pytest.mark.parametrize("lens", PADDED)
 def test_a_step_does_not_depend_on_padding(tmp_path, layout, family, rows, lens):
     """Padded, padded further and padding-free agree, also where the first token is a label."""
 
     def run(**kwargs):
         student = getattr(toys, family)()
         data = getattr(toys, rows)()
-        return after_training(tmp_path, student=student, data=data, **lens, **kwargs)[0]
+        settings = {**PADDED[lens], **kwargs}
+        return after_training(tmp_path, student=student, data=data, **settings)[0]
 
     assert toys.drift(run(), run(**layout)) < TOLERANCE
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("rows", ["dataset", "texts"])
-@pytest.mark.parametrize("lens", [{}, toys.SAMPLED], ids=["all", "sampled"])
+@pytest.mark.parametrize("lens", PADDED)
 def test_packing_equals_padding(tmp_path, family, rows, lens):
     """All documents in one packed row give the step that a padded batch of them gives."""
 
     def run(**kwargs):
         student, data = getattr(toys, family)(), getattr(toys, rows)(4)
-        settings = {"max_steps": 1, **lens, **kwargs}
+        settings = {"max_steps": 1, **PADDED[lens], **kwargs}
         return after_training(tmp_path, student=student, data=data, **settings)[0]
 
     packed = run(packing=True, max_length=64, per_device_train_batch_size=1)

@@ -149,7 +149,9 @@ def test_without_a_teacher_it_is_plain_sft(tmp_path):
     assert toys.drift(toys.weights(ours.model), toys.weights(theirs.model)) < 1e-6
 
 
-@pytest.mark.parametrize("lens", [{}, toys.SAMPLED], ids=["all", "sampled"])
+@pytest.mark.parametrize(
+    "lens", [{}, toys.SAMPLED, toys.FORMS["features"]], ids=["all", "sampled", "features"]
+)
 def test_checkpointing_changes_no_weight(tmp_path, lens):
     """Gradient checkpointing recomputes, and draws nothing anew; the steps stay."""
     plain = toys.trainer(tmp_path, **lens)
@@ -198,16 +200,16 @@ def test_lora_trains_the_adapter_alone(tmp_path):
         assert torch.equal(found[name], value), name
 
 
-@pytest.mark.parametrize("kind", ["dropout", "lora", "accumulation", "sampled"])
+@pytest.mark.parametrize("kind", ["dropout", "lora", "accumulation", *toys.FORMS])
 def test_resume_is_bit_equal(tmp_path, kind):
     """Stopped after two steps and resumed, a run ends at the bits of one that never stopped."""
     from peft import LoraConfig
 
     settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch"}
-    if kind == "sampled":
+    if kind in toys.FORMS:
         # "auto" is one pair for a student of two blocks.
-        settings |= toys.SAMPLED | {"lens_layers": "1:1,2:3"}
-    if kind in ("accumulation", "sampled"):
+        settings |= {"lens_layers": "1:1,2:3"} | toys.FORMS[kind]
+    if kind in ("accumulation", *toys.FORMS):
         settings |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3}
 
     def make():
@@ -220,11 +222,13 @@ def test_resume_is_bit_equal(tmp_path, kind):
     whole.train()
     resumed = make()
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    ours, theirs = toys.weights(whole.model), toys.weights(resumed.model)
+    ours, theirs = (
+        toys.weights(each.model) | toys.weights(each.companions) for each in (whole, resumed)
+    )
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     for a, b in zip(whole.state.log_history[:-1], resumed.state.log_history[:-1], strict=True):
-        assert {k: v for k, v in a.items() if "loss" in k} == {
-            k: v for k, v in b.items() if "loss" in k
+        assert {k: v for k, v in a.items() if "loss" in k or "lens" in k} == {
+            k: v for k, v in b.items() if "loss" in k or "lens" in k
         }
 
 
@@ -452,6 +456,159 @@ def test_a_teacher_without_a_weight_rests_in_training(tmp_path):
     assert calls == []
     assert trainer.evaluate()["eval_lens_loss"] > 0
     assert "backbone" in calls
+
+
+def test_a_lens_whose_weight_is_0_is_neither_read_nor_projected(tmp_path, monkeypatch):
+    """From ``until`` on a step reads the last depth alone; evaluations measure every term."""
+    from distilllens import objective
+    from distilllens.train import trainer as module
+
+    read, projected = [], []
+    inner_read, inner_term = module.read_states, objective.divergence_term
+
+    def read_states(lens, depths, **kwargs):
+        read.append(tuple(depths))
+        return inner_read(lens, depths, **kwargs)
+
+    def divergence_term(student, *args, **kwargs):
+        projected.append(len(student))
+        return inner_term(student, *args, **kwargs)
+
+    monkeypatch.setattr(module, "read_states", read_states)
+    monkeypatch.setattr(objective, "divergence_term", divergence_term)
+    data = toys.dataset(4)
+    settings = {"lens_layers": "1:2,2:3", "lens_token_weights": "entropy", "max_steps": 4}
+    trainer = toys.trainer(
+        tmp_path,
+        data=data,
+        eval_dataset=data,
+        lens_weight=2.0,
+        lens_weight_schedule="linear",
+        lens_weight_until=0.5,
+        **settings,
+    )
+    theirs, inner = [], trainer.teacher.read
+    trainer.teacher.read = lambda depths, **kw: theirs.append(tuple(depths)) or inner(depths, **kw)
+    trainer.train()
+    assert read == [(1, 2), (1, 2), (), ()]
+    assert theirs == [(2, 3), (2, 3), (), ()]
+    assert len(projected) == 2 + 2 + 1 + 1
+    rows = trainer.state.log_history[:-1]
+    assert [row["lens_weight"] for row in rows] == [2.0, 1.0, 0.0, 0.0]
+    for row in rows:
+        total = row["output_loss"] + row["lens_weight"] * row.get("lens_loss", 0.0)
+        assert math.isclose(row["loss"], total, rel_tol=1e-6)
+        assert ("lens_loss" in row) == (row["lens_weight"] > 0)
+    found = trainer.evaluate()
+    total = found["eval_output_loss"] + 2 * found["eval_lens_loss"]
+    assert math.isclose(found["eval_loss"], total, rel_tol=1e-6)
+    assert read[-1] == (1, 2) and "eval_lens_loss/2:3" in found
+    plain = toys.trainer(tmp_path, data=data, **settings)
+    plain.train()
+    assert "lens_weight" not in plain.state.log_history[0]
+
+
+def test_a_constant_weight_ends_at_once(tmp_path):
+    """The same steps as with the lens up to there, and as without it from there on."""
+
+    def weights(student, **settings):
+        trainer = toys.trainer(tmp_path, student=student, data=toys.dataset(4), **settings)
+        trainer.train()
+        return trainer.model, trainer.state.log_history
+
+    whole, log = weights(toys.llama(), lens_weight_until=0.5, max_steps=4)
+    first, _ = weights(toys.llama(), max_steps=2)
+    second, _ = weights(first, max_steps=2, lens_weight=0.0)
+    assert toys.drift(toys.weights(whole), toys.weights(second)) < 1e-7
+    assert [row["lens_weight"] for row in log[:-1]] == [1.0, 1.0, 0.0, 0.0]
+
+
+def test_the_teacher_is_read_once_for_all_exits(tmp_path):
+    """Every inner depth of the student, one of the teacher; the log has a value for each."""
+    trainer = toys.trainer(tmp_path, lens_layers="exits")
+    theirs, inner = [], trainer.teacher.read
+    trainer.teacher.read = lambda depths, **kw: theirs.append(tuple(depths)) or inner(depths, **kw)
+    trainer.train()
+    assert theirs == [(4,)] * 3
+    row = trainer.state.log_history[0]
+    assert math.isclose(row["lens_loss"], (row["lens_loss/1:4"] + row["lens_loss/2:4"]) / 2)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"output_divergence": "forward_kl"},
+        {"output_divergence": "reverse_kl"},
+        {"output_divergence": "jeffreys"},
+        {"output_divergence": "jsd"},
+        {"output_divergence": "adaptive_kl"},
+        {"output_divergence": "skew_forward_kl"},
+        {"output_divergence": "skew_reverse_kl"},
+        {"output_divergence": "total_variation"},
+        {"feature_weight": 0.01},
+    ],
+    ids=lambda settings: "_".join(map(str, next(iter(settings.items())))),
+)
+def test_each_baseline_of_the_paper_is_one_line(tmp_path, settings):
+    """Without the lens, every divergence at the output learns; so do features beside one."""
+    data = toys.dataset(4)
+    learning = {"max_steps": 30, "learning_rate": 0.01, "optim": "adamw_torch"}
+    trainer = toys.trainer(
+        tmp_path, data=data, eval_dataset=data, lens_weight=0.0, **learning, **settings
+    )
+    before = trainer.evaluate()
+    trainer.train()
+    after = trainer.evaluate()
+    key = "eval_feature_loss" if "feature_weight" in settings else "eval_output_loss"
+    assert after[key] < 0.9 * before[key]
+
+
+@pytest.mark.parametrize("width", [16, 24])
+def test_features_are_the_streams_before_any_norm(tmp_path, width):
+    """The first value logged is that of transformers' hidden states; equal widths need no map."""
+    data, teacher = toys.dataset(4), toys.llama(4, width, seed=1)
+    settings = {"lens_layers": "1:2,2:3", "feature_weight": 0.5, "max_steps": 1, "optim": "sgd"}
+    trainer = toys.trainer(tmp_path, data=data, teacher=teacher, save_strategy="no", **settings)
+    before = toys.weights(trainer.companions)
+    start = {name: tensor.clone() for name, tensor in before.items()}
+    trainer.train()
+    row = trainer.state.log_history[0]
+    batch = next(iter(trainer.get_train_dataloader()))
+    read = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    with torch.no_grad():
+        states = [
+            model.eval()(**read, output_hidden_states=True).hidden_states
+            for model in (toys.llama(), teacher)
+        ]
+    mask = torch.zeros_like(batch["labels"], dtype=torch.bool)
+    mask[:, :-1] = batch["labels"][:, 1:] != -100
+    for s, t in ((1, 2), (2, 3)):
+        ours, theirs = states[0][s][mask], states[1][t][mask]
+        if width == 24:
+            weight = start[f"feature_projectors.maps.{s}.weight"]
+            torch.testing.assert_close(weight.T @ weight, torch.eye(16), atol=1e-5, rtol=0)
+            ours = ours @ weight.T
+        expected = (ours - theirs).square().mean().item()
+        assert row[f"feature_loss/{s}:{t}"] == pytest.approx(expected, rel=1e-5)
+    assert row["loss"] == pytest.approx(
+        row["output_loss"] + row["lens_loss"] + 0.5 * row["feature_loss"], rel=1e-6
+    )
+    trainer.save_model(str(tmp_path / "final"))
+    file = tmp_path / "final" / "feature_projectors.safetensors"
+    assert file.exists() == bool(start) == (width == 24)
+    assert not any("projector" in name for name in trainer.model.state_dict())
+
+
+def test_features_teach_an_adapter(tmp_path):
+    """The hidden states of a LoRA student are those of its blocks with their adapters."""
+    settings = {"feature_weight": 1.0, "lens_weight": 0.0, "output_weight": 0.0}
+    trainer = toys.trainer(tmp_path, peft_config=toys.lora(), lens_layers="1:2", **settings)
+    before = toys.weights(trainer.model)
+    trainer.train()
+    moved = {
+        name for name, p in toys.weights(trainer.model).items() if not torch.equal(p, before[name])
+    }
+    assert moved and all(".layers.0." in name for name in moved)
 
 
 def test_plain_kd_needs_no_room_for_a_lens(tmp_path):

@@ -17,6 +17,7 @@ COMMANDS = {
     "demo": "distil a small built-in teacher into two students, offline, in about two minutes",
     "train": "train a student: SFT, knowledge distillation or DistillLens",
     "cache": "run a teacher once and store its hidden states, to train without the teacher",
+    "generate": "write a model's answers to prompts, as data to train on",
     "report": "rebuild the HTML report of a training run",
     "evaluate": "answer benchmarks and score the answers, with error bars",
     "compare": "compare the results of evaluations, with confidence intervals",

@@ -76,7 +76,8 @@ def _parser():
     return parser
 
 
-def _seeds(text):
+def seeds(text: str) -> tuple[int, ...]:
+    """The numbers of ``--seeds``, as argparse reads them."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -85,7 +86,21 @@ def _seeds(text):
 
 
 _SEVERAL = {"action": "extend", "nargs": "+", "required": True}
-_SEEDS = {"type": _seeds, "default": (10, 20, 30, 40, 50)}
+
+# Flags that distilllens generate has too.
+DECODING = (
+    ("greedy", bool, None, "always take the most likely token; no sampling"),
+    ("temperature", 1.0, "X", "sampling temperature"),
+    ("top_p", 1.0, "X", "sample among the most likely tokens with this total probability"),
+    ("max_new_tokens", 256, "N", "length of the longest answer in tokens"),
+)
+MACHINE = (
+    ("batch_size", 32, "N", "number of answers generated together"),
+    ("dtype", "auto", "DTYPE", "precision: auto (as saved), float32, bfloat16 or float16"),
+    ("device", str, "NAME", "device of the models; an accelerator by default, if there is one"),
+    ("backend", "transformers", "NAME", "transformers or vllm"),
+)
+_SEEDS = {"type": seeds, "default": (10, 20, 30, 40, 50)}
 _GROUPS = {
     "models and data": (
         ("model", _SEVERAL, "DIR", "a folder or hub id; several models are compared"),
@@ -98,10 +113,7 @@ _GROUPS = {
     ),
     "decoding (the defaults are the paper's)": (
         ("seeds", _SEEDS, "N,N,...", "sampling seeds (default: 10,20,30,40,50)"),
-        ("greedy", bool, None, "always take the most likely token; no sampling"),
-        ("temperature", 1.0, "X", "sampling temperature"),
-        ("top_p", 1.0, "X", "sample among the most likely tokens with this total probability"),
-        ("max_new_tokens", 256, "N", "length of the longest answer in tokens"),
+        *DECODING,
     ),
     "more metrics": (
         ("teacher", str, "DIR", "KL(teacher || model) on the references"),
@@ -111,10 +123,5 @@ _GROUPS = {
         ("judge_key", "OPENAI_API_KEY", "VARIABLE", "environment variable with the API key"),
         ("judge_budget", float, "USD", "do not start judging if the estimated cost is higher"),
     ),
-    "machine": (
-        ("batch_size", 32, "N", "number of answers generated together"),
-        ("dtype", "auto", "DTYPE", "precision: auto (as saved), float32, bfloat16 or float16"),
-        ("device", str, "NAME", "device of the models; an accelerator by default, if there is one"),
-        ("backend", "transformers", "NAME", "transformers or vllm"),
-    ),
+    "machine": MACHINE,
 }

@@ -14,8 +14,8 @@ from distilllens.data.format import (
     to_dataset,
     to_training_examples,
 )
-from distilllens.data.load import data_files, load_hub, load_records
-from distilllens.data.records import kind_of, references
+from distilllens.data.load import data_files, load_hub, load_prompts, load_records
+from distilllens.data.records import kind_of, references, with_answer
 
 __all__ = [
     "data_files",
@@ -28,9 +28,11 @@ __all__ = [
     "instruction_messages",
     "kind_of",
     "load_hub",
+    "load_prompts",
     "load_records",
     "references",
     "template_fields",
     "to_dataset",
     "to_training_examples",
+    "with_answer",
 ]

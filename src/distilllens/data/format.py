@@ -125,17 +125,21 @@ def to_dataset(records: Iterable[dict]):
     if all(isinstance(value, str) for values in columns.values() for value in values):
         return Dataset.from_dict(columns)
     for name, values in columns.items():
-        columns[name] = [None if v is None else json.dumps(v, default=_as_json) for v in values]
+        columns[name] = [None if v is None else json.dumps(v, default=as_json) for v in values]
     return Dataset.from_dict(columns, features=Features(dict.fromkeys(columns, ExactJson())))
 
 
-def _as_json(value):
-    """Dates, which tables hold, as text; arrays as lists."""
+def as_json(value):
+    """What tables hold beside JSON, for ``json.dumps``: dates as text, arrays as lists.
+
+    Raises:
+        ValueError: anything else.
+    """
     if hasattr(value, "isoformat"):
         return value.isoformat()
     if hasattr(value, "tolist"):
         return value.tolist()
-    raise ValueError(f"a conversation holds {value!r}, which JSON cannot")
+    raise ValueError(f"a record holds {repr(value)[:40]}, which JSON cannot")
 
 
 def drop_long_prompts(

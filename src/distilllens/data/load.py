@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 
 from distilllens.data.hub import hub_rows
-from distilllens.data.records import read_record
+from distilllens.data.records import canonical, kind_of, read_record, with_answer
 from distilllens.data.tables import arrow_rows, csv_rows, parquet_rows
 from distilllens.data.text_files import json_lines, json_list, read_text, stories
 
@@ -54,6 +54,26 @@ def load_records(
     return intake.finish(warn)
 
 
+def load_prompts(source: str | PathLike | Iterable[str | PathLike]) -> list[tuple[str, dict]]:
+    """``(FILE:LINE, record)`` of records to be answered, read as by ``load_records``.
+
+    They need no answer; in place of one they have some text (see ``with_answer``).
+
+    Raises:
+        ValueError: as ``load_records``, or a record has no prompt.
+    """
+    intake, places = _Intake(skip_empty=False), []
+
+    def rows(file):
+        for where, row in _rows(file):
+            places.append(where)
+            yield where, _to_answer(row, where)
+
+    for file in data_files(source):
+        intake.add(rows(file), f"{file}:1: the file")
+    return list(zip(places, intake.finish(warn=True), strict=True))
+
+
 def load_hub(
     dataset_name: str, split: str = "train", config: str | None = None, *, warn: bool = True
 ) -> list[dict]:
@@ -70,6 +90,23 @@ def load_hub(
     rows = hub_rows(dataset_name, split, config, warn=warn)
     intake.add(rows, f"{dataset_name}[{split}]")
     return intake.finish(warn)
+
+
+def _to_answer(row, where):
+    """A row with some answer; what else is wrong with it is left for ``read_record``."""
+    if not isinstance(row, dict):
+        return row
+    try:
+        record = canonical(row)
+    except ValueError:
+        return row
+    try:
+        record = with_answer(record, "answer")
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    if kind_of(record) == "messages" and len(record.get("messages") or ()) == 1:
+        raise ValueError(f"{where}: 'messages' holds nothing before the answer: no prompt")
+    return record
 
 
 class _Intake:

@@ -70,6 +70,37 @@ def references(record: dict) -> list[str]:
     return [output] if isinstance(output, str) else list(output)
 
 
+def with_answer(record: dict, answer: str) -> dict:
+    """The record with this answer: its output, completion, or last turn of the assistant.
+
+    A conversation that ends in another turn goes on with the answer. Fields that hold the former
+    answer in another form (Alpaca's files have the finished prompt as ``text``) are left out.
+
+    Args:
+        record: as ``canonical`` makes it; it may lack an answer.
+
+    Raises:
+        ValueError: a text, which has no prompt.
+    """
+    kind = kind_of(record)
+    if kind == "text":
+        raise ValueError("a text has no prompt to answer")
+    if kind is None:
+        return record
+    target = KINDS[kind][-1]
+    others = {fields[-1] for fields in KINDS.values()} - {target}
+    kept = {field: value for field, value in record.items() if field not in others}
+    turn = {"role": "assistant", "content": answer}
+    if kind != "messages":
+        is_conversation = kind == "prompt" and isinstance(record.get("prompt"), list)
+        return kept | {target: [turn] if is_conversation else answer}
+    turns = kept.get(target)
+    if not isinstance(turns, list) or not turns:
+        return kept
+    is_answered = isinstance(turns[-1], dict) and turns[-1].get("role") == "assistant"
+    return kept | {target: [*(turns[:-1] if is_answered else turns), turn]}
+
+
 def canonical(record: dict) -> dict:
     """The record with its conversation, if it is one, as messages of role and content.
 

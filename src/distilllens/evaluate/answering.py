@@ -95,8 +95,8 @@ class Answering:
             for batch in batches:
                 answers = backend.generate([prompt_ids[n] for n in batch], seed=unit.seed or 0)
                 rows = [
-                    {"example": n, "seed": unit.seed, "answer": fields.pop("text"), **fields}
-                    for n, fields in zip(batch, map(asdict, answers), strict=True)
+                    {"example": n, "seed": unit.seed, "answer": a.text, **_numbers(a)}
+                    for n, a in zip(batch, answers, strict=True)
                 ]
                 self.results.append(unit, self.process.rank, rows)
                 num_tokens += sum(row["num_tokens"] for row in rows)
@@ -136,6 +136,10 @@ class Answering:
             return rows is None
         # A few may be beyond the teacher's context. Version 0.1.0 did not note its likelihood.
         return all(row.get("teacher_nll") is None for row in rows)
+
+
+def _numbers(answer):
+    return {name: getattr(answer, name) for name in ("num_tokens", "finished", "near_ties")}
 
 
 class _Todo(NamedTuple):

@@ -102,18 +102,27 @@ def examples_of(records: Sequence[dict], name: str, chat: bool = False) -> tuple
     )
 
 
-def _is_name(source):
-    return source in NAMED and not Path(source).exists()
+def path_of(source: str) -> Path:
+    """The file of a benchmark by name, from the hub or its cache; any other path as it is.
 
-
-def _file_of(source):
+    Raises:
+        ValueError: there is no such file or name, or it cannot be downloaded.
+    """
     if _is_name(source):
         return _from_hub(source)
     if not Path(source).exists() and not Path(source).suffix:
         raise ValueError(
             f"benchmark {source!r} is no file here and no known name; known are {', '.join(NAMED)}"
         )
-    files = list(data_files(source))
+    return Path(source)
+
+
+def _is_name(source):
+    return source in NAMED and not Path(source).exists()
+
+
+def _file_of(source):
+    files = list(data_files(path_of(source)))
     if len(files) != 1:
         raise ValueError(f"benchmark {source} holds {len(files)} data files; name one of them")
     return files[0]

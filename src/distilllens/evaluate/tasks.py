@@ -51,7 +51,7 @@ def make_task(
         numbers = [n for n in numbers if longest[n] <= max_prompt_length]
         if not numbers:
             raise ValueError(
-                f"benchmark {benchmark.name}: all {len(longest)} prompts have more than "
+                f"{benchmark.name}: all {len(longest)} prompts have more than "
                 f"--max_prompt_length {max_prompt_length} tokens; the shortest has {min(longest)}"
             )
     examples = {n: benchmark.examples[n] for n in numbers}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from transformers import (
 )
 
 from distilllens.generate.decoding import Decoding, add_gumbel_, noise_keys
+from distilllens.generate.generation import Generation, generation
 from distilllens.generate.prompts import (
     check_prompts,
     encode_prompts,
@@ -45,21 +45,6 @@ _BATCHINGS: tuple[tuple[Callable, str | None], ...] = (
     ),
 )
 _MAX_ERROR = 0.1  # of the spread of the logits; rounding stays far below, in 8 bits too
-
-
-@dataclass(frozen=True)
-class Generation:
-    """One answer.
-
-    ``near_ties`` counts the steps whose two best scores, noise included, are within 1e-4 nats:
-    there, floating-point rounding may have decided. At all other steps a float32 model gives the
-    same token in every batch; in 16 bits, rounding of the logits is coarser than 1e-4.
-    """
-
-    text: str  # without special tokens
-    num_tokens: int  # generated tokens, end-of-sequence token included
-    finished: bool  # ended in an end-of-sequence token, not cut at max_new_tokens
-    near_ties: int
 
 
 class TransformersBackend:
@@ -276,13 +261,6 @@ def check_prompt_lengths(
                 f"is beyond the model's {num_positions} positions; lower --max_new_tokens"
                 + (f", or leave such prompts out by --max_prompt_length {room}" if room > 0 else "")
             )
-
-
-def generation(tokenizer, ids: list[int], ends: Sequence[int], near_ties: int) -> Generation:
-    """Generated ids as a Generation. Its text excludes an end token that is not a special token."""
-    finished = bool(ids) and ids[-1] in ends
-    text = tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=True)
-    return Generation(text, len(ids), finished, near_ties)
 
 
 def tempered(scores: Tensor, decoding: Decoding) -> Tensor:

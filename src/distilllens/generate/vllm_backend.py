@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from distilllens.generate.decoding import Decoding, request_seed
+from distilllens.generate.generation import Generation, generation
 from distilllens.generate.prompts import check_prompts, encode_prompts, end_tokens
-from distilllens.generate.transformers_backend import Generation, generation
 
 _TEMPERATURES = (0.01, 2.0)  # vLLM silently raises lower temperatures and refuses higher ones
 

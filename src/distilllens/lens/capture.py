@@ -80,10 +80,10 @@ def capture(model, depths, **inputs) -> LayerStates:
 def read_states(lens: LogitLens, depths, *, normalize: bool = True, **inputs) -> LayerStates:
     """The training path: head-ready states at some depths and at L, from one backbone call.
 
-    Equals ``lens.normalize(capture(lens, depths, **inputs)[d])`` at every depth d, and at L for
-    ``final``. The model's own final norm runs only once, over all depths stacked along the batch,
-    and the head module never runs. Call it inside the wrapped model's forward (DDP, FSDP2, ZeRO-3)
-    and read ``lens.head`` there.
+    Equals ``lens.normalize(lens.translate(d, capture(lens, depths, **inputs)[d]))`` at every depth
+    d, and at L for ``final``. The model's own final norm runs only once, over all depths stacked
+    along the batch, and the head module never runs. Call it inside the wrapped model's forward
+    (DDP, FSDP2, ZeRO-3) and read ``lens.head`` there.
 
     Args:
         lens: in mode "closed"; ``lens.check_trainable()`` verifies this equality once.
@@ -91,8 +91,8 @@ def read_states(lens: LogitLens, depths, *, normalize: bool = True, **inputs) ->
 
     Raises:
         ValueError: no LogitLens; a depth outside 0..L; a mode that is not "closed";
-            ``normalize=False`` where the stream's width is not the head's; rows padded on the left
-            as for ``capture``.
+            ``normalize=False`` of a tuned lens, or where the stream's width is not the head's; rows
+            padded on the left as for ``capture``.
 
     Source: arXiv 2602.13567.
     """
@@ -100,6 +100,8 @@ def read_states(lens: LogitLens, depths, *, normalize: bool = True, **inputs) ->
         kind = type(lens).__name__
         raise ValueError(f"read_states takes a LogitLens, got {kind}; make one: LogitLens(model)")
     lens.require_closed("states for training")
+    if lens.translators is not None and not normalize:
+        raise ValueError("a tuned lens reads translated states through the final norm: normalize")
     depths = check_depths(depths, lens.num_layers)
     states, final = stacked_read(lens, depths, normalize=normalize, inputs=inputs)
     for depth, state in states.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,7 @@ from distilllens.lens.stand_in import (
 )
 from distilllens.lens.streams import same_block_arguments, stacked_error
 from distilllens.lens.structure import worst
+from distilllens.lens.translators import Translators
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -39,6 +42,9 @@ class LogitLens:
 
     Source: the logit lens, nostalgebraist 2020; arXiv 2602.13567.
     """
+
+    # Of a tuned lens: what the stream passes through before norm and head.
+    translators: Translators | None = None
 
     def __init__(self, model: nn.Module):
         name = type(model).__name__
@@ -177,6 +183,31 @@ class LogitLens:
         if not normalize:
             return self._project(self.mode, hidden)
         return self._logits(self.mode, hidden)
+
+    def tuned(self, translators: Translators | None) -> LogitLens:
+        """This lens, reading inner depths through translators (None: as they are).
+
+        ``logits`` and ``normalize`` take what ``translate`` returns; ``read_states``,
+        ``trajectory``, ``divergence_by_depth`` and ``inspect_models`` translate by themselves.
+
+        Raises:
+            ValueError: translators of another width, or of depths that are not inner ones.
+        """
+        if translators is not None:
+            width, last = self.anatomy.stream_shape[-1], translators.depths[-1]
+            if translators.width != width or last >= self.num_layers:
+                raise ValueError(
+                    f"translators of width {translators.width} up to depth {last} do not fit "
+                    f"{self._name}, whose stream has width {width} and inner depths 0 to "
+                    f"{self.num_layers - 1}"
+                )
+        found = copy.copy(self)
+        found.translators = translators
+        return found
+
+    def translate(self, depth: int, hidden: Tensor) -> Tensor:
+        """The stream ``[..., D]`` at a depth through the translators, if this lens has any."""
+        return hidden if self.translators is None else self.translators(depth, hidden)
 
     def normalize(self, hidden: Tensor) -> Tensor:
         """Turn the stream ``[..., D]`` into what the backbone returns, the input of the head."""

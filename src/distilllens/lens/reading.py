@@ -202,7 +202,7 @@ class _Rows:
             inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         states = capture(lens, depths, **inputs)
         self.lens, self.positions = lens, passage.positions.to(device)
-        self.states = [states[depth] for depth in depths]
+        self.states = [lens.translate(depth, states[depth]) for depth in depths]
         if lens.mode != "stub":
             self.states = [lens.normalize(state)[0, self.positions] for state in self.states]
 

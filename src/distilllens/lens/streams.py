@@ -71,7 +71,8 @@ def stacked_read(lens, depths, *, normalize: bool, inputs: dict) -> tuple[dict, 
         sizes.append(last.shape[0])
         if not inner:
             return None
-        return with_first(output, torch.cat([*(states[d].to(last.dtype) for d in inner), last]))
+        chosen = (lens.translate(d, states[d]).to(last.dtype) for d in inner)
+        return with_first(output, torch.cat([*chosen, last]))
 
     with collected(anatomy, inner if normalize else depths) as states:
         handle = anatomy.blocks[-1].register_forward_hook(stack)
@@ -93,6 +94,7 @@ def stacked_read(lens, depths, *, normalize: bool, inputs: dict) -> tuple[dict, 
 
 def stacked_error(lens, head) -> float:
     """Largest relative error of the stacked read against the model's own logits, at any depth."""
+    lens = lens.tuned(None)
     model, depths = lens.model, range(lens.num_layers + 1)
     ids = probe_ids(model)
     inputs = {"input_ids": ids}

@@ -68,7 +68,7 @@ def trajectory(model, *, depths=None, top_k: int = 5, chunk_size: int = 512, **i
     found = []
     for depth in depths:
         parts = []
-        for logits in _logits_in_chunks(lens, layer_states[depth], every, chunk_size):
+        for logits in _logits_in_chunks(lens, depth, layer_states, every, chunk_size):
             parts.append(most_likely(logits.float().log_softmax(-1), top_k))
         found.append([torch.cat(column) for column in zip(*parts, strict=True)])
     tokens, probabilities, entropy = (torch.stack(c) for c in zip(*found, strict=True))
@@ -120,8 +120,8 @@ def divergence_by_depth(
     for s, t in pairs:
         total = 0.0
         for ours, theirs in zip(
-            _logits_in_chunks(student, student_states[s], valid, chunk_size),
-            _logits_in_chunks(teacher, teacher_states[t], valid, chunk_size),
+            _logits_in_chunks(student, s, student_states, valid, chunk_size),
+            _logits_in_chunks(teacher, t, teacher_states, valid, chunk_size),
             strict=True,
         ):
             shared = min(ours.shape[-1], theirs.shape[-1])
@@ -165,8 +165,9 @@ def _valid(labels, inputs):
     return valid
 
 
-def _logits_in_chunks(lens, state, mask, chunk_size):
-    """Logits ``[n, V]`` of the masked positions of a state, a chunk at a time."""
+def _logits_in_chunks(lens, depth, states, mask, chunk_size):
+    """Logits ``[n, V]`` of the masked positions of the state at a depth, a chunk at a time."""
+    state = lens.translate(depth, states[depth])
     if lens.mode == "stub":  # reads streams only in the model's own shape
         yield from lens.logits(state)[mask.to(state.device)].split(chunk_size)
         return

@@ -13,6 +13,7 @@ import torch
 from distilllens.files import is_part_of
 from distilllens.head import Head
 from distilllens.lens import LayerStates
+from distilllens.lens.translators import Translators, save_translators
 from distilllens.stored import DamagedFile
 from distilllens.teacher import store
 from distilllens.teacher.documents import Document, cut
@@ -192,9 +193,17 @@ class CacheWriter:
         shard_bytes = min(shard_bytes, MAX_SHARD_BYTES)
         self._writer = ShardWriter(self.folder, manifest, shard_bytes)
 
-    def begin(self, head: Head, damaged: Iterable[str] = ()):
-        """Create the folder, remove damaged shards, and write the manifest and the head."""
+    def begin(
+        self,
+        head: Head,
+        damaged: Iterable[str] = (),
+        translators: Translators | None = None,
+    ):
+        """Create the folder, remove damaged shards, write the manifest, head and translators."""
         store.drop_remains(self.folder, damaged)
+        if translators is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_translators(self.folder / store.TRANSLATORS, translators)
         write_manifest(self.folder, self.manifest)
         store.write_head(self.folder, head)
 
@@ -243,6 +252,16 @@ def manifest_of(folder: str | Path) -> Manifest:
         what = "holds no teacher cache" if folder.is_dir() else "does not exist"
         raise ValueError(f"teacher_cache {folder} {what}; write one with distilllens cache")
     return manifest
+
+
+def translators_of(folder: str | Path) -> Translators | None:
+    """The translators that the states of a cache were read through; None for the logit lens.
+
+    Raises:
+        ValueError: no cache.
+        DamagedFile: a file that is missing, or not the one that the cache was written with.
+    """
+    return store.read_translators(Path(folder), manifest_of(folder))
 
 
 def check_writable(folder: str | Path):

@@ -15,6 +15,7 @@ from distilllens.stored import DamagedFile, check_stored, read_stored
 
 MANIFEST = "manifest.json"
 STORED = ("auto", "int8")
+LOGIT = "logit"
 # 2: checksums of documents, hashes in the mark. Caches of format 1 are read and added to.
 FORMATS = (1, 2)
 _DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -50,6 +51,8 @@ class Manifest:
             model that had none.
         data: settings that the documents were cut with; told in messages, not compared.
         library: version of distilllens; not compared.
+        readout: "logit", or ``translators_digest`` of what the states at ``depths`` passed through
+            before the final norm.
         format: version of this layout; not compared.
     """
 
@@ -67,6 +70,7 @@ class Manifest:
     teacher_files: dict | None
     data: dict
     library: str
+    readout: str = LOGIT
     format: int = FORMATS[-1]
 
     @property
@@ -85,7 +89,9 @@ class Manifest:
     def digest(self) -> str:
         """SHA-256 of the entries that are compared; adding documents does not change it."""
         entries = asdict(self).items()
-        return _hash({name: value for name, value in entries if name not in _NOT_COMPARED})
+        # Caches from before there was a read-out to choose keep their digests.
+        plain = {"readout"} if self.readout == LOGIT else set()
+        return _hash({n: value for n, value in entries if n not in plain.union(_NOT_COMPARED)})
 
     def difference(self, other: Manifest) -> str | None:
         """The first entry in which they differ, as words, or None."""

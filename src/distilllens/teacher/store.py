@@ -2,6 +2,7 @@
 
     manifest.json                what is stored, of which teacher
     head.safetensors             weight, bias
+    translators.safetensors      of a tuned lens, through which the states were read
     shard-<hash>.safetensors     states of documents (``shards.py``)
     complete.json                written last: the hashes of all the others
 
@@ -21,8 +22,9 @@ import torch
 
 from distilllens.files import NO_LINK, is_part_of, sha256, write_json
 from distilllens.head import Head
+from distilllens.lens.translators import Translators, load_translators, translators_digest
 from distilllens.stored import DamagedFile, read_stored
-from distilllens.teacher.manifest import MANIFEST, Manifest
+from distilllens.teacher.manifest import LOGIT, MANIFEST, Manifest
 from distilllens.teacher.shards import (
     Shard,
     first_not_finite,
@@ -37,8 +39,9 @@ except ImportError:  # Windows, where nothing keeps two writers apart
     fcntl = None
 
 MARK, HEAD, LOCK = "complete.json", "head.safetensors", "lock"
+TRANSLATORS = "translators.safetensors"
 # Names of files in a cache, beside the lock.
-OURS = (MANIFEST, MARK, HEAD, "shard-*.safetensors")
+OURS = (MANIFEST, MARK, HEAD, TRANSLATORS, "shard-*.safetensors")
 _FILES_OF_MARK = ("shards", "head", "manifest")
 
 
@@ -99,6 +102,24 @@ def read_head(folder: Path, manifest: Manifest, device) -> Head:
     bias = None if bias is None else bias.to(device)
     settings = manifest.head
     return Head(weight.to(device), bias, settings["scale"], settings["softcap"])
+
+
+def read_translators(folder: Path, manifest: Manifest) -> Translators | None:
+    """The translators that the states were read through; None for the logit lens.
+
+    Raises:
+        DamagedFile: a file that is missing, or not the one that the cache was written with.
+    """
+    file = folder / TRANSLATORS
+    if manifest.readout == LOGIT:
+        return None
+    try:
+        found, _ = load_translators(file)
+    except FileNotFoundError as error:
+        raise DamagedFile(f"{file} is missing; restore it, or write another cache") from error
+    if translators_digest(found) != manifest.readout:
+        raise DamagedFile(f"{file} was changed since the cache was written; restore it")
+    return found
 
 
 def write_mark(folder: Path, manifest: Manifest, **more):

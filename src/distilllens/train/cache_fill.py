@@ -13,10 +13,11 @@ import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from distilllens.lens.translators import translators_digest
 from distilllens.linear_divergence import linear_divergence
 from distilllens.teacher import CachedTeacher, CacheWriter, LiveTeacher, cache
 from distilllens.teacher.documents import cut
-from distilllens.teacher.manifest import Manifest
+from distilllens.teacher.manifest import LOGIT, Manifest
 from distilllens.teacher.shards import dequantize, quantize
 from distilllens.teacher.store import locked
 from distilllens.train.cache_needs import CacheRequirements
@@ -89,7 +90,7 @@ def _write(collation, live, depths, needs, folder):
     accelerator.wait_for_everyone()  # no process writes before all have checked
     with locked(folder) if main else nullcontext():
         if main:
-            writer.begin(head, damaged)
+            writer.begin(head, damaged, live.lens.translators)
         accelerator.wait_for_everyone()
         turns = math.ceil(len(batches) / accelerator.num_processes)
         bar = {"desc": "teacher cache", "unit": " tokens", "disable": collation.is_quiet}
@@ -167,6 +168,7 @@ def _store(writer, states, inputs, stored):
 
 
 def _manifest(live, depths, needs, states, head):
+    translators = live.lens.translators
     return Manifest(
         teacher=live.fingerprint,
         tokenizer=needs.tokenizer,
@@ -182,6 +184,7 @@ def _manifest(live, depths, needs, states, head):
         teacher_files=needs.teacher_files,
         data=needs.data,
         library=version("distilllens"),
+        readout=LOGIT if translators is None else translators_digest(translators),
     )
 
 

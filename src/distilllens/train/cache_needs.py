@@ -14,6 +14,7 @@ from distilllens.loading import load_config
 from distilllens.stored import DamagedFile
 from distilllens.teacher import CachedTeacher, TeacherSource, cache
 from distilllens.teacher.documents import Document, cut
+from distilllens.teacher.manifest import LOGIT
 from distilllens.train.collation import Collation
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class CacheRequirements:
     Attributes:
         rows: ``(dataset, index, its documents)`` for each row of training and evaluation data.
         normed, stored, tokenizer, precision, data: as in the manifest.
+        tuned: whether the states at inner depths are read through translators.
         teacher: the fingerprint of a model object's tensors; None for a name.
         teacher_files: what is known of a named teacher without loading it; None for a model object.
         teacher_name: for messages; None without a teacher.
@@ -52,6 +54,7 @@ class CacheRequirements:
 
     rows: list[tuple[Dataset, int, list[Document]]]
     normed: bool
+    tuned: bool
     stored: str
     tokenizer: str
     precision: str
@@ -81,6 +84,7 @@ def requirements_of(collation: Collation, teacher) -> CacheRequirements:
     return CacheRequirements(
         rows=[row for dataset in _datasets(collation) for row in _rows(dataset, collation)],
         normed=args.lens_norm,
+        tuned=args.lens_readout == "tuned",
         stored=args.teacher_cache_dtype,
         tokenizer=tokenizer_fingerprint(collation.tokenizer),
         precision=str(collation.accelerator.mixed_precision),
@@ -164,6 +168,12 @@ def _check_manifest(folder, manifest, needs):
                 f"teacher_cache {folder}: {name} was {was!r} and is now {now!r}; name another "
                 "folder, or go back to what it was written with"
             )
+    if manifest.depths and needs.tuned != (manifest.readout != LOGIT):
+        kinds = {True: "tuned (through translators)", False: "logit (no translators)"}
+        raise ValueError(
+            f"teacher_cache {folder}: lens_readout was {kinds[not needs.tuned]} and is now "
+            f"{kinds[needs.tuned]}; name another folder, or set lens_readout back"
+        )
     if needs.teacher_files is not None and manifest.teacher_files is None:
         raise ValueError(
             f"teacher_cache {folder} was written by a model object, which cannot be compared with "

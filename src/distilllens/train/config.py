@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from trl import SFTConfig
 
 from distilllens.layer_map import LayerMap
@@ -18,7 +17,6 @@ from distilllens.train.config_checks import (
     check_bounds,
     check_device,
     check_divergences,
-    check_lens_layers,
     check_precision,
     check_save_dtype,
     check_scope,
@@ -26,6 +24,9 @@ from distilllens.train.config_checks import (
     check_types,
     settle_numbers,
 )
+from distilllens.train.config_defaults import follow_the_answers, follow_the_machine
+from distilllens.train.lens_checks import check_forms, check_lens_layers, settled_pair_weights
+from distilllens.train.schedule import lens_share, pair_weights
 
 # Scores of answers.
 HIGHER_IS_BETTER = ("rouge_l", "exact_match")
@@ -120,8 +121,10 @@ class DistillLensConfig(SFTConfig):
     lens_layers: str = field(
         default="auto",
         metadata={
-            "help": 'The depth pairs to compare: "auto", a number of pairs such as "3", or '
-            'student:teacher pairs such as "2:8,4:16" (in quotes in YAML).'
+            "help": 'The depth pairs to compare: "auto", a number of pairs such as "3", '
+            'student:teacher pairs such as "2:8,4:16" (in quotes in YAML; depths of the teacher '
+            'may repeat), or "exits": every inner depth of the student with the last of the '
+            "teacher."
         },
     )
     lens_norm: bool = field(
@@ -129,6 +132,14 @@ class DistillLensConfig(SFTConfig):
         metadata={
             "help": "Apply the final norm before the head at every depth (the published code does "
             "not)."
+        },
+    )
+    lens_readout: str = field(
+        default="logit",
+        metadata={
+            "help": 'How inner depths are read: "logit" (by the models\' own final norm and head), '
+            'or "tuned": through an affine map of each depth before them, fitted to each model\'s '
+            "own output at the start; the student's are then trained along."
         },
     )
     lens_pair_fraction: float = field(
@@ -143,6 +154,52 @@ class DistillLensConfig(SFTConfig):
         metadata={
             "help": "Share of the response tokens, in (0, 1], on which each step estimates the "
             "lens divergence."
+        },
+    )
+    lens_weight_schedule: str = field(
+        default="constant",
+        metadata={
+            "help": "How lens_weight falls to 0: constant (at once), linear or cosine. Evaluations "
+            "measure the lens with lens_weight throughout."
+        },
+    )
+    lens_weight_until: float = field(
+        default=1.0,
+        metadata={
+            "help": "Share of all steps, in (0, 1], at which lens_weight has fallen to 0; from "
+            "there on training does not read the lens."
+        },
+    )
+    lens_pair_weights: list[float] | str | None = field(
+        default="uniform",
+        metadata={
+            "help": "Weights of the depth pairs, scaled to a mean of 1: uniform, depth "
+            "(proportional to the student's depth), or a number for each pair, such as [1, 2, 3]."
+        },
+    )
+    lens_token_weights: str = field(
+        default="uniform",
+        metadata={
+            "help": "Weights of the tokens in the lens: uniform, or entropy: 1 - exp(-H) with the "
+            "entropy H of the teacher's output, in nats."
+        },
+    )
+    lens_detach_head: bool = field(
+        default=False,
+        metadata={"help": "Train the student's head by the other terms only, not by the lens."},
+    )
+    feature_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of the feature loss: the distance of the models' hidden states, before "
+            "any norm, at the depth pairs, through a learned projection where widths differ."
+        },
+    )
+    feature_loss: str = field(
+        default="mse",
+        metadata={
+            "help": "The distance: mse (mean over the teacher's width) or cosine (1 - cosine "
+            "similarity)."
         },
     )
     temperature: float = field(
@@ -202,8 +259,8 @@ class DistillLensConfig(SFTConfig):
 
     def __post_init__(self):
         settle_numbers(self)
-        self._follow_the_machine()
-        self._follow_the_answers()
+        follow_the_machine(self)
+        follow_the_answers(self)
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             # transformers prefers larger values unless the name ends in "loss".
             name = self.metric_for_best_model.removeprefix("eval_")
@@ -221,46 +278,13 @@ class DistillLensConfig(SFTConfig):
         if isinstance(self.lens_layers, int) and not isinstance(self.lens_layers, bool):
             self.lens_layers = str(self.lens_layers)
         check_lens_layers(self.lens_layers)
+        self.lens_pair_weights = settled_pair_weights(self.lens_pair_weights, self.lens_layers)
+        check_forms(self)
         check_save_dtype(self.save_dtype)
-
-    def _follow_the_machine(self):
-        # Without use_cpu, accelerate takes each process of torchrun on a CPU for a single one.
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
-        accelerator = not self.use_cpu
-        if self.bf16 is None:
-            has_bf16 = accelerator and (
-                not torch.cuda.is_available() or torch.cuda.is_bf16_supported()
-            )
-            self.bf16 = has_bf16 and not self.fp16
-        if self.activation_checkpointing is None:
-            asked = self.gradient_checkpointing
-            self.activation_checkpointing = accelerator if asked is None else asked
-        # Without an accelerator, pinned memory only causes a warning.
-        self.dataloader_pin_memory = self.dataloader_pin_memory and accelerator
-        if self.gradient_checkpointing_kwargs and not self.activation_checkpointing_kwargs:
-            self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
-
-    def _follow_the_answers(self):
-        if not self.eval_generate:
-            return
-        if str(getattr(self.eval_strategy, "value", self.eval_strategy)) == "no":
-            raise ValueError(
-                "eval_generate needs evaluations: set eval_strategy and save_strategy to epoch, or "
-                "both to steps"
-            )
-        if self.eval_steps is None:
-            self.eval_steps = self.save_steps
-        if self.eval_steps != self.save_steps and str(self.eval_strategy).endswith("steps"):
-            raise ValueError(
-                f"eval_generate keeps the best evaluated checkpoint, so eval_steps "
-                f"({self.eval_steps}) and save_steps ({self.save_steps}) must be equal"
-            )
-        self.load_best_model_at_end = True
-        if self.metric_for_best_model is None:
-            self.metric_for_best_model = "rouge_l"
 
     def objective(self, layer_map: LayerMap | None) -> Objective:
         """The objective of these settings, over a layer map."""
+        has_features = layer_map is not None and self.feature_weight > 0
         lens_kwargs = dict(self.lens_divergence_kwargs or {})
         if self.lens_divergence == "jsd":
             lens_kwargs.setdefault("beta", self.lens_beta)
@@ -275,4 +299,20 @@ class DistillLensConfig(SFTConfig):
             cross_entropy_weight=self.cross_entropy_weight,
             temperature=self.temperature,
             lens_token_fraction=self.lens_token_fraction,
+            lens_pair_weights=pair_weights(self.lens_pair_weights, layer_map),
+            lens_token_weights=self.lens_token_weights,
+            lens_detach_head=self.lens_detach_head,
+            feature_map=layer_map if has_features else None,
+            feature_weight=self.feature_weight,
+            feature_loss=self.feature_loss,
         )
+
+    def lens_weight_at(self, step: int, num_steps: int) -> float:
+        """The weight of the lens in a step, from 0, of a run."""
+        share = lens_share(self.lens_weight_schedule, self.lens_weight_until, step, num_steps)
+        return share * self.lens_weight
+
+    @property
+    def lens_weight_falls(self) -> bool:
+        """Whether the weight of the lens depends on the step."""
+        return self.lens_weight_schedule != "constant" or self.lens_weight_until < 1

@@ -14,8 +14,6 @@ from functools import cache
 from types import NoneType
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from distilllens.layer_map import LayerMap
-
 _ABOVE_0, _BELOW_1 = math.nextafter(0, 1), math.nextafter(1, 0)
 # Bounds of fields that the libraries do not check; max_steps -1 means "not set".
 _BOUNDS = {
@@ -64,6 +62,14 @@ _MAPPINGS = (
     "activation_checkpointing_kwargs",
     "gradient_checkpointing_kwargs",
     "liger_kernel_config",
+)
+_NAMES = (
+    "output_divergence",
+    "lens_divergence",
+    "lens_readout",
+    "lens_weight_schedule",
+    "lens_token_weights",
+    "feature_loss",
 )
 _MOST_PADDED = 2**20
 _PACKING = ("bfd", "bfd_split", "wrapped")
@@ -249,6 +255,7 @@ def check_types(args):
         "lens_beta",
         "lens_pair_fraction",
         "lens_token_fraction",
+        "lens_weight_until",
     ]
     for name in numbers:
         value = getattr(args, name)
@@ -256,7 +263,7 @@ def check_types(args):
             raise ValueError(f"{name} must be a number, got {value!r}")
         if not math.isfinite(value):
             raise ValueError(f"{name} must be finite, got {value}")
-    for name in ("output_divergence", "lens_divergence"):
+    for name in _NAMES:
         if not isinstance(getattr(args, name), str):
             raise ValueError(f"{name} must be a name, got {getattr(args, name)!r}")
     for name in _MAPPINGS:
@@ -264,7 +271,7 @@ def check_types(args):
         example = " such as {beta: 0.5}" if name.endswith("divergence_kwargs") else ""
         if value is not None and not isinstance(value, dict):
             raise ValueError(f"{name} must be a mapping{example}, got {value!r}")
-    for name in ("lens_norm", "eval_generate"):
+    for name in ("lens_norm", "lens_detach_head", "eval_generate"):
         if not isinstance(getattr(args, name), bool):
             raise ValueError(f"{name} must be true or false, got {getattr(args, name)!r}")
 
@@ -306,20 +313,3 @@ def check_scope(args):
         raise ValueError(
             f"teacher_cache_dtype is one of {', '.join(STORED)}, got {args.teacher_cache_dtype!r}"
         )
-
-
-def check_lens_layers(spec):
-    """Refuse a text that describes no layer map.
-
-    Raises:
-        ValueError: with how to write one.
-    """
-    number = str(spec).strip()
-    if spec == "auto" or (number.isdecimal() and number.strip("0")):
-        return
-    if re.fullmatch(r"[+-]?\d+(\.\d*)?", number):
-        raise ValueError(f"lens_layers must be a whole number of pairs from 1, got {number}")
-    try:
-        LayerMap.parse(spec)
-    except ValueError as error:
-        raise ValueError(f"lens_layers: {error}") from error

@@ -16,7 +16,8 @@ def named_terms(terms: LossTerms, layer_map: LayerMap | None) -> dict[str, tuple
     """Name in the log -> the sum of one batch and the number of tokens in it.
 
     Terms that were not measured are left out. ``lens_loss`` is an estimate for all tokens, like the
-    total; the value of a pair is over the tokens that it was measured on. ``mean_token_accuracy``
+    total, with the weights of pairs and tokens; the value of a pair is over the tokens that it was
+    measured on, without weights. ``mean_token_accuracy``
     and ``entropy`` are TRL's: over the student's predictions at the targets.
     """
     named = {"loss": (terms.total.detach(), terms.num_tokens)}
@@ -25,7 +26,8 @@ def named_terms(terms: LossTerms, layer_map: LayerMap | None) -> dict[str, tuple
         named |= {name: (terms.seen[at], terms.num_tokens) for at, name in enumerate(SEEN)}
     for term in TERMS:
         values, count = terms.by_pair.get(term.key, ((), 0))
-        for (s, t), value in zip(layer_map or (), values, strict=term.key in terms.by_pair):
+        pairs = terms.pairs.get(term.key, layer_map or ())
+        for (s, t), value in zip(pairs, values, strict=term.key in terms.by_pair):
             named[f"{term.log_name}/{s}:{t}"] = (value, count)
     return named
 

@@ -122,16 +122,19 @@ def _sft_rows(student):
 
 def _rows(student, teacher, objective, lens_norm):
     weights = {term: getattr(objective, term.weight_field) for term in TERMS}
+    weights = {term: weight for term, weight in weights.items() if weight or not term.optional}
     norm = ("lens reads through the final norm", "yes" if lens_norm else "no")
-    names = ", ".join(term.label.removesuffix(" divergence") for term in TERMS)
+    names = ", ".join(term.label.removesuffix(" divergence") for term in weights)
     return [
         ("student started from", _code(student)),
         ("teacher", _code(teacher)),
         (
             "layer map (student:teacher)",
-            f"`{objective.layer_map}`" if objective.lens_weight else "none",
+            f"`{objective.layer_map}`"
+            if objective.lens_weight or objective.needs_features()
+            else "none",
         ),
-        *((t.label, _divergence(objective, t)) for t in TERMS if t.divergence_field),
+        *((t.label, _divergence(objective, t)) for t in weights if t.divergence_field),
         *([norm] if any(t.has_pairs and weight > 0 for t, weight in weights.items()) else []),
         (f"weights ({names})", ", ".join(f"{weight:g}" for weight in weights.values())),
         ("temperature", f"{objective.temperature:g}"),
@@ -141,7 +144,7 @@ def _rows(student, teacher, objective, lens_norm):
 def _divergence(objective, term):
     if getattr(objective, term.weight_field) == 0:
         return "none (weight 0)"
-    kwargs = getattr(objective, term.kwargs_field)
+    kwargs = getattr(objective, term.kwargs_field) if term.kwargs_field else {}
     given = ", ".join(f"{key} {value:g}" for key, value in kwargs.items())
     name = getattr(objective, term.divergence_field)
     return f"{name} ({given})" if given else name

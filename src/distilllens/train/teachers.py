@@ -87,8 +87,16 @@ def layer_map_of(args, student_layers: int, teacher: TeacherSource | None) -> La
     """
     if teacher is None:
         return None
-    resolve = LayerMap.resolve if args.lens_weight > 0 else LayerMap.resolve_or_none
-    return resolve(args.lens_layers, student_layers, teacher.num_layers)
+    spec, layers = args.lens_layers, (student_layers, teacher.num_layers)
+    if args.lens_weight > 0:
+        return LayerMap.resolve(spec, *layers)
+    pairs = LayerMap.resolve_or_none(spec, *layers)
+    if pairs is None and args.feature_weight > 0:
+        raise ValueError(
+            f"feature_weight needs depth pairs, and lens_layers {spec} finds none between "
+            f'{layers[0]} student and {layers[1]} teacher blocks; name some, such as "0:0,1:1"'
+        )
+    return pairs
 
 
 def cached_depths(collation: Collation, teacher: TeacherSource, student_layers: int) -> tuple:
@@ -96,6 +104,7 @@ def cached_depths(collation: Collation, teacher: TeacherSource, student_layers: 
     layer_map = layer_map_of(collation.args, student_layers, teacher)
     # Evaluation measures the lens whatever its weight.
     wanted = collation.args.lens_weight > 0 or collation.eval_dataset is not None
+    wanted = wanted or collation.args.feature_weight > 0
     return layer_map.teacher_depths if layer_map and wanted else ()
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments
 
+from distilllens.features import Features
 from distilllens.files import write_atomically
 from distilllens.lens import LogitLens, read_states
+from distilllens.lens.streams import collected
 from distilllens.sampling import draw_pairs, draw_tokens
 from distilllens.targets import Targets
 from distilllens.train import _trl
@@ -25,6 +27,12 @@ from distilllens.train.logged_trainer import LoggedTrainer
 from distilllens.train.metrics import named_terms
 from distilllens.train.model_card import may_write_card, model_card
 from distilllens.train.preparation import PreparedTrainer
+from distilllens.train.projectors import (
+    FeatureProjectors,
+    depths_to_ask,
+    read_with_raw,
+    width_of,
+)
 from distilllens.train.redirect import run_inside_forward
 from distilllens.train.routers import router_logits, router_loss
 from distilllens.train.saving import make_saveable
@@ -35,11 +43,12 @@ from distilllens.train.teachers import (
     find_teacher,
     layer_map_of,
 )
+from distilllens.train.tuned_lens import TunedLensTrainer
 
 logger = logging.getLogger(__name__)
 
 
-class DistillLensTrainer(PreparedTrainer, LoggedTrainer):
+class DistillLensTrainer(PreparedTrainer, TunedLensTrainer, LoggedTrainer):
     """Train a student by cross-entropy, an output divergence and a lens divergence.
 
     Use it like ``SFTTrainer``: it takes the same data (and instruction/input/output records) and
@@ -123,6 +132,17 @@ class DistillLensTrainer(PreparedTrainer, LoggedTrainer):
         layers = self.student_lens.num_layers
         self.teacher, self._cache_needs = find_teacher(collation, teacher_model, layers)
         self.objective = args.objective(layer_map_of(args, layers, self.teacher))
+        self.project = self._projectors()
+        self.add_translators()
+
+    def _projectors(self):
+        """What brings the student's states to the teacher's width, trained along where it must."""
+        if not self.objective.needs_features():
+            return None
+        widths = width_of(self.student_lens), width_of(self.teacher)
+        depths = self.objective.feature_map.student_depths
+        project = FeatureProjectors(depths, *widths, self.args.seed)
+        return self.add_companion("feature_projectors", project) if project.maps else project
 
     def train(self, *args, **kwargs):
         """Fill the teacher cache with what it lacks, then train."""
@@ -141,6 +161,7 @@ class DistillLensTrainer(PreparedTrainer, LoggedTrainer):
         if self._cache_needs is None:
             return
         collation, layers = Collation.of(self), self.student_lens.num_layers
+        self.settle_teacher_translators(collation)
         depths = cached_depths(collation, self.teacher, layers)
         cached = fill_cache(collation, self.teacher, depths, self._cache_needs)
         check_cached_depths(collation, cached, layers)
@@ -171,22 +192,28 @@ class DistillLensTrainer(PreparedTrainer, LoggedTrainer):
             return loss, model(**{k: v for k, v in inputs.items() if k != "labels"})
 
     def _batch_terms(self, labels, **inputs):
-        objective, everything, draws = self.objective, not self.model.training, None
-        if self.model.training and objective.needs_lens():
-            objective, draws = self._drawn(objective, inputs)
+        everything = not self.model.training
+        objective, draws = (self.objective, None) if everything else self._of_this_step(inputs)
         targets, layer_map = Targets.of(labels), objective.layer_map
-        needs_lens = objective.needs_lens(everything)
-        depths = layer_map.student_depths if needs_lens else ()
+        lens_pairs = layer_map if objective.needs_lens(everything) else None
+        raw_pairs = objective.feature_map if objective.needs_features() else None
+        depths, ours = (pairs.student_depths if pairs else () for pairs in (lens_pairs, raw_pairs))
         read = {"normalize": self.args.lens_norm, **inputs}
-        teacher = teacher_head = end_read = None
+        teacher = teacher_head = features = end_read = None
         with self.accelerator.autocast():
             if self.teacher is not None and objective.needs_teacher(everything):
-                theirs = layer_map.teacher_depths if needs_lens else ()
+                theirs = depths_to_ask(self.teacher, lens_pairs, raw_pairs)
                 end_read = self.teacher.begin(theirs, targets=targets, **read)
-            with router_logits(self.student_lens, self.aux_loss_enabled) as (asked, routed):
+            with (
+                collected(self.student_lens.anatomy, ours) as streams,
+                router_logits(self.student_lens, self.aux_loss_enabled) as (asked, routed),
+            ):
                 student = read_states(self.student_lens, depths, **read, **asked)
             if end_read is not None:
-                teacher, teacher_head = end_read()
+                found = read_with_raw(self.teacher, end_read, raw_pairs, targets)
+                teacher, teacher_head, raw = found
+                rows = {depth: targets.rows(streams[depth]) for depth in ours}
+                features = Features(rows, raw, self.project)
             with gather_head(self.model):
                 terms = objective(
                     student,
@@ -196,6 +223,7 @@ class DistillLensTrainer(PreparedTrainer, LoggedTrainer):
                     targets,
                     measure_all=everything,
                     lens_draws=draws,
+                    features=features,
                 )
             aux_loss = None
             named = named_terms(terms, layer_map)
@@ -204,17 +232,27 @@ class DistillLensTrainer(PreparedTrainer, LoggedTrainer):
                 named["aux_loss"] = (aux_loss.detach(), 1)  # a mean over micro-batches
         return terms.total, aux_loss, named
 
-    def _drawn(self, objective, inputs):
-        """The objective over this step's pairs, and the draws of its tokens (None: all of them)."""
+    def _of_this_step(self, inputs):
+        """The objective with this step's weight and pairs, and the draws of its tokens or None."""
         # global_step is constant over the micro-batches of a step and restored from checkpoints.
         # seed, not data_seed: the latter keeps the order of the data while everything else varies.
         key = {"seed": self.args.seed, "step": self.state.global_step}
-        draws = None
+        weight = self.args.lens_weight_at(self.state.global_step, self.state.max_steps)
+        objective, draws = replace(self.objective, lens_weight=weight), None
+        if not objective.needs_lens():
+            return objective, None
         if objective.lens_token_fraction < 1:
             where = {name: inputs.get(name) for name in ("attention_mask", "position_ids")}
             draws = draw_tokens(inputs["input_ids"], **where, **key)
         pairs = draw_pairs(objective.layer_map, self.args.lens_pair_fraction, **key)
-        return replace(objective, layer_map=pairs), draws
+        return objective.over(pairs), draws
+
+    def log(self, logs, start_time=None):
+        """Also log the weight of the lens in the last step, if it depends on the step."""
+        if self.args.lens_weight_falls and self.model.training and "loss" in logs:
+            step = max(self.state.global_step - 1, 0)
+            logs["lens_weight"] = self.args.lens_weight_at(step, self.state.max_steps)
+        super().log(logs, start_time)
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
         """Write README.md: teacher, layer map and weights of the loss; another README stays.

@@ -18,6 +18,7 @@ from distilllens.train.teachers import (
     find_teacher,
     load_teacher,
 )
+from distilllens.train.tuned_lens import new_translators, translators_for_cache
 from distilllens.workflows import students, train_inputs
 from distilllens.workflows.identity import check_depths
 from distilllens.workflows.train import one_line_errors
@@ -67,6 +68,10 @@ def _filled(args, tokenizer, records, student_layers):
         teacher, needs = load_teacher(collation, name), requirements_of(collation, name)
     if needs is not None:
         depths = cached_depths(collation, teacher, student_layers)
+        if args.lens_readout == "tuned":
+            teacher.lens = teacher.lens.tuned(new_translators(teacher.lens, depths))
+        if teacher.lens.translators is not None:
+            translators_for_cache(teacher, collation)
         teacher = fill_cache(collation, teacher, depths, needs)
         check_cached_depths(collation, teacher, student_layers)
     _trl.end_training(collation.accelerator)

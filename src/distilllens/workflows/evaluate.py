@@ -74,18 +74,9 @@ class Plan:
     def __post_init__(self):
         if self.decoding.greedy:
             object.__setattr__(self, "seeds", (None,))
-        _check_seeds(self.seeds)
-        for name in ("batch_size", "limit", "max_prompt_length"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} must be at least 1, got {value}")
+        check_flags(self)
         if self.judge_budget is not None and not 0 <= self.judge_budget < math.inf:
             raise ValueError(f"--judge_budget must be at least 0, got {self.judge_budget}")
-        for name, known in (("backend", BACKENDS), ("dtype", DTYPES)):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"--{name} is one of {', '.join(known)}, got {getattr(self, name)!r}"
-                )
 
 
 def evaluate(plan: Plan, *, judge=None, command: str = "") -> None:
@@ -234,6 +225,26 @@ def _settings(plan, candidates, teacher, tasks, judge):
         "judge_reads": DEFINITIONS["judge_reads"] if judge else None,
         "versions": {name: _version(name) for name in _LIBRARIES},
     }
+
+
+def check_flags(plan) -> None:
+    """Refuse seeds, counts and names of a plan that are out of range.
+
+    Args:
+        plan: has ``seeds``, ``batch_size``, ``limit``, ``max_prompt_length``, ``backend`` and
+            ``dtype``, called as the flags are.
+
+    Raises:
+        ValueError: with the first such flag.
+    """
+    _check_seeds(plan.seeds)
+    for name in ("batch_size", "limit", "max_prompt_length"):
+        value = getattr(plan, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}")
+    for name, known in (("backend", BACKENDS), ("dtype", DTYPES)):
+        if getattr(plan, name) not in known:
+            raise ValueError(f"--{name} is one of {', '.join(known)}, got {getattr(plan, name)!r}")
 
 
 def _check_seeds(seeds):

@@ -13,9 +13,9 @@ from distilllens.places import check_folder_of, missing_in
 from distilllens.train.config_checks import (
     check_bounds,
     check_finite,
-    check_lens_layers,
     check_save_dtype,
 )
+from distilllens.train.lens_checks import check_lens_layers
 from distilllens.workflows.outputs import check_folder
 
 _MODELS = {"student": "model_name_or_path", "teacher": "teacher_model_name_or_path"}

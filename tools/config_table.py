@@ -1,4 +1,10 @@
-"""Write the table of fields in docs/training.md from the dataclasses that declare them."""
+"""Write the tables of fields from the dataclasses that declare them.
+
+    python tools/config_table.py
+
+One is in docs/training.md, for people. The other is in the package: the command line reads it for
+its help, and to refuse typos, before trl is imported.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +36,15 @@ def rewritten(page: str) -> str:
     return f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
 
 
+def command_line_table() -> str:
+    """Every field of a recipe, and the names of all divergences, as the package's JSON file."""
+    from distilllens.cli.train_arguments import declared_fields
+    from distilllens.divergence import divergence_names
+    from distilllens.workflows.field_table import table_text
+
+    return table_text(declared_fields(), divergence_names())
+
+
 def _default(field):
     value = field.default if field.default is not MISSING else field.default_factory()
     if value is None:
@@ -38,4 +53,7 @@ def _default(field):
 
 
 if __name__ == "__main__":
+    from distilllens.workflows.field_table import TABLE
+
+    TABLE.write_text(command_line_table(), encoding="utf-8")
     PAGE.write_text(rewritten(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

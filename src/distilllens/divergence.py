@@ -85,6 +85,11 @@ def divergence(name: str, **params: float) -> Callable[[Tensor, Tensor], Tensor]
     return compare
 
 
+def divergence_names() -> list[str]:
+    """The names of all divergences."""
+    return list(_DIVERGENCES)
+
+
 def parameters(name: str, given: Mapping[str, float]) -> dict[str, float]:
     """Every parameter of the divergence ``name``: ``given``, checked, and defaults for the rest.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
+from collections.abc import Iterable
 
 
 def first_line(error: BaseException) -> str:
@@ -32,6 +34,12 @@ def one_line(error: BaseException) -> str:
         what = f"{error.filename} cannot be written: " if error.filename else ""
         return f"{what}{error.strerror}; make room, and repeat the same command"
     return " ".join(_text(error).split())
+
+
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """A question about the known word that is nearest to an unknown one, or nothing."""
+    close = difflib.get_close_matches(str(word), list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _text(error):

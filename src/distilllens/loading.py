@@ -15,7 +15,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from distilllens.errors import first_line, named
 from distilllens.fingerprints import Unshared, compare_tokenizers
 from distilllens.marks import check_noted_weights
-from distilllens.places import broken_in, is_local, meant, missing_in, why_no_id, without_addresses
+from distilllens.places import (
+    broken_in,
+    check_folder_of,
+    is_local,
+    meant,
+    missing_in,
+    without_addresses,
+)
 from distilllens.stored import DamagedFile, read_stored
 
 _ADAPTER = "adapter_config.json"
@@ -240,11 +247,7 @@ def _one_line(what, name, part, advice=""):
     """Any error of loading ``part`` ("config.json", "tokenizer" or "weights") as one line."""
     name = str(name)
     advice = f"; {advice}" if advice else ""
-    # A folder that is not there is not looked for on the hub, which would take half a minute.
-    if is_local(name) and not Path(name).is_dir():
-        problem = "no such folder" + why_no_id(name)
-        problem = "it is a file; name its folder" if Path(name).exists() else problem
-        raise ValueError(f"cannot load {what}: {problem}{meant(name)}{advice}")
+    check_folder_of(what, name, advice)
     try:
         yield
     except Exception as error:  # a broken or missing file raises whatever it likes

@@ -56,6 +56,22 @@ def meant(name: str) -> str:
     return f"; did you mean {path.with_name(close[0])}?" if close else ""
 
 
+def check_folder_of(what: str, name: str, advice: str = ""):
+    """Refuse a folder that is not there: looked for on the hub, it would take half a minute.
+
+    Args:
+        what: what the message calls the model.
+        advice: ends the message.
+
+    Raises:
+        ValueError: with the folder that was probably meant.
+    """
+    if is_local(name) and not Path(name).is_dir():
+        problem = "no such folder" + why_no_id(name)
+        problem = "it is a file; name its folder" if Path(name).exists() else problem
+        raise ValueError(f"cannot load {what}: {problem}{meant(name)}{advice}")
+
+
 def missing_in(folder: Path, part: str) -> str | None:
     """What a folder lacks of a model's "config.json", "tokenizer" or "weights"; None if unknown."""
     if part == "tokenizer" and not any(any(folder.glob(name)) for name in _TOKENIZER_PATTERNS):

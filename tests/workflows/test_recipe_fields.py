@@ -37,6 +37,12 @@ TRAPS = {
     "base 60 with a point": ("temperature: 1:20.5\n", 1, "1:20.5 as the number 80.5"),
     "octal": ("seed: 010\n", 1, "010 as the number 8"),
     "too large": ("seed: 1\nlearning_rate: 1.0e+999\n", 2, "the number 1.0e+999 is too large"),
+    "an exponent in a mapping": (
+        "seed: 1\nlr_scheduler_kwargs:\n  min_lr: 1e-6\n",
+        3,
+        "got the text '1e-6': YAML reads it as text without a decimal point and a sign of the "
+        "exponent; write 1.0e-6, or put it in quotes",
+    ),
     "too long": ("seed: " + "9" * 5000, 1, "is no number that can be used"),
     "broken": ("seed: 1\nlens_layers: [1\nseed: 2", 3, "broken YAML"),
     "an object": (
@@ -63,6 +69,7 @@ def test_what_is_written_is_what_is_read(tmp_path):
     recipe = read(
         tmp_path,
         "a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\nrun_name: 2024-01-31\nseed: 0x10\n"
+        "c: {d: '1e-6', e: [1e-6]}\n"
         "rate: 1.0e-7\nzero: 0\nmany: 1_000\ntext: '1:20'\nepochs: 007\n",
     )
     assert recipe.values == {
@@ -71,6 +78,7 @@ def test_what_is_written_is_what_is_read(tmp_path):
         "run_name": "2024-01-31",
         "seed": 16,
         "rate": 1e-7,
+        "c": {"d": "1e-6", "e": ["1e-6"]},
         "zero": 0,
         "many": 1000,
         "text": "1:20",

@@ -43,6 +43,19 @@ def test_a_run_says_what_it_does(workshop, caplog):
     assert all(len(line) <= 100 for line in opening.splitlines())
 
 
+def test_nothing_is_said_twice(workshop, capsys):
+    """The losses of the last step, the models, where things lie; on one screen."""
+    toys.recipe(workshop, max_steps=10, logging_steps=10, report=True)
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+    # datasets and safetensors decide on their bars when they are imported, by the suite.
+    said = capsys.readouterr().err.splitlines()
+    lines = [line for line in said if line.strip() and "|" not in line]
+    assert len(lines) < 30 and len(lines) == len(set(lines))
+    text = "\n".join(lines)
+    for once in (", ce ", "parameters, float32\n", "final model", "report is"):
+        assert text.count(once) == 1, once
+
+
 def test_long_values_are_wrapped_under_their_own():
     """Names stay in a column of their own."""
     lines = block({"layers": "word " * 40, "x": "y"}).splitlines()

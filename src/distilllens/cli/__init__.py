@@ -8,9 +8,10 @@ import re
 import sys
 from collections.abc import Iterable
 from importlib import import_module
+from itertools import takewhile
 
 from distilllens.cli.terminal import command_output
-from distilllens.errors import one_line
+from distilllens.errors import did_you_mean, one_line
 
 COMMANDS = {
     "demo": "distil a small built-in teacher into two students, offline, in about two minutes",
@@ -36,16 +37,38 @@ standard error for bad input; DISTILLLENS_DEBUG=1 shows the traceback.
 """
 
 
+# "-1e-3" and "- a list" are values.
+_FLAG = re.compile(r"--?[A-Za-z][^\s=]*(=.*)?|--", re.DOTALL)
+
+
+def is_flag(word: str) -> bool:
+    """Whether a word of a command line is a flag, known or not."""
+    return _FLAG.fullmatch(word) is not None
+
+
 class OneLineParser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
+    """An argument parser whose errors are one line, and ask what an unknown flag may mean."""
 
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse, but an unknown flag is named before what is missing because of it."""
+        words = list(args or ())
+        for at, word in enumerate(takewhile(lambda word: word != "--", words)):
+            flag = word.split("=")[0]
+            if is_flag(word) and flag not in self._option_string_actions:
+                values = takewhile(lambda value: not is_flag(value), words[at + 1 :])
+                unknown = f"unrecognized arguments: {' '.join([word, *values])}"
+                self.error(f"{unknown}{did_you_mean(flag, self._option_string_actions)}")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message):
-        """Exit with status 2 and one line; a flag is named in one spelling."""
+        """Raise a ValueError of one line, in which a flag has one spelling."""
         message = re.sub(r"(--\w+)(/--[\w-]+)+", r"\1", message)
+        if choice := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            message += did_you_mean(choice[1], re.findall(r"[\w-]+", choice[2]))
         raise ValueError(f"{message} (see {self.prog} --help)")
 
 

@@ -6,6 +6,7 @@ import tempfile
 
 from distilllens.cli.terminal import quiet_libraries
 from distilllens.cli.train import read_arguments, say
+from distilllens.workflows.train_checks import check_cache, check_files
 
 _DESCRIPTION = """\
 Run the teacher once over the data of a recipe and store its hidden states, so that training does
@@ -30,7 +31,8 @@ def main(argv: list[str]) -> int:
     """Run the command; raises ValueError for bad input before anything is written."""
     with tempfile.TemporaryDirectory() as unused:
         # transformers requires an output_dir and creates it; this command writes nothing there.
-        arguments = read_arguments(argv, "cache", _DESCRIPTION, output_dir=unused)
+        settings = {"output_dir": unused, "check": _check}
+        arguments = read_arguments(argv, "cache", _DESCRIPTION, **settings)
         if arguments is None:
             return 0
         from distilllens.workflows.cache import write_cache
@@ -38,3 +40,8 @@ def main(argv: list[str]) -> int:
         quiet_libraries()
         say(write_cache(arguments.job, arguments.model, arguments.training))
     return 0
+
+
+def _check(values):
+    check_cache(values)
+    check_files(values)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from itertools import chain
 
 from distilllens.cli.terminal import quiet_libraries, stage
-from distilllens.workflows.recipe_fields import check_recipe, located
+from distilllens.cli.train_flags import flag_name, flag_parser, read_fields, split_flags
+from distilllens.workflows.field_table import may_be_declared, read_table
+from distilllens.workflows.recipe_fields import UnknownField, located
 from distilllens.workflows.recipe_file import Recipe, read_recipe
+from distilllens.workflows.train_checks import check_files, check_loggers, check_values
 
 _DESCRIPTION = """\
 Train a student. The loss weights select the method: DistillLens (lens_weight above 0, the default),
@@ -28,7 +33,7 @@ report of the run (report.html) are written to output_dir.
 
 def main(argv: list[str]) -> int:
     """Run the command; raises ValueError for bad input before anything is written."""
-    arguments = read_arguments(argv, "train", _DESCRIPTION)
+    arguments = read_arguments(argv, "train", _DESCRIPTION, check=_check)
     if arguments is None:
         return 0
     from distilllens.workflows.train import run_job
@@ -38,44 +43,74 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def read_arguments(argv: list[str], command: str, description: str, output_dir: str | None = None):
+def _check(values):
+    check_loggers(values.get("report_to"))
+    check_files(values)
+
+
+def read_arguments(
+    argv: list[str],
+    command: str,
+    description: str,
+    *,
+    output_dir: str | None = None,
+    check: Callable[[dict], None] = lambda values: None,
+):
     """The ``Arguments`` in recipe and flags; None after help was printed.
 
     Args:
         output_dir: replaces the one in recipe and flags.
+        check: refuses fields, name -> value, for more reasons, before the heavy imports.
 
     Raises:
-        ValueError: a recipe or flag that cannot be read. The recipe is read before the heavy
-            imports.
+        ValueError: a recipe or flag that cannot be read, or fields that no run can use; before the
+            heavy imports where these are not needed to know.
+        OSError: an output_dir that cannot be written.
     """
-    argv = [part for word in argv for part in _split_config(word)]
-    path, flags = _take_config(argv)
-    if "--config" in flags:
-        raise ValueError("--config is given twice; a run has one recipe, and flags override it")
-    _check_repeated(flags)
+    path, flags = _take_config(argv, command)
     if (everything := _help_flags(flags)) is not None:
         from distilllens.cli.train_help import print_help
 
         print_help(command, description, everything=everything)
         return None
-    recipe = Recipe("", {}, {}, {}) if path is None else read_recipe(path)
     if not argv:
         raise ValueError(
             f"distilllens {command} needs --config recipe.yaml or flags "
             f"(see distilllens {command} --help)"
         )
-    stage("loading torch, transformers and trl")
-    from distilllens.cli.train_arguments import make_parser, parse
-
-    parser = make_parser(command, description)
-    # The first action of a field is its own flag; fields that default to true also have a
-    # "--no_..." flag of the same name.
-    fields = {action.dest: action for action in reversed(parser._actions) if action.kinds}
-    values = check_recipe(recipe, fields)
+    recipe = Recipe("", {}, {}, {}) if path is None else read_recipe(path)
     if output_dir is not None:
-        flags = [*flags, "--output_dir", output_dir]
+        groups = [group for group in split_flags(flags) if flag_name(group) != "output_dir"]
+        flags = [*chain(*groups), "--output_dir", output_dir]
+    _check_by_table(command, recipe, flags, check)
+    stage("loading torch, transformers and trl")
+    from distilllens.cli.train_arguments import build, make_parser
+
+    values = read_fields(make_parser(command, description), recipe, flags)
     try:
-        return parse(parser, values, flags)
+        return build(values)
+    except ValueError as error:
+        raise located(error, recipe, flags) from error
+
+
+def _check_by_table(command, recipe, flags, check):
+    """Refuse what is wrong by the table of fields, unless other versions may take it."""
+    table = read_table()
+    try:
+        values = read_fields(flag_parser(command, "", table.fields), recipe, flags)
+    except UnknownField as error:
+        if may_be_declared(error.name):
+            return
+        raise
+    except ValueError:
+        if not table.is_of_installed_versions():
+            return
+        raise
+    try:
+        for name in ("output_divergence", "lens_divergence"):
+            table.check_divergence(name, values.get(name))
+        check_values(values)
+        check(values)
     except ValueError as error:
         raise located(error, recipe, flags) from error
 
@@ -86,25 +121,23 @@ def say(summary: str):
         print(summary, file=sys.stderr)
 
 
-def _split_config(word):
-    return word.split("=", 1) if word.startswith("--config=") else [word]
-
-
-def _take_config(argv):
-    if "--config" not in argv:
-        return None, argv
-    at = argv.index("--config")
-    if at + 1 == len(argv):
-        raise ValueError("--config needs the path of a recipe")
-    return argv[at + 1], argv[:at] + argv[at + 2 :]
-
-
-def _check_repeated(flags):
-    """Refuse a flag that is given twice: the parser would drop the values of the first."""
-    names = [word[2:].split("=")[0].replace("-", "_") for word in flags if word.startswith("--")]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"--{name} is given twice; give it once, a list as --{name} A B")
+def _take_config(argv, command):
+    """The path of the recipe, or None, and the other words."""
+    path, flags = None, []
+    for group in split_flags(argv):
+        flag, equals, value = group[0].partition("=")
+        values = [value, *group[1:]] if equals else group[1:]
+        if flag != "--config":
+            flags += group
+        elif path is not None:
+            raise ValueError("--config is given twice; a run has one recipe, and flags override it")
+        elif not values or not values[0]:
+            raise ValueError("--config needs the path of a recipe")
+        elif len(values) > 1:
+            raise ValueError(f"unknown argument {values[1]} (see distilllens {command} --help)")
+        else:
+            path = values[0]
+    return path, flags
 
 
 def _help_flags(flags):

@@ -1,34 +1,23 @@
-"""The flags of a training job: our fields, TRL's ModelConfig and DistillLensConfig."""
+"""The fields of a training job as its dataclasses declare them: ours and those of TRL."""
 
 from __future__ import annotations
 
-import difflib
-import math
 import re
+from collections.abc import Mapping
 from dataclasses import fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from trl import ModelConfig, TrlParser
 
 from distilllens.cli import OneLineParser
+from distilllens.cli.train_flags import flag_parser, merged
 from distilllens.errors import one_line
 from distilllens.train.config import DistillLensConfig
-from distilllens.train.config_checks import kinds_of
+from distilllens.train.config_checks import check_finite, items_of, kinds_of
+from distilllens.workflows.field_table import KINDS, Field
 from distilllens.workflows.train_inputs import JobArguments
 
-# A flag -> the fields of a recipe that it replaces.
-_INSTEAD = {
-    "dataset_name": ("train_file", "eval_file"),
-    "train_file": (
-        "dataset_name",
-        "dataset_config",
-        "dataset_train_split",
-        "dataset_test_split",
-    ),
-    "model_name_or_path": ("student_config", "student_blocks"),
-    "student_config": ("model_name_or_path", "model_revision", "student_blocks"),
-    "student_blocks": ("model_name_or_path", "model_revision", "student_config"),
-}
+_PARTS = (JobArguments, ModelConfig, DistillLensConfig)
 
 
 class Arguments(NamedTuple):
@@ -40,89 +29,85 @@ class Arguments(NamedTuple):
     given: dict
 
 
-class _Parser(TrlParser):
-    """TrlParser with one-line errors."""
+def declared_fields() -> list[Field]:
+    """The fields of the libraries that are installed, read from the parser that TRL makes."""
+    names = {kind: name for name, kind in KINDS.items()}
+    kinds = {name: found for part in _PARTS for name, found in kinds_of(part).items()}
+    items = {name: found for part in _PARTS for name, found in items_of(part).items()}
+    found = {}
+    for action in TrlParser(_PARTS)._actions:
+        if action.dest not in kinds or action.dest in found:
+            continue  # "help", and "--no_..." of the same name
+        known = {names[kind] for kind in kinds[action.dest] if kind in names}
+        choices = [getattr(choice, "value", choice) for choice in action.choices or ()]
+        # By name, as TRL wraps the types of fields that may be None.
+        kind = getattr(action.type, "__name__", "").replace("string_to_bool", "bool")
+        found[action.dest] = Field(
+            name=action.dest,
+            type=kind if kind in ("int", "float", "bool") and "str" not in known else "str",
+            kinds=sorted(known | {"bool"} if action.const is True else known),
+            default=getattr(action.default, "value", action.default),
+            items={int: "int", float: "float"}.get(items.get(action.dest), "str"),
+            nargs="+" if "list" in known else action.nargs,
+            choices=choices or None,
+            help=action.help or "",
+        )
+    return list(found.values())
 
-    error = OneLineParser.error
+
+def make_parser(command: str, description: str) -> OneLineParser:
+    """A parser of these fields; ``--config`` is removed before it parses the flags."""
+    return flag_parser(command, description, declared_fields())
 
 
-def make_parser(command: str, description: str) -> _Parser:
-    """A parser of all three dataclasses; ``--config`` is removed before it parses the flags."""
-    parser = _Parser(
-        (JobArguments, ModelConfig, DistillLensConfig),
-        prog=f"distilllens {command}",
-        description=description,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", metavar="YAML", help="recipe: the flags below as YAML")
-    kinds = {k: v for part in parser.dataclass_types for k, v in kinds_of(part).items()}
-    for action in parser._actions:
-        action.kinds = kinds.get(action.dest)
-    return parser
-
-
-def parse(parser: _Parser, recipe: dict, flags: list[str]) -> Arguments:
+def parse(parser: OneLineParser, recipe: Mapping[str, Any], flags: list[str]) -> Arguments:
     """The arguments in a recipe and in flags; flags override the recipe.
 
     Raises:
         ValueError: an unknown flag, or a value that its field does not take.
     """
-    options = parser._option_string_actions
-    words = [flag.split("=")[0] for flag in flags]
-    flagged = {options[word].dest for word in words if word in options}
-    overridden = {n for flag in flagged & _INSTEAD.keys() for n in _INSTEAD[flag]} - flagged
-    recipe = {name: value for name, value in recipe.items() if name not in overridden}
-    names = set(recipe) | flagged
-    if "output_dir" not in names or recipe.get("output_dir", "unset") is None:
-        raise ValueError("output_dir is missing: the folder for checkpoints and the final model")
-    parser.set_defaults_with_config(**recipe)
-    values, unknown = parser.parse_known_args(flags)
-    if unknown:
-        close = difflib.get_close_matches(unknown[0].split("=")[0], options, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise ValueError(f"unknown argument {unknown[0]}{hint} (see {parser.prog} --help)")
-    job, model, training = (_built(part, vars(values), names) for part in parser.dataclass_types)
+    return build(merged(parser, recipe, flags))
+
+
+def build(values: Mapping[str, Any]) -> Arguments:
+    """The arguments of the fields that are set.
+
+    Raises:
+        ValueError: a value that its field does not take, or fields that contradict each other.
+    """
+    job, model, training = (_built(part, values) for part in _PARTS)
     given = {
         field.name: getattr(part, field.name)
         for part in (job, model, training)
         for field in fields(part)
-        if field.name in names
+        if field.name in values
     }
-    for name, value in given.items():
-        _check_number(name, value)
+    check_finite(given)
     return Arguments(job, model, training, given)
 
 
-def _check_number(name, value):
-    """Refuse numbers that no field can use, wherever a field has no bounds of its own."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}")
-    if isinstance(value, int) and abs(value) >= 2**63:
-        raise ValueError(f"{name} must be below 2^63, got {str(value)[:20]}...")
-
-
-def _built(part, values, names):
+def _built(part, values):
     """A dataclass of its values; an error names the field, also where the library does not."""
-    values = {field.name: values[field.name] for field in fields(part) if field.init}
+    names = {field.name for field in fields(part) if field.init}
+    values = {name: value for name, value in values.items() if name in names}
     try:
         return part(**values)
     except Exception as error:  # libraries raise errors of any kind
         text = one_line(error)
         if not isinstance(error, ValueError):
             text = f"{type(error).__name__}: {text}"
-        if isinstance(error, ValueError) and {*re.findall(r"\w+", text)} & {*values}:
+        if isinstance(error, ValueError) and {*re.findall(r"\w+", text)} & names:
             raise
-        for name in sorted(names & {*values}):
-            _check_number(name, values[name])
-        blamed = _blamed(part, values, names)
+        check_finite(values)
+        blamed = _blamed(part, values)
         where = f"{blamed} {values[blamed]!r}" if blamed else "the fields"
         raise ValueError(f"{where} cannot be used: {text}") from error
 
 
-def _blamed(part, values, names):
+def _blamed(part, values):
     """The first of the fields that were set without which the rest is accepted, or None."""
     for field in fields(part):
-        if field.name not in names or not field.init:
+        if field.name not in values:
             continue
         plain = {name: value for name, value in values.items() if name != field.name}
         try:

@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Iterable
 
 from distilllens.cli import CommandParser
-from distilllens.cli.train_arguments import make_parser
+from distilllens.cli.train_flags import fields_of, flag_parser
+from distilllens.workflows.field_table import read_table
 
 # Group -> field -> its help; "" is the help that the field declares.
 GROUPS = {
@@ -118,7 +119,7 @@ _UNSET = {
     "save_total_limit": "keep all",
     "metric_for_best_model": "loss",
 }
-_METAVARS = {"float": "X", "int": "N", "string_to_bool": "true|false"}
+_METAVARS = {"float": "X", "int": "N", "bool": "true|false"}
 _ENDINGS = {
     "_cache": "DIR",
     "_dir": "DIR",
@@ -129,16 +130,22 @@ _ENDINGS = {
 }
 _FIELDS = """\
 A recipe is a YAML file with these fields, and flags override it. A true/false field FIELD can also
-be written --FIELD (true) and, if it is true by default, --no_FIELD (false)."""
+be written --FIELD (true) and, if it is true by default, --no_FIELD (false). A mapping is one text,
+in YAML or JSON, such as --teacher_model_init_kwargs '{dtype: bfloat16}'."""
 _MORE = "--help-all also lists the other fields of TRL and transformers."
 
 
 def print_help(command: str, description: str, *, everything: bool = False) -> None:
     """Print the fields in groups; with ``everything``, also all others of TRL and transformers."""
-    fields = make_parser(command, description)
-    # The first action of a field is its own flag, not its "--no_..." flag.
-    actions = {action.dest: action for action in reversed(fields._actions)}
+    table = read_table()
     note = _FIELDS if everything else f"{_FIELDS}\n{_MORE}"
+    fields, named = table.fields, {name for texts in GROUPS.values() for name in texts}
+    is_old = not named <= {field.name for field in fields}
+    if is_old or (everything and not table.is_of_installed_versions()):
+        from distilllens.cli.train_arguments import declared_fields
+
+        fields = declared_fields()
+    actions = fields_of(flag_parser(command, description, fields))
     parser = CommandParser(
         prog=f"distilllens {command}",
         description=f"{description}\n{note}",
@@ -150,8 +157,7 @@ def print_help(command: str, description: str, *, everything: bool = False) -> N
     for title, texts in GROUPS.items():
         _add(parser, title, ((actions[name], text) for name, text in texts.items()))
     if everything:
-        shown = {"help", "config"}.union(*GROUPS.values())
-        others = [(action, "") for name, action in sorted(actions.items()) if name not in shown]
+        others = [(action, "") for name, action in sorted(actions.items()) if name not in named]
         _add(parser, "more fields of TRL and transformers", others)
     parser.print_help()
 
@@ -168,7 +174,7 @@ def _add(parser, title, entries: Iterable[tuple]):
         default = _default(action)
         value = "" if default == "required" else "default: "
         settings = {"help": f"{text} ({value}{default})"}
-        if action.type.__name__ == "string_to_bool" and action.nargs == "?":
+        if action.type.__name__ == "bool" and action.default is not None:
             settings["action"] = "store_true"
         else:
             settings["metavar"] = _metavar(action)

@@ -1,36 +1,52 @@
-"""Checks of the fields of ``DistillLensConfig``, made when they are set."""
+"""Checks of the fields of ``DistillLensConfig``, made when they are set.
+
+What needs no torch is also checked by the command line, before torch is imported.
+"""
 
 from __future__ import annotations
 
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from functools import cache
 from types import NoneType
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from distilllens.divergence import parameters
-from distilllens.objective import WEIGHT_FIELDS
-from distilllens.teacher.manifest import STORED
-
-# Bounds of fields that transformers does not check; max_steps -1 means "not set".
+_ABOVE_0, _BELOW_1 = math.nextafter(0, 1), math.nextafter(1, 0)
+# Bounds of fields that the libraries do not check; max_steps -1 means "not set".
 _BOUNDS = {
-    "adam_beta1": (0, math.nextafter(1, 0)),
-    "adam_beta2": (0, math.nextafter(1, 0)),
+    "adam_beta1": (0, _BELOW_1),
+    "adam_beta2": (0, _BELOW_1),
     "data_seed": (0, 2**32 - 1),
     "dataloader_num_workers": (0, math.inf),
+    "dataloader_prefetch_factor": (1, 2**20),
+    "dataset_num_proc": (1, 2**20),
+    "ddp_bucket_cap_mb": (1, math.inf),
+    "ddp_timeout": (1, math.inf),
+    "eval_accumulation_steps": (1, math.inf),
+    "eval_delay": (0, math.inf),
+    "eval_steps": (_ABOVE_0, math.inf),
     "gradient_accumulation_steps": (1, 2**20),
     "learning_rate": (0, math.inf),
+    "logging_steps": (_ABOVE_0, math.inf),
+    "lora_alpha": (1, math.inf),
+    "lora_dropout": (0, _BELOW_1),
+    "lora_r": (1, math.inf),
     "max_grad_norm": (0, math.inf),
     "max_length": (2, math.inf),
+    "max_prompt_length": (1, math.inf),
     "max_steps": (1, math.inf),
     "neftune_noise_alpha": (0, math.inf),
     "num_train_epochs": (1e-9, math.inf),
     "per_device_eval_batch_size": (1, 2**20),
     "per_device_train_batch_size": (1, 2**20),
+    "router_aux_loss_coef": (0, math.inf),
+    "save_steps": (_ABOVE_0, math.inf),
     "save_total_limit": (0, math.inf),
     "seed": (0, 2**32 - 1),
+    "torch_empty_cache_steps": (1, math.inf),
     "warmup_steps": (0, math.inf),
     "weight_decay": (0, math.inf),
 }
@@ -74,6 +90,20 @@ def _kinds(hint):
     return set().union(*map(_kinds, get_args(hint))) or {hint}
 
 
+@cache
+def items_of(part: type) -> dict[str, type]:
+    """Field of a dataclass that takes a list -> the type of its elements."""
+    hints = get_type_hints(part)
+    found = {field.name: _items(hints[field.name]) for field in fields(part)}
+    return {name: items for name, items in found.items() if items is not None}
+
+
+def _items(hint):
+    if get_origin(hint) is list:
+        return next(iter(get_args(hint)), str)
+    return next((found for each in get_args(hint) if (found := _items(each))), None)
+
+
 def settle_numbers(args):
     """Refuse what is no number in a field of numbers; 4.0 becomes 4 where they are whole.
 
@@ -96,21 +126,36 @@ def settle_numbers(args):
 
 
 def check_bounds(args):
-    """Refuse numbers out of range, of fields that transformers does not check.
+    """Refuse numbers out of range, of a dataclass or a mapping of its fields that are set.
 
     Raises:
         ValueError: with the field, the value and the range.
     """
+    values = args if isinstance(args, Mapping) else vars(args)
     for name, (low, high) in _BOUNDS.items():
-        value = getattr(args, name)
+        value = values.get(name)
         if value is None or (name == "max_steps" and value == -1):
             continue
         if not low <= value <= high:
+            bottom = "above 0" if low == _ABOVE_0 else f"at least {low:g}"
             top = "" if high == math.inf else f" and at most {high}"
-            top = " and below 1" if low < high < 1 else top
-            raise ValueError(f"{name} must be at least {low:g}{top}, got {value}")
+            top = " and below 1" if high == _BELOW_1 else top
+            raise ValueError(f"{name} must be {bottom}{top}, got {value}")
         if value == math.inf:
             raise ValueError(f"{name} must be finite, got {value}")
+
+
+def check_finite(values: Mapping):
+    """Refuse numbers that no field can use, wherever a field has no bounds of its own.
+
+    Raises:
+        ValueError: with the field and the value.
+    """
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value}")
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise ValueError(f"{name} must be below 2^63, got {str(value)[:20]}...")
 
 
 def check_texts(args):
@@ -179,6 +224,8 @@ def check_divergences(args):
     Raises:
         ValueError: with the field.
     """
+    from distilllens.divergence import parameters
+
     sides = ("output_divergence", "lens_divergence")
     given = [(name, getattr(args, name), {}) for name in sides]
     given += [
@@ -200,6 +247,8 @@ def check_types(args):
     Raises:
         ValueError: with the field and the value.
     """
+    from distilllens.objective import WEIGHT_FIELDS
+
     numbers = [
         *WEIGHT_FIELDS,
         "temperature",
@@ -233,6 +282,8 @@ def check_scope(args):
     Raises:
         ValueError: with the setting, and what to do instead.
     """
+    from distilllens.teacher.manifest import STORED
+
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != args.world_size:
         raise ValueError(

@@ -6,7 +6,6 @@ import math
 import re
 
 from distilllens.layer_map import LayerMap
-from distilllens.sampling import check_fraction
 from distilllens.train.schedule import PAIR_WEIGHTS, SCHEDULES
 
 READOUTS = ("logit", "tuned")
@@ -73,6 +72,8 @@ def check_forms(args):
     Raises:
         ValueError: with the field, and what would be right.
     """
+    from distilllens.sampling import check_fraction  # with torch
+
     if args.lens_weight_schedule not in SCHEDULES:
         known = ", ".join(SCHEDULES)
         raise ValueError(

@@ -21,8 +21,9 @@ from distilllens.train.teachers import (
 )
 from distilllens.train.tuned_lens import new_translators, translators_for_cache
 from distilllens.workflows import students, train_inputs
-from distilllens.workflows.identity import teacher_identity
+from distilllens.workflows.identity import check_depths
 from distilllens.workflows.train import one_line_errors
+from distilllens.workflows.train_checks import check_cache
 from distilllens.workflows.train_inputs import JobArguments
 
 logger = logging.getLogger(__name__)
@@ -40,16 +41,14 @@ def write_cache(job: JobArguments, model, args: DistillLensConfig) -> str:
     Raises:
         ValueError: as ``workflows.train.run_job``, or no ``teacher_cache`` or teacher is named.
     """
-    for name in ("teacher_cache", "teacher_model_name_or_path"):
-        if not getattr(args, name):
-            raise ValueError(f"distilllens cache needs {name}")
+    check_cache(vars(args))
     students.check_student(job, model, args)
     logger.info("loading the tokenizer and the data")
     tokenizer = students.load_student_tokenizer(job, model, args)
+    config = students.load_student_config(job, model, args, tokenizer)
+    check_depths(args, config)
     reader = students.as_trained(tokenizer, args)
     examples = train_inputs.examples_of(job, args, reader, train_inputs.load_all(job, reader))
-    config = students.load_student_config(job, model, args, tokenizer)
-    teacher_identity(args)
     train_inputs.say_templates(args, reader, examples, config)
     with one_line_errors("the cache cannot be written"), train_inputs.placed(examples):
         cached = _filled(args, tokenizer, examples, depths_of(config))

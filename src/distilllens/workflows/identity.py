@@ -1,13 +1,15 @@
-"""Fingerprints of a run's models, taken before the models are loaded."""
+"""What is known of a run's models before they are loaded: fingerprints, and their depths."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from types import SimpleNamespace
 
 from distilllens.fingerprints import fingerprint, tokenizer_fingerprint
 from distilllens.loading import load_config
 from distilllens.teacher.cache import manifest_of
+from distilllens.train.teachers import depths_of, layer_map_of
 
 
 def student_identity(model, config) -> dict:
@@ -49,10 +51,35 @@ def teacher_identity(args):
     Raises:
         ValueError: a teacher or a cache that cannot be found.
     """
-    teacher = args.teacher_model_name_or_path
-    if not teacher:
+    if not (teacher := args.teacher_model_name_or_path):
         return manifest_of(args.teacher_cache).teacher if args.teacher_cache else None
-    revision = (args.teacher_model_init_kwargs or {}).get("revision", "main")
-    trusted = args.trust_remote_code
-    config = load_config("teacher", teacher, revision=revision, trust_remote_code=trusted)
-    return fingerprint(teacher, config)
+    return fingerprint(teacher, _teacher_config(args))
+
+
+def check_depths(args, student_config):
+    """Refuse ``lens_layers`` that the models do not have, as their configurations tell.
+
+    Raises:
+        ValueError: with the depths there are; also as ``teacher_identity``.
+    """
+    if args.teacher_model_name_or_path:
+        num_layers = _num_layers(_teacher_config(args))
+    elif args.teacher_cache:
+        num_layers = manifest_of(args.teacher_cache).num_layers
+    else:
+        return
+    if num_layers and _num_layers(student_config):
+        layer_map_of(args, depths_of(student_config), SimpleNamespace(num_layers=num_layers))
+
+
+def _teacher_config(args):
+    settings = {
+        "revision": (args.teacher_model_init_kwargs or {}).get("revision", "main"),
+        "trust_remote_code": args.trust_remote_code,
+    }
+    return load_config("teacher", args.teacher_model_name_or_path, **settings)
+
+
+def _num_layers(config):
+    """The number of blocks that a configuration tells; None if it tells none."""
+    return getattr(config.get_text_config(), "num_hidden_layers", None)

@@ -3,28 +3,72 @@
 from __future__ import annotations
 
 import difflib
-import math
+from collections.abc import Iterable
 
-from distilllens.workflows.recipe_file import Recipe
+from distilllens.workflows.recipe_file import Recipe, number_hint
+
+# What other commands and tools call a field.
+_ELSEWHERE = {
+    "batch_size": "per_device_train_batch_size",
+    "data": "train_file",
+    "dataset": "dataset_name",
+    "device": "use_cpu",
+    "epochs": "num_train_epochs",
+    "eval_data": "eval_file",
+    "layer_map": "lens_layers",
+    "lr": "learning_rate",
+    "model": "model_name_or_path",
+    "model_name": "model_name_or_path",
+    "no_cuda": "use_cpu",
+    "output": "output_dir",
+    "steps": "max_steps",
+    "student": "model_name_or_path",
+    "teacher": "teacher_model_name_or_path",
+    "tokenizer": "tokenizer_name_or_path",
+    "torch_dtype": "dtype",
+}
+
+# The type of a list's elements -> what a recipe may have there, and its name.
+_ITEMS = {str: (str, "texts"), int: (int, "whole numbers"), float: (int | float, "numbers")}
+
+
+class UnknownField(ValueError):
+    """A name that is no field.
+
+    Args:
+        name: as it was given, with underscores.
+    """
+
+    def __init__(self, message: str, name: str):
+        super().__init__(message)
+        self.name = name
+
+
+def meant_field(name: str, known: Iterable[str]) -> str | None:
+    """The field that was probably meant by an unknown name, or None."""
+    if (other := _ELSEWHERE.get(name)) in known:
+        return other
+    return next(iter(difflib.get_close_matches(name, known, n=1)), None)
 
 
 def check_recipe(recipe: Recipe, actions: dict) -> dict:
     """The values of a recipe, each of the type of its field: 4.0 is 4 where numbers are whole.
 
     Args:
-        actions: field -> argparse action, whose ``type`` is the type of the field; or its
+        actions: field -> argparse action, whose ``type`` has the name of the field's type; or its
             ``kinds``, a set, where a field takes more than flags can say.
 
     Raises:
-        ValueError: the first unknown field or value of a wrong type, with file and line, and what
-            would be right.
+        UnknownField: the first unknown field, with file and line, and what was probably meant.
+        ValueError: the first value of a wrong type, likewise.
     """
     values = {}
     for name, value in recipe.values.items():
         if name not in actions:
-            close = difflib.get_close_matches(str(name), actions, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise ValueError(f"{recipe.where(name)}: unknown field {name!r}{hint}")
+            close = meant_field(str(name), actions)
+            hint = f"; did you mean {close}?" if close else ""
+            text = f"{recipe.where(name)}: unknown field {name!r}{hint}"
+            raise UnknownField(text, str(name))
         if problem := _problem(name, value, actions[name], recipe.texts.get(name)):
             raise ValueError(f"{recipe.where(name)}: {name} {problem}")
         is_whole = isinstance(value, float) and _is_whole(actions[name])
@@ -53,7 +97,7 @@ def _problem(name, value, action, text):
             f'is the number {value}: YAML reads 2:8 as 128; write it in quotes, "2:8" or "2:8,4:16"'
         )
     kind, kinds = getattr(action.type, "__name__", ""), _kinds(action)
-    if kind == "string_to_bool":  # by name: transformers wraps some types
+    if kind == "bool":
         return None if value in (True, False) else f"must be true or false, got {value!r}"
     if kind in ("int", "float"):
         return _number_problem(value, whole=kind == "int")
@@ -90,10 +134,8 @@ def _collection_problem(value, action, kinds):
     if isinstance(value, list) and (action.nargs == "+" or list in kinds):
         if not value:
             return "is empty; give it a value, or leave it out"
-        if action.dest == "lens_pair_weights":  # numbers of any kind, checked with their field
-            return None
-        kind, what = (int, "whole numbers") if int in kinds else (str, "texts")
-        wrong = [p for p in value if not isinstance(p, kind) or isinstance(p, bool)]
+        kind, what = _ITEMS[getattr(action, "items", str)]
+        wrong = [p for p in value if isinstance(p, bool) or not isinstance(p, kind)]
         return f"must be a list of {what}, got {wrong[0]!r} in it" if wrong else None
     if dict in kinds:
         fine = isinstance(value, dict)
@@ -121,28 +163,9 @@ def _word(value, text, action):
 
 def _number_problem(value, whole):
     if isinstance(value, str):
-        return f"must be a number, got the text {value!r}{_number_hint(value)}"
+        return f"must be a number, got the text {value!r}{number_hint(value)}"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return f"must be a number, got {value!r}"
     if whole and isinstance(value, float) and not value.is_integer():
         return f"must be a whole number, got {value}"
     return None
-
-
-def _number_hint(text):
-    try:
-        number = float(text)
-    except ValueError:
-        return ""
-    if not math.isfinite(number):
-        return ""
-    if "e" in text.lower():
-        mantissa, exponent = text.lower().split("e")
-        mantissa += "" if "." in mantissa else ".0"
-        exponent = exponent if exponent.startswith(("+", "-")) else f"+{exponent}"
-        if f"{mantissa}e{exponent}" != text.lower():
-            return (
-                ": YAML reads it as text without a decimal point and a sign of the exponent; "
-                f"write {mantissa}e{exponent}"
-            )
-    return f"; write {number:g} without quotes"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,30 +55,76 @@ def parse_recipe(text: str, path: str) -> Recipe:
             another one than is written, aliases that stand for more than 10,000 values. The
             message is one line with file and line.
     """
-    try:
-        loader = _Loader(text)
-        root = loader.get_single_node()
-        if root is not None:
-            _check_nodes(root)
-        fields = list(root.value) if isinstance(root, yaml.MappingNode) else []
-        values = None if root is None else loader.construct_document(root)
-    except RecursionError:
-        raise ValueError(f"recipe {path} is nested too deeply") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else path
-        problem = getattr(error, "problem", None) or error
-        kind = "" if isinstance(error, _TrapError) else "broken YAML: "
-        raise ValueError(f"{where}: {kind}{problem}") from None
+    root, values = _read(text, lambda line: path if line is None else f"{path}:{line}")
     if not isinstance(values, dict):
         raise ValueError(f"recipe {path} must be a mapping of fields to values, got {values!r}")
-    scalars = [(key, value) for key, value in fields if isinstance(key, yaml.ScalarNode)]
+    scalars = [(key, value) for key, value in root.value if isinstance(key, yaml.ScalarNode)]
     return Recipe(
         path,
         values,
         {key.value: key.start_mark.line + 1 for key, _ in scalars},
         {key.value: value.value for key, value in scalars if isinstance(value, yaml.ScalarNode)},
     )
+
+
+def parse_mapping(text: str, what: str, *, may_be_text: bool = False) -> Any:
+    """A mapping written as one text, such as ``{beta: 0.5}``: YAML, of which JSON is a part.
+
+    Args:
+        what: what messages call the text.
+        may_be_text: other texts are returned as they are.
+
+    Returns:
+        The mapping; None for ``null``.
+
+    Raises:
+        ValueError: no mapping, or as ``parse_recipe``.
+    """
+    example = "; write a mapping such as '{key: value}'"
+    is_text = may_be_text and text.lstrip()[:1] not in ("{", "")
+    if is_text:
+        return text
+    try:
+        _, value = _read(text, lambda line: what, _FlagLoader)
+    except ValueError as error:
+        raise ValueError(f"{error}{example}") from None
+    value = None if value == "none" else value
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"{what} must be a mapping, got {text!r}{example}")
+    return value
+
+
+def parse_list(text: str, what: str) -> list:
+    """A list written as one text, such as ``[0, 3, 6]``, in YAML or JSON.
+
+    Args:
+        what: what messages call the text.
+
+    Raises:
+        ValueError: no list, or as ``parse_recipe``.
+    """
+    _, value = _read(text, lambda line: what, _FlagLoader)
+    if not isinstance(value, list):
+        raise ValueError(f"{what} must be a list such as '[a, b]', got {text!r}")
+    return value
+
+
+def _read(text, where, kind=None):
+    """The root node of a YAML text, and its value; errors begin with ``where(line)``."""
+    loader = (kind or _Loader)(text)
+    try:
+        root = loader.get_single_node()
+        if root is not None:
+            _check_nodes(root)
+        return root, None if root is None else loader.construct_document(root)
+    except RecursionError:
+        raise ValueError(f"{where(None)} is nested too deeply") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or error
+        kind = "" if isinstance(error, _TrapError) else "broken YAML: "
+        line = mark.line + 1 if mark else None
+        raise ValueError(f"{where(line)}: {kind}{problem}") from None
 
 
 def _text_of(path):
@@ -145,6 +192,37 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 _Loader.add_constructor("tag:yaml.org,2002:float", _real_number)
 
 
+class _FlagLoader(_Loader):
+    """The same for a command line, where 1e-7 is a number, as it is in JSON."""
+
+
+_FlagLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def number_hint(text: str) -> str:
+    """How to write a text that is a number to Python, but not to YAML; else nothing."""
+    try:
+        number = float(text)
+    except ValueError:
+        return ""
+    if not math.isfinite(number):
+        return ""
+    if "e" in text.lower():
+        mantissa, exponent = text.lower().split("e")
+        mantissa += "" if "." in mantissa else ".0"
+        exponent = exponent if exponent.startswith(("+", "-")) else f"+{exponent}"
+        if f"{mantissa}e{exponent}" != text.lower():
+            return (
+                ": YAML reads it as text without a decimal point and a sign of the exponent; "
+                f"write {mantissa}e{exponent}"
+            )
+    return f"; write {number:g} without quotes"
+
+
 def _check_nodes(root):
     """Refuse fields that are given twice, and aliases that stand for too many values."""
     sizes: dict[int, int | None] = {}
@@ -159,6 +237,8 @@ def _check_nodes(root):
         inner = node.value if isinstance(node, yaml.CollectionNode) else ()
         if isinstance(node, yaml.MappingNode):
             _check_keys(node)
+            if node is not root:  # of the fields themselves, check_recipe knows the types
+                _check_numbers(node)
             inner = [part for pair in inner for part in pair]
         sizes[id(node)] = found = 1 + sum(map(size, inner))
         if found > _MOST_VALUES:
@@ -178,3 +258,11 @@ def _check_keys(node):
         if (first := seen.setdefault((key.tag, key.value), key)) is not key:
             line = first.start_mark.line + 1
             raise _TrapError(key, f"{key.value} is given twice, first on line {line}")
+
+
+def _check_numbers(node):
+    """Refuse numbers in a mapping that YAML reads as text."""
+    for _, value in node.value:
+        is_bare = isinstance(value, yaml.ScalarNode) and value.style is None
+        if is_bare and value.tag.endswith(":str") and (hint := number_hint(value.value)):
+            raise _TrapError(value, f"got the text {value.value!r}{hint}, or put it in quotes")

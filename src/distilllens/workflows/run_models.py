@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,13 +24,11 @@ from distilllens.loading import (
     load_config,
     load_model,
     load_tokenizer,
-    size_in_words,
 )
 from distilllens.report import Observations, Sample
 from distilllens.workflows.inspect import target_passage
 from distilllens.workflows.students import cut_student, random_student
 
-logger = logging.getLogger(__name__)
 _MAX_TEXT_TOKENS, _MAX_QUESTION_CHARACTERS = 256, 1200
 # Maximum tokens of an answer; the smaller values apply only if no question leaves more room.
 _ANSWER_LENGTHS = (64, 32, 8)
@@ -110,7 +107,7 @@ def observe_models(
             students = [name for name in models if name != "teacher"]
             inspection = inspect_models(
                 models["teacher"],
-                tqdm(passages, desc="reading", unit="text"),
+                tqdm(passages, desc="reading", unit="text", leave=False, disable=None),
                 [models[name] for name in students],
                 trained=[trained] * len(students),
             )
@@ -205,9 +202,7 @@ class _ModelLoader:
 
     def _load(self, role, path, settings):
         model = load_model(role, path, trust_remote_code=self.trusted, **settings)
-        model = self._ready(model.requires_grad_(False))
-        logger.info("%s %s: %s, on %s", role, path, size_in_words(model), model.device.type)
-        return model
+        return self._ready(model.requires_grad_(False))
 
     def _ready(self, model):
         if getattr(model, "hf_device_map", None) is None:
@@ -264,9 +259,10 @@ def _samples(models, tokenizer, texts, positions):
     else:
         return (), 0
     decoding = Decoding(max_new_tokens=longest, greedy=True)
+    bar = tqdm(models.values(), desc="answering", unit="model", leave=False, disable=None)
     answers = [
         TransformersBackend(model, tokenizer, decoding).generate([ids[n] for n in fitting], seed=0)
-        for model in tqdm(models.values(), desc="answering", unit="model")
+        for model in bar
     ]
     samples = tuple(
         Sample(

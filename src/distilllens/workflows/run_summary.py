@@ -16,7 +16,7 @@ from distilllens.loading import size_in_words
 from distilllens.objective import TERMS
 from distilllens.train.cache_needs import name_of
 from distilllens.train.collation import Collation
-from distilllens.train.progress import duration, losses
+from distilllens.train.progress import LogLines, duration, losses
 
 logger = logging.getLogger(__name__)
 _WIDTH = 96
@@ -67,19 +67,23 @@ def block(rows: dict[str, str]) -> str:
 
 
 def closing(trainer, *, chat: bool = False) -> str:
-    """The block after the last step: last losses, time and speed, where things lie, what next."""
+    """The block after the last step: losses if no line has told them, time, speed, what next."""
     rows = trainer.state.log_history
     last = {name: value for row in rows for name, value in row.items()}
-    found = {"losses": ", ".join(f"{name} {value}" for name, value in losses(last).items())}
+    shown = any(isinstance(each, LogLines) for each in trainer.callback_handler.callbacks)
+    values = {} if shown else losses(last)
+    found = {"losses": ", ".join(f"{name} {value}" for name, value in values.items())}
     seconds = last.get("train_runtime")
     if seconds is not None:
         speed = last.get("target_tokens_per_second")
         pace = "" if speed is None else f", {speed:,.0f} target tokens a second"
         found["time"] = f"{duration(seconds)} since this start{pace}"
-    text = block({name: value for name, value in found.items() if value})
+    found = {name: value for name, value in found.items() if value}
+    width = max(map(len, [*found, "next"])) + 2
     # Commands are not wrapped: they are there to be copied.
     commands = _next_commands(trainer.args, chat)
-    return "\n".join([text, *(f"next    {command}" for command in commands)])
+    commands = [f"{'next':{width}}{command}" for command in commands]
+    return "\n".join([*([block(found)] if found else []), *commands])
 
 
 def _next_commands(args, chat):

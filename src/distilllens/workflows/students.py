@@ -20,6 +20,7 @@ from distilllens.loading import (
     with_chat_template,
 )
 from distilllens.marks import check_noted_weights
+from distilllens.train.config_checks import check_bounds
 from distilllens.train.merging import load_merged
 
 logger = logging.getLogger(__name__)
@@ -195,8 +196,10 @@ def check_student(job, model, args):
     """Refuse a student that is not named exactly once.
 
     Raises:
-        ValueError: no student, several, or settings that need another kind of student.
+        ValueError: no student, several, settings out of range, or settings that need another kind
+            of student.
     """
+    check_bounds(model)
     sources = {
         "model_name_or_path": model.model_name_or_path,
         "student_config": job.student_config,

@@ -27,10 +27,16 @@ from distilllens.train.run_lock import claimed
 from distilllens.train.saving import saved_or_removed
 from distilllens.train.stopping import StopSignals
 from distilllens.workflows import students, train_inputs
-from distilllens.workflows.identity import student_identity, teacher_identity, tokenizer_identity
-from distilllens.workflows.outputs import PAGE, check_folder
+from distilllens.workflows.identity import (
+    check_depths,
+    student_identity,
+    teacher_identity,
+    tokenizer_identity,
+)
+from distilllens.workflows.outputs import PAGE
 from distilllens.workflows.provenance import record_of
 from distilllens.workflows.run_summary import Opening, closing, lens_is_read, student_in_words
+from distilllens.workflows.train_checks import check_folders, check_loggers
 from distilllens.workflows.train_inputs import JobArguments
 
 logger = logging.getLogger(__name__)
@@ -69,8 +75,6 @@ def run_job(job: JobArguments, model, args: DistillLensConfig, given: dict | Non
     line = line or f"{args.output_dir} holds the finished run of this recipe; nothing to do"
     # An interruption may have come between the model and its report.
     wanted = job.report and (is_new or not (Path(args.output_dir) / PAGE).exists())
-    if wanted:
-        logger.info("the final model is saved in %s", args.output_dir)
     # The process group has ended: only the main process writes the page.
     if wanted and os.environ.get("RANK", "0") == "0" and (written := _write_report(args)):
         line += f"\n{written}"
@@ -80,16 +84,17 @@ def run_job(job: JobArguments, model, args: DistillLensConfig, given: dict | Non
 def _run(job, model, args, given):
     """Train; returns a line, or None if the run is finished already."""
     students.check_student(job, model, args)
-    _check_loggers(args)
+    check_loggers(args.report_to, has_tensorboard=is_tensorboard_available())
     _check_evaluation(job, args)
-    _check_folders(args)
+    check_folders(args.output_dir, args.teacher_cache)
     args = students.with_student_settings(job, model, args)
     logger.info("loading the tokenizer and the data")
     tokenizer = students.load_student_tokenizer(job, model, args)
+    config = students.load_student_config(job, model, args, tokenizer)
+    check_depths(args, config)
     reader = students.as_trained(tokenizer, args)
     records = train_inputs.load_all(job, reader)
     examples = train_inputs.examples_of(job, args, reader, records)
-    config = students.load_student_config(job, model, args, tokenizer)
     if job.student_config is None:
         args = students.with_save_dtype(model, args, config)
     scorer = _scorer(job, args, records, reader, config)
@@ -177,40 +182,6 @@ def one_line_errors(what, begun=lambda: False):
             raise
         text = f"{what}: {type(error).__name__}: {first_line(error)}"
         raise ValueError(text) from error
-
-
-def _check_loggers(args):
-    """Refuse to report to a library that is not installed, before anything is loaded.
-
-    Raises:
-        ValueError: with how to install it.
-    """
-    names = args.report_to if isinstance(args.report_to, list) else [args.report_to]
-    if "tensorboard" in names and not is_tensorboard_available():
-        raise ValueError(
-            "report_to tensorboard needs tensorboard, which is not installed: pip install "
-            "'distilllens[tensorboard]', or set report_to: none"
-        )
-
-
-def _check_folders(args):
-    folder = Path(args.output_dir)
-    check_folder("output_dir", folder)
-    # transformers would write through them, into somebody's folder or file.
-    for path in [*folder.glob("checkpoint-*"), folder / "trainer_state.json"]:
-        if path.is_symlink():
-            raise ValueError(
-                f"output_dir {folder}: {path.name} is a symbolic link, through which nothing is "
-                "written; move it away"
-            )
-    if args.teacher_cache is None:
-        return
-    cache, output = Path(args.teacher_cache).resolve(), folder.resolve()
-    if output in (cache, *cache.parents):
-        raise ValueError(
-            f"teacher_cache {args.teacher_cache} lies in output_dir {args.output_dir}, which must "
-            "hold nothing but the run; name another folder"
-        )
 
 
 def _check_evaluation(job, args):

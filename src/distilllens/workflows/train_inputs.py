@@ -22,8 +22,10 @@ from distilllens.generate.prompts import end_tokens
 from distilllens.layer_map import parse_blocks
 from distilllens.loading import find_tokenizer, generation_ends
 from distilllens.train.chat_templates import check_marks, other_template, unended_answers
+from distilllens.train.config_checks import check_bounds
 from distilllens.train.preparation import RowError
 from distilllens.workflows.identity import rows_identity
+from distilllens.workflows.train_checks import check_sources
 
 logger = logging.getLogger(__name__)
 _FEW = 8  # tokens, where whether a conversation can be written is all that is asked
@@ -114,16 +116,8 @@ class JobArguments:
         if self.student_blocks is not None:
             blocks = parse_blocks(self.student_blocks, "student_blocks")
             self.student_blocks = list(blocks) if isinstance(blocks, tuple) else blocks
-        if (self.train_file is None) == (self.dataset_name is None):
-            raise ValueError("name the training data by either train_file or dataset_name")
-        if self.dataset_name is not None and self.eval_file is not None:
-            raise ValueError(
-                "eval_file goes with train_file; with dataset_name, set dataset_test_split"
-            )
-        if self.dataset_name is None and self.dataset_test_split is not None:
-            raise ValueError(
-                "dataset_test_split goes with dataset_name; with train_file, set eval_file"
-            )
+        check_bounds(self)
+        check_sources(vars(self))
 
 
 def changed_fields(job: JobArguments, model, args) -> dict[str, Any]:

@@ -1,0 +1,166 @@
+"""Bad fields of a training job, refused before torch is imported and before a model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from distilllens.data import data_files
+from distilllens.errors import did_you_mean
+from distilllens.places import check_folder_of, missing_in
+from distilllens.train.config_checks import (
+    check_bounds,
+    check_finite,
+    check_save_dtype,
+)
+from distilllens.train.lens_checks import check_lens_layers
+from distilllens.workflows.outputs import check_folder
+
+_MODELS = {"student": "model_name_or_path", "teacher": "teacher_model_name_or_path"}
+
+# What transformers can report to -> the package that this needs.
+_LOGGERS = {
+    "all": "",
+    "azure_ml": "azureml",
+    "clearml": "clearml",
+    "codecarbon": "codecarbon",
+    "comet_ml": "comet_ml",
+    "dagshub": "dagshub",
+    "dvclive": "dvclive",
+    "flyte": "flytekit",
+    "kubeflow": "",
+    "mlflow": "mlflow",
+    "neptune": "neptune",
+    "none": "",
+    "swanlab": "swanlab",
+    "tensorboard": "tensorboard",
+    "trackio": "trackio",
+    "wandb": "wandb",
+}
+
+
+def check_values(values: Mapping[str, Any]):
+    """Refuse values of which torch is not needed to know that no run can use them.
+
+    Args:
+        values: field -> value of those that are set, each of its field's type.
+
+    Raises:
+        ValueError: with the field and the value.
+    """
+    check_bounds(values)
+    check_finite(values)
+    check_lens_layers(values.get("lens_layers", "auto"))
+    check_save_dtype(values.get("save_dtype", "auto"))
+
+
+def check_files(values: Mapping[str, Any]):
+    """Refuse data, models and folders that are not there, or cannot be written.
+
+    Args:
+        values: as ``check_values``.
+
+    Raises:
+        ValueError: with the file or folder; also fields that contradict each other.
+        OSError: an output_dir that cannot be written.
+    """
+    check_sources(values)
+    for name in ("train_file", "eval_file"):
+        if values.get(name):
+            list(data_files(values[name], warn=False))
+    for role, field in _MODELS.items():
+        if (name := values.get(field)) is not None:
+            _check_model(f"the {role} {name!r}", name)
+    if (name := values.get("tokenizer_name_or_path")) is not None:
+        check_folder_of(f"the tokenizer of the student {name!r}", name)
+    check_folders(values["output_dir"], values.get("teacher_cache"))
+
+
+def check_cache(values: Mapping[str, Any]):
+    """Refuse to write a teacher cache without a folder or a teacher.
+
+    Raises:
+        ValueError: with the field that is missing.
+    """
+    for name in ("teacher_cache", "teacher_model_name_or_path"):
+        if not values.get(name):
+            raise ValueError(f"distilllens cache needs {name}")
+
+
+def check_sources(values: Mapping[str, Any]):
+    """Refuse data that are not named exactly once.
+
+    Raises:
+        ValueError: no data, or fields that contradict each other.
+    """
+    is_file, is_set = values.get("train_file") is not None, values.get("dataset_name") is not None
+    if is_file == is_set:
+        raise ValueError("name the training data by either train_file or dataset_name")
+    if is_set and values.get("eval_file") is not None:
+        raise ValueError(
+            "eval_file goes with train_file; with dataset_name, set dataset_test_split"
+        )
+    if is_file and values.get("dataset_test_split") is not None:
+        raise ValueError(
+            "dataset_test_split goes with dataset_name; with train_file, set eval_file"
+        )
+
+
+def _check_model(what, name):
+    """Refuse a folder that is not there, or holds no model; a hub id is left to the hub."""
+    check_folder_of(what, name)
+    folder = Path(name)
+    is_adapter = (folder / "adapter_config.json").is_file()
+    if folder.is_dir() and not is_adapter and (problem := missing_in(folder, "config.json")):
+        raise ValueError(f"cannot load {what}: {problem}")
+
+
+def check_loggers(report_to: str | list[str] | None, *, has_tensorboard: bool | None = None):
+    """Refuse to report to a library that is not installed, or to one that is misspelt.
+
+    Args:
+        has_tensorboard: whether it is installed; by default, it is looked for.
+
+    Raises:
+        ValueError: with how to install it, or with the name that was probably meant.
+    """
+    if has_tensorboard is None:
+        has_tensorboard = any(find_spec(name) for name in ("tensorboard", "tensorboardX"))
+    for name in report_to if isinstance(report_to, list) else [report_to]:
+        package = _LOGGERS.get(name)
+        if name is not None and package is None and (hint := did_you_mean(name, _LOGGERS)):
+            raise ValueError(f"report_to {name!r} is not known{hint}")
+        found = has_tensorboard if name == "tensorboard" else package and find_spec(package)
+        if package and not found:
+            extra = "'distilllens[tensorboard]'" if name == "tensorboard" else package
+            raise ValueError(
+                f"report_to {name} needs {package}, which is not installed: pip install {extra}, "
+                "or set report_to: none"
+            )
+
+
+def check_folders(output_dir: str, teacher_cache: str | None):
+    """Refuse an output_dir that cannot be written, or that would hold the teacher cache.
+
+    Raises:
+        ValueError, OSError: with the folder.
+    """
+    folder = Path(output_dir)
+    check_folder("output_dir", folder)
+    # transformers would write through them, into somebody's folder or file.
+    for path in [*folder.glob("checkpoint-*"), folder / "trainer_state.json"]:
+        if path.is_symlink():
+            raise ValueError(
+                f"output_dir {folder}: {path.name} is a symbolic link, through which nothing is "
+                "written; move it away"
+            )
+    if teacher_cache is None:
+        return
+    cache, output = Path(teacher_cache).resolve(), folder.resolve()
+    if output in (cache, *cache.parents):
+        raise ValueError(
+            f"teacher_cache {teacher_cache} lies in output_dir {output_dir}, which must "
+            "hold nothing but the run; name another folder"
+        )

@@ -1,0 +1,106 @@
+"""Fields of a job that are refused before torch is imported."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from distilllens.workflows import train_checks
+from distilllens.workflows.train_checks import check_cache, check_files, check_loggers, check_values
+
+# Field -> values out of range, and the range in words.
+RANGES = {
+    "dataloader_num_workers": ((-1,), "at least 0"),
+    "dataloader_prefetch_factor": ((0,), "at least 1"),
+    "dataset_num_proc": ((0, -1), "at least 1"),
+    "ddp_bucket_cap_mb": ((0,), "at least 1"),
+    "ddp_timeout": ((0,), "at least 1"),
+    "eval_accumulation_steps": ((0,), "at least 1"),
+    "eval_delay": ((-1,), "at least 0"),
+    "eval_steps": ((-1, 0, -0.5), "above 0"),
+    "logging_steps": ((-1, 0), "above 0"),
+    "lora_alpha": ((0, -8), "at least 1"),
+    "lora_dropout": ((2, 1, -0.1), "at least 0 and below 1"),
+    "lora_r": ((0, -1), "at least 1"),
+    "max_prompt_length": ((0,), "at least 1"),
+    "max_steps": ((-2, 0), "at least 1"),
+    "router_aux_loss_coef": ((-1,), "at least 0"),
+    "save_steps": ((-1, 0), "above 0"),
+    "torch_empty_cache_steps": ((0,), "at least 1"),
+}
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_numbers_out_of_range(name):
+    """With the range; the least valid number and None are taken."""
+    values, words = RANGES[name]
+    for value in values:
+        with pytest.raises(ValueError, match=f"^{name} must be {words}.*, got {value}$"):
+            check_values({name: value})
+    check_values({name: None})
+    check_values({name: 0.5 if name in ("lora_dropout", "eval_steps") else 1})
+
+
+def test_python_callers_get_the_same_ranges(workshop):
+    """Of all three dataclasses, before anything is loaded."""
+    from trl import ModelConfig
+
+    from distilllens import DistillLensConfig
+    from distilllens.workflows.train import run_job
+    from distilllens.workflows.train_inputs import JobArguments
+
+    with pytest.raises(ValueError, match="save_steps must be above 0"):
+        DistillLensConfig(output_dir="out", use_cpu=True, save_steps=0)
+    with pytest.raises(ValueError, match="max_prompt_length must be at least 1"):
+        JobArguments(train_file=["train.jsonl"], max_prompt_length=0)
+    model = ModelConfig(model_name_or_path="student", use_peft=True, lora_dropout=2.0)
+    args = DistillLensConfig(output_dir="out", use_cpu=True, cross_entropy_weight=1)
+    with pytest.raises(ValueError, match="lora_dropout must be at least 0 and below 1, got 2"):
+        run_job(JobArguments(train_file=["train.jsonl"]), model, args)
+    assert not (workshop / "out").exists()
+
+
+def test_what_a_run_reports_to_is_looked_for(monkeypatch):
+    """Wherever report_to names it; a name that nobody knows here is left to transformers."""
+    for names in (None, "none", "all", "kubeflow", "logger_of_another_version"):
+        check_loggers(names, has_tensorboard=False)
+    check_loggers(["tensorboard"], has_tensorboard=True)
+    for names in ("tensorboard", ["none", "tensorboard"]):
+        with pytest.raises(ValueError, match=r"distilllens\[tensorboard\]"):
+            check_loggers(names, has_tensorboard=False)
+    monkeypatch.setattr(train_checks, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"report_to flyte needs flytekit.*pip install flytekit, "):
+        check_loggers(["flyte"])
+    with pytest.raises(ValueError, match="report_to 'wandbb' is not known; did you mean wandb"):
+        check_loggers("wandbb")
+
+
+def test_every_logger_of_transformers_is_known():
+    """With the package that transformers asks for."""
+    from transformers.integrations import INTEGRATION_TO_CALLBACK
+
+    assert INTEGRATION_TO_CALLBACK.keys() | {"all", "none"} == train_checks._LOGGERS.keys()
+
+
+def test_models_that_may_be_anywhere_are_left_to_the_loader(workshop):
+    """Hub ids, whole folders, adapters; what is refused is a folder without a model."""
+    adapter = workshop / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    job = {"train_file": ["train.jsonl"], "output_dir": "out"}
+    for name in ("org/model", "gpt2", "teacher", str(adapter)):
+        check_files(job | {"teacher_model_name_or_path": name, "model_name_or_path": name})
+    os.remove(Path("teacher") / "config.json")
+    with pytest.raises(ValueError, match="cannot load the tokenizer of the student"):
+        check_files(job | {"tokenizer_name_or_path": "./none"})
+    with pytest.raises(ValueError, match="cannot load the teacher 'teacher': the folder has no re"):
+        check_files(job | {"teacher_model_name_or_path": "teacher"})
+
+
+def test_a_cache_needs_a_folder_and_a_teacher():
+    """Each is named."""
+    check_cache({"teacher_cache": "a", "teacher_model_name_or_path": "b"})
+    with pytest.raises(ValueError, match="distilllens cache needs teacher_cache"):
+        check_cache({"teacher_model_name_or_path": "b"})
+    with pytest.raises(ValueError, match="distilllens cache needs teacher_model_name_or_path"):
+        check_cache({"teacher_cache": "a", "teacher_model_name_or_path": None})

@@ -34,9 +34,14 @@ OURS = {  # settings of DistillLensConfig
     "DistillLens, a quarter of the tokens": {"lens_token_fraction": 0.25},
     "DistillLens, weighted by entropy": {"lens_token_weights": "entropy"},
     "DistillLens, after its schedule": {"lens_weight_until": 0.5},
+    "DistillLens, tuned": {"lens_readout": "tuned"},
 }
 SAMPLED = ("DistillLens, 0.4 of the pairs", "DistillLens, a quarter of the tokens")
-FORMS = ("DistillLens, weighted by entropy", "DistillLens, after its schedule")
+FORMS = (
+    "DistillLens, weighted by entropy",
+    "DistillLens, after its schedule",
+    "DistillLens, tuned",
+)
 
 
 def models(case: dict):
@@ -56,13 +61,18 @@ def flops(pipeline: str, student, teacher, rows, pairs: int) -> dict[str, int]:
     fractions = OURS.get(pipeline, {})
     of_pairs = max(1, round(fractions.get("lens_pair_fraction", 1) * pairs)) / pairs
     share = of_pairs * fractions.get("lens_token_fraction", 1)
-    weighted = "lens_token_weights" in fractions
+    weighted, tuned = "lens_token_weights" in fractions, "lens_readout" in fractions
     pipeline = "plain KD" if "lens_weight_until" in fractions else pipeline
     pipeline = "DistillLens" if pipeline in (*SAMPLED, *FORMS) else pipeline
     found = cost.step_flops(pipeline, student, teacher, rows, pairs, share=share)
     # The entropies of the teacher's output are one more projection of it.
     extra = 2 * sum(targets for _, targets in rows) * teacher.vocab * teacher.width
-    return found | {"lens": found["lens"] + extra * weighted}
+    extra *= weighted
+    # Translators see every token, and only the student's have a gradient.
+    if tuned:
+        tokens = sum(tokens for tokens, _ in rows)
+        extra += pairs * tokens * (6 * student.width**2 + 2 * teacher.width**2)
+    return found | {"lens": found["lens"] + extra}
 
 
 def refused(pipeline: str) -> str | None:

@@ -58,6 +58,7 @@ RATIOS = (
     ("DistillLens, a quarter of the tokens", "DistillLens"),
     ("DistillLens, weighted by entropy", "DistillLens"),
     ("DistillLens, after its schedule", "plain KD"),
+    ("DistillLens, tuned", "DistillLens"),
 )
 
 

@@ -90,10 +90,13 @@ def test_the_aligned_floor_is_aligned(dtype, monkeypatch):
         assert matrix.shape[along] % unit == 0
 
 
-FORMS = ["DistillLens, weighted by entropy", "DistillLens, after its schedule"]
+FORMS = ["weighted by entropy", "after its schedule", "tuned"]
 
 
-@pytest.mark.parametrize("pipeline", ["plain KD", "DistillLens", "TRL", "published", *FORMS])
+@pytest.mark.parametrize(
+    "pipeline",
+    ["plain KD", "DistillLens", "TRL", "published", *(f"DistillLens, {form}" for form in FORMS)],
+)
 def test_flops_of_a_step(pipeline, tmp_path):
     """The flop model is torch's count of a real step of two rows, attention too."""
     pipelines, dolly = bench["pipelines"], bench["dolly"]

@@ -110,6 +110,15 @@ def test_the_best_checkpoint_brings_its_own(tmp_path):
     assert torch.equal(stored["weight"], trainer.companions["pointers"].weight)
 
 
+def test_one_that_is_not_finite_is_not_saved(tmp_path):
+    """As the student's weights: a resumed run would be lost at its first step."""
+    trainer = made(tmp_path)
+    trainer.companions["pointers"].weight.data[0] = float("nan")
+    with pytest.raises(ValueError, match=r"weights of the pointers are not finite: weight holds"):
+        trainer.save_model(str(tmp_path / "final"))
+    assert not list((tmp_path / "final").glob("*.safetensors"))
+
+
 def test_a_checkpoint_without_it_is_refused(tmp_path):
     """One line says which file is missing or of another run."""
     settings = {"save_strategy": "steps", "save_steps": 1}

@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from distilllens.errors import one_line
+from distilllens.train.finite import check_weights
 from distilllens.train.sharding import is_sharded
 
 
@@ -81,7 +82,13 @@ class CompanionTrainer(SFTTrainer):
         return nn.ModuleList([model, self.companions]) if self.companions else model
 
     def save_model(self, output_dir=None, _internal_call=False):
-        """Save the model, and each companion in a file beside it."""
+        """Save the model, and each companion in a file beside it.
+
+        Raises:
+            ValueError: weights of a companion that are not finite.
+        """
+        for name, module in self.companions.items():
+            check_weights(name, module)
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
             for name, module in self.companions.items():

@@ -239,6 +239,22 @@ def test_unequal_vocabularies_compare_the_shared_prefix(batch):
     assert math.isclose(terms.total.item(), expected.item(), rel_tol=1e-5)
 
 
+def test_entropy_weights_are_over_the_shared_prefix(batch):
+    """Tokens that the student does not have are no uncertainty of what the lens compares."""
+    ids, labels = batch
+    student, teacher = toys.llama(vocab=24), toys.llama(4, 24, vocab=31, seed=1)
+    objective = Objective(LayerMap([(1, 2)]), output_weight=0.0, lens_token_weights="entropy")
+    terms = objective(*read_both(student, teacher, ids, objective.layer_map), labels)
+    output = teacher(input_ids=ids).logits[..., :24].detach()
+    ours, theirs = skipping(student, ids, 1), skipping(teacher, ids, 2)[..., :24]
+    expected = sum(
+        uncertainty(output[b, t])
+        * half_mixture(theirs[b, t].double().softmax(-1), ours[b, t].double().softmax(-1))
+        for b, t in target_positions(labels).nonzero().tolist()
+    )
+    assert math.isclose(terms.lens.item(), expected.item(), rel_tol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -548,7 +564,7 @@ def test_a_certain_teacher_weighs_nothing_and_is_never_drawn():
     ours = LayerStates({1: torch.randn(1, 4, 8)}, True, final=torch.zeros(1, 4, 8))
     labels = torch.tensor([[-100, 1, 1, 1]])
     objective = Objective(LayerMap([(1, 1)]), lens_token_weights="entropy", lens_token_fraction=0.5)
-    weights = objective._token_weights(final[0, :3], head)
+    weights = objective._token_weights(final[0, :3], head, 8)
     assert weights.tolist() == pytest.approx([0, 1 / 2, 7 / 8], abs=1e-6)
     for draw, count in ((0.0, 2), (0.24, 2), (0.26, 1), (0.44, 0)):
         draws = torch.full((1, 4), draw)

@@ -39,9 +39,10 @@ class Objective:
         lens_token_fraction: in (0, 1]; the share of target tokens that the lens term measures.
         lens_pair_weights: v, a number >= 0 for each pair of the map; None is 1 for all.
         lens_token_weights: "uniform", u = 1; or "entropy", u = 1 - exp(-H) with H the entropy of
-            the teacher's output in nats, at temperature 1: 0 where the teacher is certain, 1/2
-            where two tokens are equally likely, below 1. Below a fraction of 1, a token is measured
-            with probability fraction * u and not weighted again, which has the same expectation.
+            the teacher's output in nats, over the shared tokens at temperature 1: 0 where it is
+            certain, 1/2 where two tokens are equally likely, below 1. Below a fraction of 1, a
+            token is measured with probability fraction * u and not weighted again, which has the
+            same expectation.
         lens_detach_head: whether the lens term leaves the student's head without a gradient.
         feature_map: the pairs of the feature loss; None for a loss without it.
         feature_loss: "mse" or "cosine".
@@ -170,7 +171,7 @@ class Objective:
             if self.output_weight > 0 or measure_all:
                 terms["output"] = [self._output(final, teacher_final, teacher_head)]
             if self.needs_lens(measure_all):
-                weights = self._token_weights(teacher_final, teacher_head)
+                weights = self._token_weights(teacher_final, teacher_head, student_head.vocab_size)
                 measured = self._measured(targets, weights, lens_draws, measure_all)
                 terms["lens"] = self._lens(student, teacher, teacher_head, targets, measured)
         total, nats = self._evaluate(student_head, terms)
@@ -246,10 +247,14 @@ class Objective:
         sides = (final, teacher_final, teacher_head, self.output_divergence)
         return divergence_term(*sides, weight=weight, **options)
 
-    def _token_weights(self, teacher_final, teacher_head):
-        """u ``[N]`` of the targets, or None for ones: one more projection of the teacher's rows."""
+    def _token_weights(self, teacher_final, teacher_head, vocab_size):
+        """u ``[N]`` of the targets, or None for ones: one more projection of the teacher's rows.
+
+        Of the tokens that both models have, as in the divergences.
+        """
         if self.lens_token_weights == "uniform":
             return None
+        teacher_head = _first(teacher_head, vocab_size)
         # The engine sees the entropies of what it projects beside a cross-entropy; of no label.
         dtype = torch.promote_types(teacher_final.dtype, torch.float32)
         seen = teacher_final.new_empty(2, len(teacher_final), dtype=dtype)
@@ -330,6 +335,12 @@ def _constant(head):
     """The head without gradients of its own; those of the states that it reads stay."""
     bias = None if head.bias is None else head.bias.detach()
     return replace(head, weight=head.weight.detach(), bias=bias)
+
+
+def _first(head, size):
+    """The head over the first tokens of its vocabulary."""
+    bias = None if head.bias is None else head.bias[:size]
+    return replace(head, weight=head.weight[:size], bias=bias)
 
 
 def _rows(states, state, targets, kept=None):

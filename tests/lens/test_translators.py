@@ -52,6 +52,15 @@ def test_new_ones_change_nothing():
     assert some([1], 8)(5, hidden) is hidden
 
 
+def test_maps_of_other_depths_are_refused():
+    """They may be as many and as wide: depth 2 would be read through the map of depth 3."""
+    with pytest.raises(ValueError, match=r"of the depths \[1, 3\], not of \[1, 2\]"):
+        Translators([1, 2], 8).load_state_dict(some([1, 3], 8).state_dict())
+    again = Translators([1, 3], 8)
+    again.load_state_dict(some([3, 1], 8).state_dict())
+    assert torch.equal(again.weight, some([1, 3], 8).weight)
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_every_reader_translates(family, name):
     """read_states, trajectory, divergence_by_depth and inspect_models agree with the formula."""

@@ -85,7 +85,9 @@ def test_a_resumed_run_ends_at_its_bits(tmp_path):
     found = toys.weights(resumed.companions) | toys.weights(resumed.model)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     resumed.save_model(str(tmp_path / "final"))
-    stored = load_file(tmp_path / "final" / "pointers.safetensors")
+    stored = load_file(tmp_path / "final" / "companions" / "pointers.safetensors")
+    # What vLLM and others load: every such file beside the configuration.
+    assert [f.name for f in (tmp_path / "final").glob("*.safetensors")] == ["model.safetensors"]
     assert all(
         torch.equal(stored[n], p) for n, p in resumed.companions["pointers"].named_parameters()
     )
@@ -106,15 +108,24 @@ def test_the_best_checkpoint_brings_its_own(tmp_path):
     trainer.train()
     best = trainer.state.best_model_checkpoint
     assert best.endswith("checkpoint-1")
-    stored = load_file(f"{best}/pointers.safetensors")
+    stored = load_file(f"{best}/companions/pointers.safetensors")
     assert torch.equal(stored["weight"], trainer.companions["pointers"].weight)
+
+
+def test_one_that_is_not_finite_is_not_saved(tmp_path):
+    """As the student's weights: a resumed run would be lost at its first step."""
+    trainer = made(tmp_path)
+    trainer.companions["pointers"].weight.data[0] = float("nan")
+    with pytest.raises(ValueError, match=r"weights of the pointers are not finite: weight holds"):
+        trainer.save_model(str(tmp_path / "final"))
+    assert not list((tmp_path / "final").rglob("*.safetensors"))
 
 
 def test_a_checkpoint_without_it_is_refused(tmp_path):
     """One line says which file is missing or of another run."""
     settings = {"save_strategy": "steps", "save_steps": 1}
     made(tmp_path, **settings).train()
-    file = tmp_path / "checkpoint-1" / "pointers.safetensors"
+    file = tmp_path / "checkpoint-1" / "companions" / "pointers.safetensors"
     file.unlink()
     with pytest.raises(ValueError, match=r"pointers.safetensors does not hold the pointers of"):
-        made(tmp_path, **settings).train(resume_from_checkpoint=str(file.parent))
+        made(tmp_path, **settings).train(resume_from_checkpoint=str(file.parents[1]))

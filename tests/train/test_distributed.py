@@ -43,12 +43,12 @@ def test_two_processes_step_like_one(tmp_path, kind, wrapper, flags):
     """Batch 2 on each of two processes ends at the weights of batch 4 on one, to 1e-6.
 
     "cached": both write a cache with the (sharded) teacher, and train from it. "answers": each
-    answers its share of the evaluation data; under FSDP2 that is refused, and so are modules that
-    are trained beside the student.
+    answers its share of the evaluation data; under FSDP2 that is refused, and so are projectors and
+    translators.
     """
     refused = {"--answers": "eval_generate needs the whole student"}
-    refused["features"] = "feature_projectors are trained beside the student, which is not"
-    refused["tuned"] = "translators are trained beside the student, which is not"
+    beside = "are trained beside the student, which is not"
+    refused |= {"features": f"feature_projectors {beside}", "tuned": f"translators {beside}"}
     for flag in refused.keys() & {*flags} if kind == "fsdp2" else ():
         with pytest.raises(AssertionError, match=refused[flag]):
             on_two_processes(tmp_path, kind, *flags)

@@ -594,7 +594,7 @@ def test_features_are_the_streams_before_any_norm(tmp_path, width):
         row["output_loss"] + row["lens_loss"] + 0.5 * row["feature_loss"], rel=1e-6
     )
     trainer.save_model(str(tmp_path / "final"))
-    file = tmp_path / "final" / "feature_projectors.safetensors"
+    file = tmp_path / "final" / "companions" / "feature_projectors.safetensors"
     assert file.exists() == bool(start) == (width == 24)
     assert not any("projector" in name for name in trainer.model.state_dict())
 

@@ -86,7 +86,7 @@ def test_both_lie_beside_the_model_and_not_in_it(tmp_path):
     assert "final norm | yes, behind a tuned lens |" in (tmp_path / "README.md").read_text()
     assert not [name for name in trainer.model.state_dict() if "translator" in name]
     for name, depths in (("translators", (1, 2)), ("teacher_translators", (1, 3))):
-        found, _ = load_translators(tmp_path / "final" / f"{name}.safetensors")
+        found, _ = load_translators(tmp_path / "final" / "companions" / f"{name}.safetensors")
         assert found.depths == depths
         assert torch.equal(found.weight, trainer.companions[name].weight)
 

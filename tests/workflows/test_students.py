@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from distilllens.cli import main
 from distilllens.workflows import run_models
+from distilllens.workflows.students import load_student
 
 BLOCKS = {"model_name_or_path": None, "student_blocks": [0, 1, 3]}
 IDS = torch.tensor([[3, 9, 4, 17, 5, 2]])
@@ -123,6 +125,28 @@ def test_a_cache_holds_the_depths_of_the_blocks(workshop):
     assert manifest["depths"] == [1, 2]
     assert main([*TRAIN, "--teacher_cache", "cache"]) == 0
     assert toys.drift(weights(workshop / "live"), weights(workshop / "out")) == 0
+
+
+def test_a_narrow_student_computes_as_its_files_do(workshop):
+    """Frequencies of rotary embeddings are not saved: narrowed, they turn other angles."""
+    teacher = toys.llama(4, 24, seed=1, positions=4096)
+    teacher.save_pretrained(workshop / "teacher")
+    args = SimpleNamespace(
+        teacher_model_name_or_path=str(workshop / "teacher"),
+        teacher_model_init_kwargs=None,
+        trust_remote_code=False,
+    )
+    job = SimpleNamespace(student_config=None, student_blocks=[0, 3])
+    model = SimpleNamespace(attn_implementation=None, dtype="bfloat16")
+    student = load_student(job, model, args, None)
+    student.save_pretrained(workshop / "cut")
+    read = AutoModelForCausalLM.from_pretrained(workshop / "cut", dtype=torch.bfloat16)
+    theirs = dict(read.named_buffers())
+    assert theirs.keys() == dict(student.named_buffers()).keys()
+    for name, buffer in student.named_buffers():
+        assert buffer.dtype == theirs[name].dtype and torch.equal(buffer, theirs[name])
+    ids = torch.arange(2000)[None] % 24
+    assert torch.equal(student(ids).logits, read(ids).logits)
 
 
 def test_the_files_have_the_teachers_dtype(workshop):

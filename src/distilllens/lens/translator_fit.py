@@ -161,7 +161,9 @@ class TranslatorFit:
         squares = self._squares[at] / self.num_rows - torch.outer(mean, mean)
         products = self._products[at] / self.num_rows - torch.outer(mean, self._mean_last)
         squares.diagonal().add_(_RIDGE * squares.diagonal().mean())
-        values, vectors = torch.linalg.eigh(squares)
+        # MPS has no eigh in many versions of torch.
+        there = "cpu" if squares.device.type == "mps" else squares.device
+        values, vectors = (part.to(squares.device) for part in torch.linalg.eigh(squares.to(there)))
         white = vectors * values.clamp(min=1e-12).rsqrt()
         return mean, white @ (white.T @ products), white
 

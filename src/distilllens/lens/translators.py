@@ -47,6 +47,7 @@ class Translators(nn.Module):
         self.register_buffer("numbers", torch.tensor(self.depths))
         self.weight = nn.Parameter(torch.zeros(len(self.depths), width, width))
         self.bias = nn.Parameter(torch.zeros(len(self.depths), width))
+        self.register_load_state_dict_post_hook(_check_loaded)
 
     @property
     def width(self) -> int:
@@ -68,6 +69,13 @@ class Translators(nn.Module):
     def extra_repr(self) -> str:
         """The depths and the width."""
         return f"depths={list(self.depths)}, width={self.width}"
+
+
+def _check_loaded(translators, _):
+    """Refuse the maps of other depths, which may be as many."""
+    found = translators.numbers.tolist()
+    if found != list(translators.depths):
+        raise ValueError(f"they are of the depths {found}, not of {list(translators.depths)}")
 
 
 def save_translators(file: str | Path, translators: Translators, **about: str):

@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from distilllens.errors import one_line
+from distilllens.train.finite import check_weights
 from distilllens.train.sharding import is_sharded
 
 
@@ -20,9 +21,9 @@ class CompanionTrainer(SFTTrainer):
     ``add_companion`` registers one; from then on it lives as the student does. Its parameters form
     a group of the optimizer, at the student's learning rate and without weight decay. Their
     gradients are averaged over processes, clipped by one norm with the student's, and cleared at
-    the next step. ``NAME.safetensors`` lies beside every saved model, in checkpoints too, and is
-    read back on a resume and with the best checkpoint. The module is called like any other; DDP
-    need not know it, so it may run inside the student's forward or outside of it.
+    the next step. ``companions/NAME.safetensors`` lies in the folder of every saved model, in
+    checkpoints too, and is read back on a resume and with the best checkpoint. The module is called
+    like any other; DDP need not know it, so it may run inside the student's forward or outside.
 
     Attributes:
         companions: name -> module; empty for a trainer without any.
@@ -81,12 +82,20 @@ class CompanionTrainer(SFTTrainer):
         return nn.ModuleList([model, self.companions]) if self.companions else model
 
     def save_model(self, output_dir=None, _internal_call=False):
-        """Save the model, and each companion in a file beside it."""
+        """Save the model, and each companion in a file of its own.
+
+        Raises:
+            ValueError: weights of a companion that are not finite.
+        """
+        for name, module in self.companions.items():
+            check_weights(name, module)
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
             for name, module in self.companions.items():
                 tensors = {k: v.contiguous() for k, v in module.state_dict().items()}
-                save_file(tensors, _file(output_dir or self.args.output_dir, name))
+                file = _file(output_dir or self.args.output_dir, name)
+                file.parent.mkdir(exist_ok=True)
+                save_file(tensors, file)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -122,4 +131,5 @@ def _trained(companions):
 
 
 def _file(folder, name):
-    return Path(folder) / f"{name}.safetensors"
+    # vLLM takes every safetensors file that lies beside a model for the model's weights.
+    return Path(folder) / "companions" / f"{name}.safetensors"

@@ -27,7 +27,7 @@ def first_not_finite(model: nn.Module) -> tuple[str, float] | None:
 
 
 def check_weights(role: str, model: nn.Module):
-    """Refuse a model with weights that are not finite.
+    """Refuse a model, or weights beside it, with weights that are not finite.
 
     Raises:
         ValueError: with the first tensor and its value.

@@ -211,7 +211,10 @@ class SafeTrainer(SFTTrainer):
                 "one is kept",
                 *(name, next(iter(scores.values())), len(scores)),
             )
-        super()._load_best_model()
+        with hidden_messages(
+            missing_head(base_model_of(self.accelerator.unwrap_model(self.model)))
+        ):
+            super()._load_best_model()
 
     @property
     def _deciding_metric(self):

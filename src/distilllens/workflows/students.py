@@ -6,7 +6,6 @@ import copy
 import difflib
 import logging
 
-import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, set_seed
 
 from distilllens.errors import first_line
@@ -108,9 +107,11 @@ def load_student(job, model, args, tokenizer):
             settings["attn_implementation"] = model.attn_implementation
         name, given = args.teacher_model_name_or_path, args.teacher_model_init_kwargs
         logger.info("cutting the student out of the teacher %s", name)
+        # Narrowed by from_pretrained, which leaves what is computed and not saved in float32.
+        whole = (model.dtype or "float32") == "float32"
+        settings["dtype"] = "auto" if whole else model.dtype
         student = cut_student(name, job.student_blocks, given, **settings)
-        dtype = model.dtype or "float32"
-        return student if dtype == "auto" else student.to(getattr(torch, dtype))
+        return student.float() if whole else student
     check_noted_weights(f"the student {model.model_name_or_path!r}", model.model_name_or_path)
     return model.model_name_or_path
 

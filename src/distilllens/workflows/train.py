@@ -243,7 +243,7 @@ def _save_final(trainer, identity, record):
         return
     # PEFT's card of an adapter; ours follows, unless somebody's README is in its place.
     (part / "README.md").unlink(missing_ok=True)
-    names = [file.name for file in part.iterdir()]
+    names = [file.relative_to(part).as_posix() for file in part.rglob("*") if file.is_file()]
     for file in sorted(part.iterdir()):
         target = output_dir / file.name
         if target.is_dir():

@@ -116,7 +116,7 @@ BAD = {
     "both": (["--model", "teacher", *PAIR, *PROMPT], "--model stands alone"),
     "no text": (PAIR, "either --prompt or --data"),
     "two texts": ([*PAIR, *PROMPT, "--data", "train.jsonl"], "either --prompt or --data"),
-    "empty": ([*PAIR, "--prompt", ""], "--prompt is empty ('')"),
+    "empty": ([*PAIR, "--prompt", ""], "--prompt is empty; give it a value"),
     "blank": ([*PAIR, "--prompt", " \n"], "--prompt is empty"),
     "long": ([*PAIR, "--prompt", "cat " * 65], "65 tokens, beyond the 64 positions"),
     "limit": ([*PAIR, "--data", "train.jsonl", "--limit", "0"], "--limit must be at least 1"),

@@ -6,6 +6,7 @@ from transformers import AutoModelForCausalLM
 
 from distilllens.cli import main
 
+IMPORTANCE = ["--by", "importance", "--data", "train.jsonl"]
 PRUNE = ["prune", "--model", "teacher", "--output", "made"]
 
 
@@ -60,6 +61,18 @@ BAD = {
         [*PRUNE, "--blocks", "2", "--by", "importance", "--data", "train.jsonl", "--limit", "0"],
         "--limit must be at least 1, got 0",
     ),
+    "no length": (
+        [*PRUNE, "--blocks", "2", *IMPORTANCE, "--max_length", "-1"],
+        "--max_length must be at least 1, got -1",
+    ),
+    "two kinds of data": (
+        [*PRUNE, "--blocks", "2", *IMPORTANCE, "--data", "talk.jsonl"],
+        "talk.jsonl:1: a 'messages' record, but train.jsonl:1 is a",
+    ),
+    "no chat template": (
+        [*PRUNE, "--blocks", "2", "--by", "importance", "--data", "talk.jsonl"],
+        "talk.jsonl:1: the tokenizer cannot write these messages: it has no chat template",
+    ),
     "unknown rule": ([*PRUNE, "--blocks", "2", "--by", "luck"], "luck"),
     "no such model": (
         ["prune", "--model", "./none", "--blocks", "2", "--output", "made"],
@@ -80,6 +93,7 @@ BAD = {
 def test_bad_input_is_one_line(case, workshop, capsys):
     """Status 2, and nothing is written."""
     words, message = BAD[case]
+    (workshop / "talk.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
     before = sorted(path.name for path in workshop.rglob("*"))
     assert main(words) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
@@ -111,3 +125,16 @@ def test_an_empty_folder_is_taken(workshop):
     (workshop / "made").mkdir()
     assert main([*PRUNE, "--blocks", "2"]) == 0
     assert (workshop / "made" / "model.safetensors").is_file()
+
+
+def test_an_interruption_while_it_writes_leaves_nothing(workshop, capsys, monkeypatch):
+    """Ctrl-C after some of the files."""
+    from transformers import PreTrainedTokenizerBase
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "save_pretrained", stop)
+    before = sorted(path.name for path in workshop.rglob("*"))
+    assert main([*PRUNE, "--blocks", "2"]) == 130
+    assert sorted(path.name for path in workshop.rglob("*")) == before

@@ -112,6 +112,8 @@ def test_stories_are_split_at_their_separator(tmp_path, suffix):
     [
         (b'{"instruction": "\xff"}', "byte 0xff is not UTF-8 .*save it as UTF-8"),
         (b'{"instruction": ', "broken JSON .*column 17"),
+        (b'{"text": "a", "text": "b"}', "broken JSON .an object has the field 'text' twice"),
+        (TALK % b', "tools": [{"x": {"b": 1, "a": 2, "a": 3}}]', "has the field 'a' twice"),
         (b"[" * 100_000, "broken JSON .nested too deeply"),
         (b"[1]", r"\[1\] is not a JSON object"),
         (b'"text"', "'text' is not a JSON object"),
@@ -186,6 +188,7 @@ def test_a_broken_line_is_named(tmp_path, line, message):
         ("a.txt", b"a\nb\xc3", ":2: byte 0xc3 is not UTF-8"),
         ("a.json", b'{"text": "a"}', ":1: .*one list of objects, .*one object a line is .jsonl"),
         ("a.json", b'[{"text": "a"},\n{"text" "b"}]', ":2: broken JSON"),
+        ("a.json", b'[{"text": "a"},\n{"text": "b", "text": "c"}]', ":2: .*'text' twice"),
         ("a.json", b'[{"text": "a"},\n\n{"text": 5}]', ":3: 'text' is 5"),
         ("a.jsonl", b'\n{\n  "text": "a"\n}\n', ":2: broken JSON .*this looks like pretty-printed"),
         ("a.jsonl", b'[\n{"text": "a"}]\n', ":1: .*looks like a JSON list: name the file .json"),

@@ -163,6 +163,8 @@ TAKEN = [
     ("optim_target_modules: [a, b]", ["a", "b"]),
     ("trackio_static_space_id: false", False),
     ("lens_layers: 3", "3"),
+    ("report_to: []", []),
+    ("label_names: []", []),
 ]
 EMPTY = (
     "weight_decay max_grad_norm learning_rate seed max_steps num_train_epochs adam_beta1 log_level"

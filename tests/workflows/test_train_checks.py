@@ -104,3 +104,12 @@ def test_a_cache_needs_a_folder_and_a_teacher():
         check_cache({"teacher_model_name_or_path": "b"})
     with pytest.raises(ValueError, match="distilllens cache needs teacher_model_name_or_path"):
         check_cache({"teacher_cache": "a", "teacher_model_name_or_path": None})
+
+
+@pytest.mark.parametrize("name", ["train_file", "eval_file"])
+def test_a_list_of_files_holds_one(workshop, name):
+    """Where other fields take an empty list, as ``report_to`` does."""
+    job = {"train_file": ["train.jsonl"], "output_dir": "out"}
+    check_files(job)
+    with pytest.raises(ValueError, match=f"^{name} is empty; give it a value, or leave it out$"):
+        check_files(job | {name: []})

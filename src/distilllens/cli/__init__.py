@@ -54,14 +54,25 @@ class OneLineParser(argparse.ArgumentParser):
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def parse_known_args(self, args=None, namespace=None):
-        """As argparse, but an unknown flag is named before what is missing because of it."""
+        """As argparse, but an unknown flag is named before what is missing because of it.
+
+        An empty value is refused: as a path, "" is the folder that one is in.
+        """
         words = list(args or ())
         for at, word in enumerate(takewhile(lambda word: word != "--", words)):
-            flag = word.split("=")[0]
-            if is_flag(word) and flag not in self._option_string_actions:
-                values = takewhile(lambda value: not is_flag(value), words[at + 1 :])
+            if not is_flag(word):
+                continue
+            flag, equals, value = word.partition("=")
+            values = [*takewhile(lambda value: not is_flag(value), words[at + 1 :])]
+            if (action := self._option_string_actions.get(flag)) is None:
                 unknown = f"unrecognized arguments: {' '.join([word, *values])}"
                 self.error(f"{unknown}{did_you_mean(flag, self._option_string_actions)}")
+            if action.nargs == 0 and equals:
+                self.error(f"{flag} takes no value, got {value!r}")
+            if "" in ([value] if equals else values):
+                self.error(f"{flag} is empty; give it a value, or leave it out")
+        if "" in words:
+            self.error("an argument is empty; give it a value, or leave it out")
         return super().parse_known_args(args, namespace)
 
     def error(self, message):

@@ -25,7 +25,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "folders", nargs="+", metavar="DIR", help="results folder of distilllens evaluate"
     )
-    parser.add_argument("--metric", nargs="+", help="show only these metrics (default: all)")
+    parser.add_argument(
+        "--metric", action="extend", nargs="+", help="show only these metrics (default: all)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON with unrounded numbers")
     args = parser.parse_args(argv)
     from distilllens.workflows.compare import compare_results, next_steps

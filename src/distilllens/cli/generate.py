@@ -24,7 +24,7 @@ completion or the last turn of the assistant. Records need no answer. Answers th
 --max_new_tokens are left out, and so are empty ones. Answers are appended to OUTPUT.part as they
 are given: the same command goes on after an interruption, and OUTPUT appears when it is whole.
 """
-_DATA = {"nargs": "+", "required": True}
+_DATA = {"action": "extend", "nargs": "+", "required": True}
 _SEEDS = {"type": seeds, "default": (10,)}
 _GROUPS = {
     "model and data": (

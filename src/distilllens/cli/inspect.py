@@ -23,15 +23,15 @@ examples:
 
 With --prompt every token is shown; with --data only those that predict a response, as in training.
 """
-_SEVERAL = {"action": "extend", "nargs": "+", "default": []}
+_SEVERAL = {"action": "extend", "nargs": "+"}
 _READOUTS = {"choices": ("logit", "tuned"), "default": "logit"}
 _DTYPES = {"choices": ("auto", "float32", "bfloat16", "float16"), "default": "auto"}
 _FLAGS = (
     ("teacher", str, "MODEL", "teacher: a folder or hub id"),
-    ("student", _SEVERAL, "MODEL", "one or more students"),
+    ("student", _SEVERAL | {"default": []}, "MODEL", "one or more students"),
     ("model", str, "MODEL", "a single model, instead of teacher and student"),
     ("prompt", str, "TEXT", "text to read"),
-    ("data", {"nargs": "+"}, "FILE", "or data files to read: .jsonl, .json or .txt (or .gz)"),
+    ("data", _SEVERAL, "FILE", "or data files to read: .jsonl, .json or .txt (or .gz)"),
     ("limit", 8, "N", "number of records of --data to read"),
     ("max_length", 512, "N", "number of tokens of a record to read"),
     ("lens_layers", "auto", "PAIRS", 'depth pairs of training, to mark: auto, "3" or "2:8,4:16"'),

@@ -31,7 +31,12 @@ _FLAGS = (
     ("model", str, "MODEL", "the model: a folder or hub id; an adapter is merged"),
     ("blocks", str, "N|LIST", 'how many blocks to keep, or which, from 0: 15 or "0,3,6"'),
     ("by", _BY, None, "which blocks: even (spread, with the first and the last) or importance"),
-    ("data", {"nargs": "+"}, "FILE", "texts for importance: files that train_file takes"),
+    (
+        "data",
+        {"action": "extend", "nargs": "+"},
+        "FILE",
+        "texts for importance: files that train_file takes",
+    ),
     ("drop_ends", bool, None, "importance may drop the first and the last block too"),
     ("limit", 64, "N", "number of records of --data to read"),
     ("max_length", 512, "N", "number of tokens of a record to read"),
@@ -54,9 +59,10 @@ def main(argv: list[str]) -> int:
     from distilllens.workflows.prune import check_pruning, prune
 
     quiet_libraries()
-    check_pruning(args.output, args.blocks, args.by, args.data, args.drop_ends, args.limit)
     given = vars(args)
     given.pop("verbose", None)
+    names = ("output", "blocks", "by", "data", "drop_ends", "limit", "max_length")
+    check_pruning(**{name: given[name] for name in names})
     pruned = prune(given.pop("model"), given.pop("blocks"), given.pop("output"), **given)
     if table := pruned.table():
         print(table)

@@ -5,10 +5,23 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 STORY_SEPARATOR = "<|endoftext|>"
+
+
+def _object(pairs):
+    """The object of a record's fields, none of which is lost because it has another's name."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"an object has the field {name!r} twice")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def read_text(file: Path, name: str) -> str:
@@ -42,13 +55,13 @@ def json_lines(name: str, text: str) -> Iterator[tuple[str, object]]:
     """``(FILE:LINE, value)`` of every line that is not blank.
 
     Raises:
-        ValueError: a line is not JSON.
+        ValueError: a line is not JSON, or an object on it has two fields of one name.
     """
     # Not splitlines(): JSON strings may contain U+2028 and other separators.
     for line, content in enumerate(text.split("\n"), 1):
         if content.strip():
             try:
-                yield f"{name}:{line}", json.loads(content)
+                yield f"{name}:{line}", _DECODER.decode(content)
             except (ValueError, RecursionError) as error:
                 raise _broken_json(name, line, error, _hint(text, line)) from error
 
@@ -57,9 +70,9 @@ def json_list(name: str, text: str) -> Iterator[tuple[str, object]]:
     """``(FILE:LINE, value)`` of every item of a JSON list.
 
     Raises:
-        ValueError: the text is not a list, or broken.
+        ValueError: the text is not a list, or broken, or an object has two fields of one name.
     """
-    decoder, line, counted = json.JSONDecoder(), 1, 0
+    line, counted = 1, 0
     position = _skip_space(text, 0)
     if not text[position:]:
         return
@@ -76,7 +89,10 @@ def json_list(name: str, text: str) -> Iterator[tuple[str, object]]:
     position = _skip_space(text, position + 1)
     while text[position] != "]":
         line, counted = line + text.count("\n", counted, position), position
-        value, position = decoder.raw_decode(text, position)
+        try:
+            value, position = _DECODER.raw_decode(text, position)
+        except ValueError as error:
+            raise _broken_json(name, line, error) from error
         yield f"{name}:{line}", value
         position = _skip_space(text, position)
         if text[position] == ",":

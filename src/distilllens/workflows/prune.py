@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from distilllens.data import load_records, to_training_examples
 from distilllens.data.encode import encode_examples
+from distilllens.data.records import place_of
 from distilllens.errors import first_line
 from distilllens.layer_map import Cut, parse_blocks
 from distilllens.lens import LogitLens, capture
@@ -59,7 +60,13 @@ class Pruned:
 
 
 def check_pruning(
-    output: Path, blocks: int | str | Sequence[int], by: str, data, drop_ends: bool, limit: int
+    output: Path,
+    blocks: int | str | Sequence[int],
+    by: str,
+    data,
+    drop_ends: bool,
+    limit: int,
+    max_length: int,
 ):
     """Refuse arguments that contradict each other, before anything is loaded.
 
@@ -70,6 +77,7 @@ def check_pruning(
     """
     blocks = parse_blocks(blocks, "--blocks")
     check_count("--limit", limit)
+    check_count("--max_length", max_length)
     if by not in ("even", "importance"):
         raise ValueError(f"--by must be even or importance, got {by!r}")
     if by == "importance" and not isinstance(blocks, int):
@@ -124,7 +132,7 @@ def prune(
         OSError: a folder that cannot be written.
     """
     output, blocks = Path(output), parse_blocks(blocks, "--blocks")
-    check_pruning(output, blocks, by, data, drop_ends, limit)
+    check_pruning(output, blocks, by, data, drop_ends, limit, max_length)
     loading = {"trust_remote_code": trust_remote_code}
     config = load_config("model", model, **loading)
     cut_config(config, blocks)  # before its weights are loaded
@@ -193,7 +201,7 @@ def _texts(data, tokenizer, limit, length):
     if tokenizer is None:
         raise ValueError("--by importance needs the model's tokenizer, and its folder has none")
     examples = to_training_examples(load_records(data)[:limit])
-    names = [f"record {number}" for number in range(1, len(examples) + 1)]
+    names = [place_of(example, f"record {n}") for n, example in enumerate(examples, 1)]
     encoded = encode_examples(examples, tokenizer, names, length)
     texts = [ids[:length] for ids, _ in encoded if len(ids)]
     if not texts:
@@ -215,8 +223,9 @@ def _write(student, tokenizer, output):
         if output.exists():
             output.rmdir()
         os.replace(part, output)
-    except Exception as error:
+    except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno is not None:
+        is_plain = isinstance(error, OSError) and error.errno is not None
+        if is_plain or not isinstance(error, Exception):
             raise
         raise OSError(f"{output} could not be written: {first_line(error)}") from error

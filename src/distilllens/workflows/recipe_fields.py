@@ -132,8 +132,6 @@ def _problem_of_nothing(action):
 
 def _collection_problem(value, action, kinds):
     if isinstance(value, list) and (action.nargs == "+" or list in kinds):
-        if not value:
-            return "is empty; give it a value, or leave it out"
         kind, what = _ITEMS[getattr(action, "items", str)]
         wrong = [p for p in value if isinstance(p, bool) or not isinstance(p, kind)]
         return f"must be a list of {what}, got {wrong[0]!r} in it" if wrong else None

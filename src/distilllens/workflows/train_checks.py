@@ -95,6 +95,9 @@ def check_sources(values: Mapping[str, Any]):
     Raises:
         ValueError: no data, or fields that contradict each other.
     """
+    for name in ("train_file", "eval_file"):
+        if values.get(name) == []:
+            raise ValueError(f"{name} is empty; give it a value, or leave it out")
     is_file, is_set = values.get("train_file") is not None, values.get("dataset_name") is not None
     if is_file == is_set:
         raise ValueError("name the training data by either train_file or dataset_name")

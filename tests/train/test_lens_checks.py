@@ -28,6 +28,7 @@ REFUSED = [
     ),
     ({"lens_pair_weights": "1", "lens_layers": "1:2,2:3"}, "the 2 pairs of lens_layers .*, got 1"),
     ({"lens_weight_until": 0.5, "output_weight": 0}, "until 0.5 leaves nothing to learn from"),
+    ({"lens_layers": "exit"}, "cannot read the layer map 'exit'.*; or .auto., .*or .exits."),
     ({"lens_layers": "exits", "lens_norm": False}, "exits .* it needs lens_norm: true"),
     ({"feature_weight": 1, "teacher_cache": "x"}, "feature_weight .* set lens_norm: false, or"),
 ]

@@ -43,6 +43,24 @@ def test_a_run_says_what_it_does(workshop, caplog):
     assert all(len(line) <= 100 for line in opening.splitlines())
 
 
+@pytest.mark.parametrize(
+    ("strategy", "note"), [("no", " (eval_strategy no: training does not evaluate)"), ("epoch", "")]
+)
+def test_evaluation_data_that_no_evaluation_reads_are_told(workshop, caplog, strategy, note):
+    """TRL's default is not to evaluate, also where eval_file is set; and one row is a row."""
+    job, model, training = arguments(
+        per_device_train_batch_size=1, max_steps=1, save_strategy="no", eval_strategy=strategy
+    )
+    job.eval_file = ["train.jsonl"]
+    with caplog.at_level(logging.INFO):
+        run_job(job, model, training)
+    (opening,) = [m for m in caplog.messages if m.startswith("student ")]
+    words = " ".join(opening.split())
+    tokens = sum(len(e["completion"].split()) + 1 for e in toys.examples(8))
+    assert f"evaluation: 8 rows, {tokens} target tokens{note} steps" in words
+    assert "1 step of 1 row (1 row x 1 accumulated x 1 process)" in words
+
+
 def test_nothing_is_said_twice(workshop, capsys):
     """The losses of the last step, the models, where things lie; on one screen."""
     toys.recipe(workshop, max_steps=10, logging_steps=10, report=True)
@@ -135,6 +153,7 @@ def test_an_adapter_is_a_student_and_a_teacher(workshop, capsys):
     assert max(float((first[n] - out[n]).abs().max()) for n in first) < 0.011
     err = capsys.readouterr().err
     assert "first: " in err and "trainable)" in err
+    assert "the final adapter and its tokenizer are in out" in err
     again = ["--use_peft", "--output_dir", "again"]
     assert main(["train", "--config", "recipe.yaml", *again]) == 2
     assert "first is an adapter, whose training goes on" in capsys.readouterr().err

@@ -25,7 +25,8 @@ def check_lens_layers(spec):
     try:
         LayerMap.parse(spec)
     except ValueError as error:
-        raise ValueError(f"lens_layers: {error}") from error
+        choices = "" if ":" in number else '; or "auto", a number of pairs, or "exits"'
+        raise ValueError(f"lens_layers: {error}{choices}") from error
 
 
 def settled_pair_weights(given, lens_layers: str) -> str | list[float]:

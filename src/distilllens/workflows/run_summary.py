@@ -177,19 +177,25 @@ def _data(trainer):
         f"{'' if kind == 'training' else f'{kind}: '}{rows:,} {unit}, {tokens:,} target tokens"
         for kind, rows, tokens in Collation.of(trainer).sizes()
     ]
+    if len(sizes) > 1 and trainer.args.eval_strategy == "no":
+        sizes[-1] += " (eval_strategy no: training does not evaluate)"
     return "; ".join(sizes)
 
 
 def _steps(args, state, num_processes):
     sizes = [
-        f"{args.per_device_train_batch_size} rows",
+        _rows(args.per_device_train_batch_size),
         f"{args.gradient_accumulation_steps} accumulated",
         f"{num_processes} process" + ("es" if num_processes > 1 else ""),
     ]
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * num_processes
     done = f", going on after step {state.global_step}" if state.global_step else ""
     steps = f"{state.max_steps:,} step" + ("s" if state.max_steps > 1 else "")
-    return f"{steps} of {batch} rows ({' x '.join(sizes)}){done}"
+    return f"{steps} of {_rows(batch)} ({' x '.join(sizes)}){done}"
+
+
+def _rows(num):
+    return f"{num} row" + ("s" if num > 1 else "")
 
 
 def _output(args):

@@ -16,6 +16,7 @@ from transformers.integrations import is_tensorboard_available
 
 from distilllens.errors import first_line, one_line
 from distilllens.evaluate.answer_scorer import AnswerScorer
+from distilllens.loading import is_adapter_folder
 from distilllens.marks import described
 from distilllens.objective import TERMS
 from distilllens.train import _trl, run_folder
@@ -146,7 +147,8 @@ def _train(inputs, checkpoint, scorer, opening, identity, record):
     if trainer.is_world_process_zero():
         logger.info("%s", closing(trainer, chat=opening.chat))
     _trl.end_training(trainer.accelerator)
-    return f"the final model and its tokenizer are in {output_dir}"
+    saved = "adapter" if is_adapter_folder(output_dir) else "model"
+    return f"the final {saved} and its tokenizer are in {output_dir}"
 
 
 def _scorer(job, args, records, tokenizer, config):

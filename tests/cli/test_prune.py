@@ -138,3 +138,14 @@ def test_an_interruption_while_it_writes_leaves_nothing(workshop, capsys, monkey
     before = sorted(path.name for path in workshop.rglob("*"))
     assert main([*PRUNE, "--blocks", "2"]) == 130
     assert sorted(path.name for path in workshop.rglob("*")) == before
+
+
+def test_weights_that_are_not_finite_are_named(workshop, capsys):
+    """And not taken for a model of unknown blocks, whose proof they fail."""
+    model = AutoModelForCausalLM.from_pretrained("teacher")
+    name, weight = list(model.named_parameters())[-1]
+    weight.data.view(-1)[0] = float("nan")
+    model.save_pretrained("teacher")
+    assert main([*PRUNE, "--blocks", "2"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"the weights of the model are not finite: {name} holds nan" in error

@@ -27,6 +27,7 @@ from distilllens.loading import (
     load_config,
     size_in_words,
 )
+from distilllens.train.finite import check_weights
 from distilllens.train.merging import load_merged
 from distilllens.train.saving import make_saveable
 from distilllens.workflows.outputs import check_count, check_folder
@@ -143,6 +144,7 @@ def prune(
         texts = _texts(data, tokenizer, limit, longest)
     logger.info("loading %s", model)
     teacher = load_merged("model", model, dtype=dtype, **loading).requires_grad_(False)
+    check_weights("model", teacher)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     logger.info("model: %s, on %s", size_in_words(teacher), device)
     teacher.to(device).eval()

@@ -34,6 +34,7 @@ def test_a_run_says_what_it_does(workshop, caplog):
     assert rows["teacher"].startswith("teacher: ") and "runs beside the student" in opening
     assert rows["loss"] == "1 × reverse_kl at the output + 1 × jsd through the lens"
     assert rows["layers"] == "1:1, 2:3 (student:teacher; lens_layers auto: evenly spaced)"
+    assert "lens" not in rows, "the plain lens needs no words"
     assert rows["steps"] == "2 steps of 6 rows (2 rows x 3 accumulated x 1 process)"
     assert rows["output"].startswith("out; a checkpoint every 500 steps")
     # Words are tokens of the toy tokenizer, and the end of each answer is a target.
@@ -41,6 +42,27 @@ def test_a_run_says_what_it_does(workshop, caplog):
     assert rows["data"] == f"8 rows, {sum(map(len, answers)) + 8} target tokens"
     assert "loss " in closing and "distilllens inspect --teacher teacher --student out" in closing
     assert all(len(line) <= 100 for line in opening.splitlines())
+
+
+def test_forms_of_the_lens_are_told(workshop, caplog):
+    """Those that were set, and no others."""
+    forms = {
+        "lens_readout": "tuned",
+        "lens_weight_schedule": "cosine",
+        "lens_weight_until": 0.5,
+        "lens_pair_weights": [1, 3],
+        "lens_token_weights": "entropy",
+        "lens_token_fraction": 0.5,
+        "lens_detach_head": True,
+    }
+    with caplog.at_level(logging.INFO):
+        run_job(*arguments(max_steps=2, **forms))
+    (opening,) = [m for m in caplog.messages if m.startswith("student ")]
+    told = " ".join(opening.split("\nlens ")[1].split("\ndata ")[0].split())
+    assert told == (
+        "tuned; weight cosine, 0 from 0.5 of the steps on; pairs weighted 1, 3; tokens weighted by "
+        "the teacher's entropy; 0.5 of the tokens; the student's head is left alone"
+    )
 
 
 @pytest.mark.parametrize(

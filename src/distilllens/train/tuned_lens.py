@@ -133,8 +133,8 @@ def fit_translators(
             if fit.num_rows >= wanted:
                 break
     logger.info(
-        "fitting the tuned lens of the %s to its own output: %d depths, %d tokens",
-        *(name, len(depths), fit.num_rows),
+        "fitting the tuned lens of the %s to its own output: %d depths, %d tokens (of at best %d)",
+        *(name, len(depths), fit.num_rows, wanted),
     )
 
     def head_ready(stream):

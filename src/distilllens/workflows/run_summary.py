@@ -124,11 +124,32 @@ def _opening(trainer, state, student):
         if trainer.teacher is None
         else loss_in_words(lambda name: getattr(args, name)),
         "layers": _layers(trainer),
+        "lens": _forms(args) if lens_is_read(trainer) else "",
         "data": _data(trainer),
         "steps": _steps(args, state, accelerator.num_processes),
         "output": _output(args),
     }
     return {name: value for name, value in rows.items() if value}
+
+
+def _forms(args):
+    """How the lens differs from the plain one: read-out, weights and shares that were set."""
+    pairs = args.lens_pair_weights
+    if not isinstance(pairs, str):
+        pairs = ", ".join(f"{weight:g}" for weight in pairs)
+    until = f"{args.lens_weight_schedule}, 0 from {args.lens_weight_until:g} of the steps on"
+    found = {
+        "without the final norm": not args.lens_norm,
+        "tuned": args.lens_readout == "tuned",
+        f"weight {until}": args.lens_weight_falls,
+        f"pairs weighted {pairs}": pairs != "uniform",
+        f"tokens weighted by the teacher's {args.lens_token_weights}": args.lens_token_weights
+        != "uniform",
+        f"{args.lens_pair_fraction:g} of the pairs": args.lens_pair_fraction < 1,
+        f"{args.lens_token_fraction:g} of the tokens": args.lens_token_fraction < 1,
+        "the student's head is left alone": args.lens_detach_head,
+    }
+    return "; ".join(words for words, is_set in found.items() if is_set)
 
 
 def _teacher(trainer):

@@ -12,7 +12,7 @@ from distilllens.report.page import Section, Widget
 from distilllens.report.parts import Table
 
 _DIVERGENCE = (
-    "Each depth of a student, read through its own final norm and head, is compared with one depth "
+    "Each depth of a student, read through its lens, is compared with one depth "
     "of the teacher over the whole vocabulary: with its partner if lens_layers pairs it, otherwise "
     "with the teacher depth at the nearest relative depth."
 )

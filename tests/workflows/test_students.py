@@ -234,7 +234,7 @@ BAD = {
     ),
     "with LoRA": ({"use_peft": True}, "make a folder of them first (distilllens prune)"),
     "none": ({"student_blocks": 0}, "student_blocks must be at least 1 block, got 0"),
-    "no list": ({"student_blocks": []}, "student_blocks is empty"),
+    "no list": ({"student_blocks": []}, "student_blocks []: write how many blocks to keep"),
     "too many": ({"student_blocks": 5}, "5 blocks cannot be kept: the model has 4"),
     "out of range": (
         {"student_blocks": [0, 4]},

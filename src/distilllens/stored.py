@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -175,3 +175,12 @@ def _parsed(text, where):
         raise DamagedFile(f"{where}: broken JSON (nested too deeply)") from error
     except ValueError as error:
         raise DamagedFile(f"{where}: broken JSON ({error})") from error
+
+
+def flat(value: object, name: str = "") -> Iterator[tuple[str, object]]:
+    """``(dotted name, value)`` of each entry of nested settings."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from flat(inner, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value

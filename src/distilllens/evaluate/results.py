@@ -45,7 +45,7 @@ from distilllens.evaluate.rows import (
 from distilllens.evaluate.seal import check_settings, has_all, read_seal, unseal, write_seal
 from distilllens.files import is_part_of, write_json
 from distilllens.jsonl import append_rows, encode_rows, sort_rows, write_rows
-from distilllens.stored import DamagedFile, read_stored
+from distilllens.stored import DamagedFile, flat, read_stored
 
 # Settings of metrics that can be added to an evaluation later.
 ADDABLE = ("teacher", "sbert", "judge")
@@ -135,7 +135,7 @@ class Results:
         for name in ADDABLE:
             if None in (before.get(name), now.get(name)) or not self._has_measured(name, before):
                 before[name] = now[name] = None
-        before, now = dict(_flat(before)), dict(_flat(now))
+        before, now = dict(flat(before)), dict(flat(now))
         for key in sorted(before.keys() | now.keys()):
             if key.split(".")[0] not in _NOTES and before.get(key) != now.get(key):
                 raise ValueError(
@@ -311,11 +311,3 @@ def _advised(advice) -> Iterator[None]:
         yield
     except DamagedFile as error:
         raise DamagedFile(f"{error}; {advice}") from error
-
-
-def _flat(value, name=""):
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _flat(inner, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, value

@@ -31,7 +31,7 @@ from distilllens.files import (
     write_json,
 )
 from distilllens.jsonl import append_rows, encode_rows, parse_row, whole_rows
-from distilllens.stored import DamagedFile, check_stored, read_stored
+from distilllens.stored import DamagedFile, check_stored, flat, read_stored
 
 try:
     import fcntl
@@ -247,7 +247,7 @@ class AnswerFile:
             os.fsync(file)
 
     def _check_same(self, file, before, now):
-        before, now = dict(_flat(before)), dict(_flat(json.loads(json.dumps(now))))
+        before, now = dict(flat(before)), dict(flat(json.loads(json.dumps(now))))
         for key in sorted(before.keys() | now.keys()):
             pair = before.get(key), now.get(key)
             if pair[0] == pair[1]:
@@ -290,11 +290,3 @@ class AnswerFile:
 def _is_cut(content):
     """Whether a file holds no more than a first line of ours that was cut."""
     return b"\n" not in content and content[: len(_BEGINNING)] == _BEGINNING[: len(content)]
-
-
-def _flat(value, name=""):
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _flat(inner, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, value

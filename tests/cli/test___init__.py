@@ -104,3 +104,10 @@ def test_flags(word):
 def test_values(word):
     """Numbers, texts with spaces, and lists as YAML writes them."""
     assert not is_flag(word)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "generate"])
+def test_seeds_that_are_given_twice_are_refused(command, capsys):
+    """The answers of the first list would be missing without a word."""
+    assert main([command, "--seeds", "1,2", "--seeds", "3"]) == 2
+    assert "--seeds is given twice; give one list, such as 10,20" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from distilllens.evaluate.benchmarks import RESERVED
 from distilllens.evaluate.scores import (
     METRICS,
     Difference,
+    Samples,
     Score,
     average,
     average_drawn,
@@ -205,8 +206,8 @@ def _comparisons(metric, models, samples, measured_by):
             drawn = {}
             for stream, (benchmark, row) in enumerate(samples.items()):
                 both = [row.get(model, {}).get(metric) for model in (first, second)]
-                if None not in both and (common := _common(metric, *both)):
-                    drawn[benchmark] = bootstrap([(metric, one) for one in common], stream)
+                if None not in both and (shared := common(metric, *both)):
+                    drawn[benchmark] = bootstrap([(metric, one) for one in shared], stream)
             if len(drawn) > 1:
                 drawn[AVERAGE] = [*map(average_drawn, zip(*drawn.values(), strict=True))]
             if drawn:
@@ -214,7 +215,7 @@ def _comparisons(metric, models, samples, measured_by):
     return pairs
 
 
-def _common(metric, ours, theirs):
+def common(metric: str, ours: Samples, theirs: Samples) -> tuple[Samples, Samples] | None:
     """The samples restricted to examples and seeds for which both have a value; None if none do.
 
     Perplexities of references that differ in their tokens, or in where they were cut, are not

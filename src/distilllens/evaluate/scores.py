@@ -60,8 +60,9 @@ class Samples:
         return Samples(self.examples, self.totals * there, self.counts * there)
 
     def only(self, examples) -> Samples:
-        """The samples of these examples."""
-        rows = np.isin(self.examples, examples)
+        """The samples of these examples, in ascending order: samples are paired by their rows."""
+        rows = np.argsort(self.examples)
+        rows = rows[np.isin(self.examples[rows], examples)]
         return Samples(self.examples[rows], self.totals[rows], self.counts[rows])
 
 
@@ -162,10 +163,12 @@ def average(scores: Sequence[Score]) -> Score:
     )
 
 
-def bootstrap(samples: Sequence[tuple[str, Samples]], stream: int) -> list[Drawn]:
+def bootstrap(
+    samples: Sequence[tuple[str, Samples]], stream: int, num_draws: int = NUM_DRAWS
+) -> list[Drawn]:
     """The score of each ``(metric, samples)`` with its bootstrap draws over examples.
 
-    Examples are drawn with replacement, ``NUM_DRAWS`` times and the same for all, so that
+    Examples are drawn with replacement, ``num_draws`` times and the same for all, so that
     differences are paired. Seeds are averaged first: every example has its own random numbers, so
     the noise of sampling is part of the noise over examples.
 
@@ -177,7 +180,7 @@ def bootstrap(samples: Sequence[tuple[str, Samples]], stream: int) -> list[Drawn
     """
     columns = [column.sum(1) for _, each in samples for column in (each.totals, each.counts)]
     sums = np.stack(columns, 1)
-    drawn = [times @ sums for times in np.split(_times(len(sums), stream), 20)]
+    drawn = [times @ sums for times in np.split(_times(len(sums), stream, num_draws), 20)]
     values, draws = _ratios(sums.sum(0)), _ratios(np.concatenate(drawn))
     return [
         Drawn(float(METRICS[metric].of(values[at])), METRICS[metric].of(draws[:, at]), len(sums))
@@ -229,7 +232,7 @@ def _ratios(sums):
 
 
 @lru_cache(maxsize=8)
-def _times(num, stream):
-    """How often each of ``num`` examples occurs in each draw, ``[NUM_DRAWS, num]``."""
+def _times(num, stream, num_draws):
+    """How often each of ``num`` examples occurs in each draw, ``[num_draws, num]``."""
     generator = np.random.default_rng([_STREAM, stream])
-    return generator.multinomial(num, np.full(num, 1 / num), size=NUM_DRAWS).astype(np.uint16)
+    return generator.multinomial(num, np.full(num, 1 / num), size=num_draws).astype(np.uint16)

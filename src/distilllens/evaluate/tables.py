@@ -140,22 +140,24 @@ def _comparison_table(board, metric):
 
 
 def _answer_table(board):
+    """Figures on the answers and the calibration; the latter alone where nothing was answered."""
+    answered = any("finished" in about for row in board.answers.values() for about in row.values())
     heads = ["answers", "model", "tokens, mean", "cut at max_new_tokens", "near ties"]
-    cells = [[*heads, "ECE", "too sure", "not sure enough"]]
+    cells = [heads if answered else ["calibration", "model"]]
+    cells[0] += ["ECE", "too sure", "not sure enough"]
     for benchmark, row in board.answers.items():
         for model, about in row.items():
-            calibration = ("ece", "overconfidence", "underconfidence")
-            cells.append(
-                [
-                    _as_itself(benchmark),
-                    _named(board, model),
-                    f"{about['mean_tokens']:.1f}",
-                    f"{100 * (1 - about['finished']):.1f} %",
-                    str(about["near_ties"]),
-                    *(f"{about[name]:.4f}" for name in calibration),
-                ]
-            )
+            figures = _answer_cells(about) if answered else []
+            figures += [f"{about[n]:.4f}" for n in ("ece", "overconfidence", "underconfidence")]
+            cells.append([_as_itself(benchmark), _named(board, model), *figures])
     return _markdown(cells)
+
+
+def _answer_cells(about):
+    if "finished" not in about:
+        return ["-", "-", "-"]
+    cut = f"{100 * (1 - about['finished']):.1f} %"
+    return [f"{about['mean_tokens']:.1f}", cut, str(about["near_ties"])]
 
 
 def _finite(value):

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distilllens.evaluate.board import board
@@ -160,6 +160,7 @@ def test_names_are_shown_as_themselves(name):
     assert f"({shown}: " in text
 
 
+@settings(deadline=None)
 @given(st.text("ab1_*`|~$<>&;#[]()!\\\\/:@. -", min_size=1).map(str.strip).filter(bool))
 def test_a_reader_of_markdown_shows_the_name(name):
     """Whatever it is made of, as markdown-it renders the cell."""
@@ -394,7 +395,17 @@ def test_columns_of_answers_are_left_out_where_there_are_none():
     assert ["test", "kd", "-", "-", "-", "0.1500", "0.1500", "0.0000"] in rows
     assert ["test", "sft", "3.0", "50.0 %", "2", "0.1500", "0.1500", "0.0000"] in rows
     assert "rouge_l" in found.scores and not found.comparisons["rouge_l"]
+    assert [row[:1] for row in rows].count(["Rouge-L (%)"]) == 1  # no table of no comparison
     assert ("sft", "kd") in found.comparisons["log_perplexity"]
+
+
+def test_nothing_to_compare_has_no_table():
+    """Metrics of different teachers, say: neither a heading nor an introduction."""
+    folders = [table(n, {n: GOOD}, teacher={"model.safetensors": n}) for n in ("one", "two")]
+    for folder in folders:
+        folder.samples["test"][folder.folder] = {"kl": samples(GOOD)}
+    text = as_markdown(board(folders))
+    assert text.count("| KL(teacher") == 1 and "paired bootstrap" not in text
 
 
 def test_examples_that_only_one_has_are_told_without_answers():

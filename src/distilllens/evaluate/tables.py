@@ -70,12 +70,12 @@ def as_markdown(board: Board, metrics: Sequence[str] | None = None) -> str:
     compared = dict.fromkeys(
         logs if m == "perplexity" and logs in board.scores else m for m in metrics
     )
-    if len(board.models) > 1:
+    if tables := [_comparison_table(board, m) for m in compared if board.comparisons.get(m)]:
         parts.append(
             "In each row, the model named first minus the one named second, with the "
             f"{100 * CONFIDENCE:g} % interval of a paired bootstrap over examples."
         )
-        parts += [_comparison_table(board, metric) for metric in compared]
+        parts += tables
     parts.append(_answer_table(board))
     return "\n\n".join([*parts, *map(_as_itself, board.notes)]) + "\n"
 

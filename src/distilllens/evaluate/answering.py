@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from distilllens.evaluate.reference_likelihood import reference_likelihoods
 from distilllens.evaluate.results import Unit
+from distilllens.evaluate.tasks import as_trained
 from distilllens.generate.transformers_backend import TransformersBackend, plan_batches
 from distilllens.loading import size_in_words
 
@@ -133,10 +134,7 @@ class Answering:
             rows, calibration = reference_likelihoods(
                 model,
                 candidate.tokenizer,
-                [
-                    {"prompt": e.prompt, "completion": e.completion, **e.template_fields}
-                    for e in examples
-                ],
+                [*map(as_trained, examples)],
                 teacher=teacher,
                 names=[example.place for example in examples],
                 progress=lambda done, _: bar.update(done - bar.n),

@@ -24,6 +24,7 @@ from distilllens.evaluate.trivial import best_trivial, why_useless, without_verd
 from distilllens.names import shortest_names, unique_names
 
 AVERAGE = RESERVED
+_OF_ANSWERS = ("decoding", "seeds", "backend")
 _REPORTED = ("decoding", "seeds", "chat", "limit", "max_prompt_length", "dtype", "backend")
 # Metrics that depend on another model -> the setting that names it.
 _MEASURED_BY = {
@@ -43,7 +44,7 @@ class Board:
         models: their names.
         scores: metric -> benchmark (and "average") -> model or teacher -> ``Score``.
         comparisons: metric -> (first, second) -> benchmark (and "average") -> ``Difference``.
-        answers: benchmark -> model -> figures on the answers and the calibration.
+        answers: benchmark -> model -> figures on the answers, if any, and the calibration.
         notes: sentences for the reader of the tables.
         teachers: names of the models that are teachers, and of teachers that answered nothing:
             these have the likelihood of the references only.
@@ -92,7 +93,7 @@ def board(tables: Sequence[ResultTable]) -> Board:
         for model in table.settings["models"]
     }
     comparisons = {m: _comparisons(m, models, samples, measured_by) for m in metrics}
-    notes += [*_differences(tables), *_partial(comparisons.get("rouge_l", {}), samples)]
+    notes += [*_differences(tables), *_partial(comparisons, samples)]
     teachers, forced = _teachers(tables, labels, shared)
     rows = {b: {**row, **forced.get(b, {})} for b, row in samples.items()}
     scores = {metric: _scores(metric, (*models, *teachers), rows) for metric in metrics}
@@ -168,7 +169,7 @@ def _cut(tables, labels, shared):
     for table, names in zip(tables, labels, strict=True):
         for benchmark in shared:
             for model, about in table.answers[benchmark].items():
-                if about["finished"] < 0.5:
+                if about.get("finished", 1) < 0.5:
                     longest = table.settings["decoding"].get("max_new_tokens")
                     share = f"{names[model]} {100 * (1 - about['finished']):.0f} %"
                     cut.setdefault((benchmark, longest), []).append(share)
@@ -275,19 +276,26 @@ def _labels(tables):
 
 
 def _differences(tables):
-    notes = []
+    answered = [table for table in tables if not table.settings.get("references_only")]
+    notes = [
+        f"{table.folder} holds no answers (--references_only): only what is measured on the "
+        "references is compared."
+        for table in tables
+        if answered and table not in answered
+    ]
     for key in _REPORTED:
-        values = [table.settings[key] for table in tables]
+        among = answered if key in _OF_ANSWERS else tables
+        values = [table.settings[key] for table in among]
         if key == "seeds" and [None] in values:
             continue  # greedy, which the decoding says
         if any(value != values[0] for value in values):
-            listed = "; ".join(f"{t.folder}: {v}" for t, v in zip(tables, values, strict=True))
+            listed = "; ".join(f"{t.folder}: {v}" for t, v in zip(among, values, strict=True))
             notes.append(f"The folders differ in {key} ({listed}).")
     for key in ("teacher", "sbert", "judge"):
         values = [value for table in tables if (value := table.settings[key])]
         if any(value != values[0] for value in values):
             notes.append(f"The folders differ in the {key}: its metrics are not compared.")
-    return [*notes, *_old_definitions(tables)]
+    return [*notes, *_old_definitions(answered)]
 
 
 def _old_definitions(tables):
@@ -318,12 +326,13 @@ def _old_definitions(tables):
     return notes
 
 
-def _partial(pairs, samples):
-    """Notes on comparisons that leave examples out."""
-    notes = []
-    for (first, second), row in pairs.items():
+def _partial(comparisons, samples):
+    """Notes on comparisons that leave examples out, by a metric that both models have."""
+    notes, metrics = [], ("log_perplexity", "rouge_l")
+    pairs = {pair: (m, row) for m in metrics for pair, row in comparisons.get(m, {}).items()}
+    for (first, second), (metric, row) in pairs.items():
         for benchmark in row.keys() - {AVERAGE}:
-            both = [samples[benchmark][model]["rouge_l"] for model in (first, second)]
+            both = [samples[benchmark][model][metric] for model in (first, second)]
             shared = row[benchmark].num_examples
             if shared < max(len(one.examples) for one in both):
                 pair = f"{first} - {second} on {benchmark}"

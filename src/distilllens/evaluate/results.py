@@ -78,7 +78,8 @@ class Settings(TypedDict):
     teacher: dict[str, str] | None
     sbert: str | None
     judge: str | None
-    text_metrics: NotRequired[str]
+    references_only: NotRequired[bool]  # true or absent; then there are no seeds and no decoding
+    text_metrics: NotRequired[str | None]
     judge_reads: NotRequired[str | None]
     trivial: NotRequired[dict[str, dict[str, dict[str, float]]]]  # as of trivial_scores
 
@@ -135,8 +136,9 @@ class Results:
         for name in ADDABLE:
             if None in (before.get(name), now.get(name)) or not self._has_measured(name, before):
                 before[name] = now[name] = None
-        before, now = dict(flat(before)), dict(flat(now))
-        for key in sorted(before.keys() | now.keys()):
+        before, now = ({"references_only": False, **dict(flat(one))} for one in (before, now))
+        # Without answers there is no decoding, which is no other decoding.
+        for key in sorted(before.keys() | now.keys(), key=lambda k: (k != "references_only", k)):
             if key.split(".")[0] not in _NOTES and before.get(key) != now.get(key):
                 raise ValueError(
                     f"--output {self.folder} holds an evaluation of other settings: {key} was "
@@ -179,9 +181,13 @@ class Results:
             return None
         with _advised(_RESTORE):
             settings = read_stored(path, _Evaluation)["settings"]
-            for name in ("models", "benchmarks", "seeds"):
+            has_answers = not settings.get("references_only")
+            for name in ("models", "benchmarks", *["seeds"] * has_answers):
                 if not settings[name]:
                     raise DamagedFile(f"{path}: the entry 'settings.{name}' is empty")
+            if settings["seeds"] and not has_answers:
+                text = "has seeds, but 'settings.references_only' says that there are no answers"
+                raise DamagedFile(f"{path}: the entry 'settings.seeds' {text}")
             for at, seed in enumerate(settings["seeds"]):
                 if seed in settings["seeds"][:at]:
                     text = f"the entry 'settings.seeds' has {json.dumps(seed)} twice"

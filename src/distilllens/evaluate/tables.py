@@ -70,12 +70,12 @@ def as_markdown(board: Board, metrics: Sequence[str] | None = None) -> str:
     compared = dict.fromkeys(
         logs if m == "perplexity" and logs in board.scores else m for m in metrics
     )
-    if len(board.models) > 1:
+    if tables := [_comparison_table(board, m) for m in compared if board.comparisons.get(m)]:
         parts.append(
             "In each row, the model named first minus the one named second, with the "
             f"{100 * CONFIDENCE:g} % interval of a paired bootstrap over examples."
         )
-        parts += [_comparison_table(board, metric) for metric in compared]
+        parts += tables
     parts.append(_answer_table(board))
     return "\n\n".join([*parts, *map(_as_itself, board.notes)]) + "\n"
 
@@ -140,22 +140,24 @@ def _comparison_table(board, metric):
 
 
 def _answer_table(board):
+    """Figures on the answers and the calibration; the latter alone where nothing was answered."""
+    answered = any("finished" in about for row in board.answers.values() for about in row.values())
     heads = ["answers", "model", "tokens, mean", "cut at max_new_tokens", "near ties"]
-    cells = [[*heads, "ECE", "too sure", "not sure enough"]]
+    cells = [heads if answered else ["calibration", "model"]]
+    cells[0] += ["ECE", "too sure", "not sure enough"]
     for benchmark, row in board.answers.items():
         for model, about in row.items():
-            calibration = ("ece", "overconfidence", "underconfidence")
-            cells.append(
-                [
-                    _as_itself(benchmark),
-                    _named(board, model),
-                    f"{about['mean_tokens']:.1f}",
-                    f"{100 * (1 - about['finished']):.1f} %",
-                    str(about["near_ties"]),
-                    *(f"{about[name]:.4f}" for name in calibration),
-                ]
-            )
+            figures = _answer_cells(about) if answered else []
+            figures += [f"{about[n]:.4f}" for n in ("ece", "overconfidence", "underconfidence")]
+            cells.append([_as_itself(benchmark), _named(board, model), *figures])
     return _markdown(cells)
+
+
+def _answer_cells(about):
+    if "finished" not in about:
+        return ["-", "-", "-"]
+    cut = f"{100 * (1 - about['finished']):.1f} %"
+    return [f"{about['mean_tokens']:.1f}", cut, str(about["near_ties"])]
 
 
 def _finite(value):

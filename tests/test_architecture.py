@@ -53,6 +53,7 @@ OWNERS = {
     "nltk": ("evaluate/rouge.py",),
     "sentence_transformers": ("evaluate/sbert.py",),
     "openai": ("evaluate/judge/server.py",),
+    "lm_eval": ("evaluate/harness.py",),
     "vllm": ("generate/vllm_backend.py",),
     # workflows/report.py shows a recipe as the user would write it.
     "yaml": ("workflows/recipe_file.py", "workflows/report.py"),

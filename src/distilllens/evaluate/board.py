@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from distilllens.evaluate.benchmarks import RESERVED
+from distilllens.evaluate.harness_samples import side_by_side
 from distilllens.evaluate.scores import (
     METRICS,
     Difference,
+    Metric,
     Score,
     average,
     average_drawn,
@@ -47,6 +49,8 @@ class Board:
         teachers: names of the models that are teachers, and of teachers that answered nothing:
             these have the likelihood of the references only.
         trivial: metric -> benchmark (and "average") -> the best score of a trivial answer.
+        harness_metrics: those of lm-evaluation-harness in ``scores``, whose columns are tasks.
+        harness_figures: task -> metric -> model -> what the harness says, where it is no mean.
     """
 
     models: tuple[str, ...]
@@ -56,21 +60,29 @@ class Board:
     notes: tuple[str, ...]
     teachers: tuple[str, ...] = ()
     trivial: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    harness_metrics: Mapping[str, Metric] = field(default_factory=dict)
+    harness_figures: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
 
     @property
     def rows(self) -> tuple[str, ...]:
         """The models, and the teachers that are none of them."""
         return tuple(dict.fromkeys([*self.models, *self.teachers]))
 
+    def about(self, metric: str) -> Metric:
+        """Title and direction of a metric of ``scores``."""
+        return METRICS.get(metric) or self.harness_metrics[metric]
+
 
 def board(tables: Sequence[ResultTable]) -> Board:
     """The models of all tables, under distinct names, on the benchmarks that all tables share.
 
     Raises:
-        ValueError: no benchmark is in all tables with the same data.
+        ValueError: no benchmark or task is in all tables with the same data.
     """
-    shared, notes = _shared_benchmarks(tables)
     labels = _labels(tables)
+    harness, harness_notes = side_by_side([(t.settings, t.harness) for t in tables], labels)
+    shared, notes = _shared_benchmarks(tables, required=not harness.samples)
+    notes += harness_notes
     samples, answers = {}, {}
     for table, names in zip(tables, labels, strict=True):
         for benchmark in shared:
@@ -101,7 +113,12 @@ def board(tables: Sequence[ResultTable]) -> Board:
         notes += reasons
     notes += [*_cut(tables, labels, shared), *_adapters(tables, labels)]
     trivial = {metric: found for metric in metrics if (found := _trivial(metric, tables, shared))}
-    return Board(models, scores, comparisons, answers, tuple(notes), teachers, trivial)
+    for key, metric in harness.metrics.items():
+        if by_task := harness.rows(metric):
+            scores[key] = _scores(metric, models, by_task)
+            comparisons[key] = _comparisons(metric, models, by_task, measured_by)
+    known = (teachers, trivial, harness.metrics, harness.figures)
+    return Board(models, scores, comparisons, answers, tuple(notes), *known)
 
 
 def _teachers(tables, labels, shared):
@@ -242,7 +259,7 @@ def _scores(metric, models, samples):
     return rows
 
 
-def _shared_benchmarks(tables):
+def _shared_benchmarks(tables, required):
     first, notes, shared = tables[0].settings["benchmarks"], [], []
     for name in dict.fromkeys(n for table in tables for n in table.settings["benchmarks"]):
         hashes = [table.settings["benchmarks"].get(name, {}).get("sha256") for table in tables]
@@ -252,10 +269,10 @@ def _shared_benchmarks(tables):
             notes.append(f"{name} is left out: the folders were made from different files.")
         else:
             shared.append(name)
-    if not shared:
+    if not shared and required:
         raise ValueError(
             f"the folders {', '.join(t.folder for t in tables)} share no benchmark: the first has "
-            f"{', '.join(first)}; evaluate the models of all folders on the same file"
+            f"{', '.join(first) or 'none'}; evaluate the models of all folders on the same file"
         )
     return shared, notes
 

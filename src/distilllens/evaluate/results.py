@@ -5,6 +5,7 @@
     BENCHMARK/MODEL/greedy.jsonl       the same of greedy decoding, which has no seeds
     BENCHMARK/MODEL/references.jsonl   the likelihood of the references, one example per line
     BENCHMARK/MODEL/calibration.json   the model's confidence in the references' tokens
+    TASK/MODEL/lm_eval.jsonl, .json    what lm-evaluation-harness said of a model
     scores.json, scores.md             the tables
     complete.json                      the SHA-256 of the settings and of the files of each
                                        benchmark, written last
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from distilllens.evaluate.calibration import Calibration
+from distilllens.evaluate.harness_samples import Asked, left_open, shared, write_task
 from distilllens.evaluate.layout import (
     CALIBRATION,
     JUDGE_CACHE,
@@ -80,6 +82,7 @@ class Settings(TypedDict):
     judge: str | None
     text_metrics: NotRequired[str]
     judge_reads: NotRequired[str | None]
+    lm_eval: NotRequired[Asked]
     trivial: NotRequired[dict[str, dict[str, dict[str, float]]]]  # as of trivial_scores
 
 
@@ -135,6 +138,12 @@ class Results:
         for name in ADDABLE:
             if None in (before.get(name), now.get(name)) or not self._has_measured(name, before):
                 before[name] = now[name] = None
+        if unfinished := left_open(self.folder, before, now):
+            raise ValueError(
+                f"--output {self.folder} has the unfinished --lm_eval {','.join(unfinished)}; "
+                "name it in this command, too"
+            )
+        before["lm_eval"], now["lm_eval"] = shared(self.folder, before, now)
         before, now = dict(flat(before)), dict(flat(now))
         for key in sorted(before.keys() | now.keys()):
             if key.split(".")[0] not in _NOTES and before.get(key) != now.get(key):
@@ -149,6 +158,8 @@ class Results:
         before = self.settings() or settings
         drop_remains(self.folder, before)
         kept = {name: settings[name] or before.get(name) for name in ADDABLE}
+        if asked := (before.get("lm_eval") or {}) | (settings.get("lm_eval") or {}):
+            kept["lm_eval"] = asked
         if settings["teacher"] and not before.get("teacher"):
             names = before.get("names") or {}
             kept["names"] = names | {"teacher": (settings.get("names") or {}).get("teacher")}
@@ -180,7 +191,7 @@ class Results:
         with _advised(_RESTORE):
             settings = read_stored(path, _Evaluation)["settings"]
             for name in ("models", "benchmarks", "seeds"):
-                if not settings[name]:
+                if not settings[name] and not (name == "benchmarks" and settings.get("lm_eval")):
                     raise DamagedFile(f"{path}: the entry 'settings.{name}' is empty")
             for at, seed in enumerate(settings["seeds"]):
                 if seed in settings["seeds"][:at]:
@@ -276,6 +287,11 @@ class Results:
         folder = self.of(benchmark, model)
         write_json(folder / CALIBRATION, calibration.to_dict())
         write_rows(folder / REFERENCES, rows)
+
+    def finish_harness(self, task: str, model: str, rows: Sequence[Mapping], about: Mapping):
+        """Write what lm-evaluation-harness said of a model, as of ``run_task``."""
+        unseal(self.folder)
+        write_task(self.of(task, model), rows, about)
 
     def sort_replies(self):
         """Sort the lines of a judge's replies, which were written in order of arrival."""

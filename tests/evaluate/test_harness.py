@@ -421,7 +421,7 @@ def test_cut_prompts_are_said(bench, capsys):
     write(bench / "two.json", rows)
     assert evaluate() == 0
     error = capsys.readouterr().err
-    assert "warning: lm_eval task two (1 times): Combined length of context (80)" in error
+    assert "warning: lm_eval task two: Combined length of context (80)" in error
     assert "Truncating 18 tokens from the left" in error and "already-initialized" not in error
 
 

@@ -143,11 +143,9 @@ def next_steps(plan: Plan) -> str:
         f"distilllens compare {quote(plan.output)} OTHER_RESULTS   # beside another evaluation"
     ]
     students = [m for m in plan.models if m != plan.teacher]
-    if not plan.benchmarks:
-        steps.append("the same command with --benchmark FILE   # answers, with their scores")
-    elif plan.teacher is None:
+    if plan.benchmarks and plan.teacher is None:
         steps.append("the same command with --teacher DIR   # KL, and a row of the teacher")
-    elif students and Path(benchmark := plan.benchmarks[0]).exists():
+    elif plan.benchmarks and students and Path(benchmark := plan.benchmarks[0]).exists():
         flags = [word for student in students for word in ("--student", student)]
         words = ["inspect", "--teacher", plan.teacher, *flags, "--data", benchmark, "--limit", "8"]
         words += ["--output", "page.html"]

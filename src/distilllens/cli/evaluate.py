@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     quiet_libraries()
     plan = Plan(
         models=tuple(args.model),
-        benchmarks=tuple(args.benchmark),
+        benchmarks=tuple(args.benchmark or ()),
         output=args.output,
         decoding=Decoding(args.max_new_tokens, args.temperature, args.top_p, args.greedy),
         seeds=args.seeds,
@@ -68,6 +68,8 @@ def main(argv: list[str]) -> int:
         backend=args.backend,
         trust_remote_code=args.trust_remote_code,
         references_only=args.references_only,
+        lm_eval=tuple(args.lm_eval or ()),
+        lm_eval_path=args.lm_eval_path,
     )
     evaluate(plan, command=" ".join(["distilllens", *sys.argv[1:]]))
     if os.environ.get("RANK", "0") == "0":
@@ -102,7 +104,8 @@ def seeds(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(message) from None
 
 
-_SEVERAL = {"action": "extend", "nargs": "+", "required": True}
+_SOME = {"action": "extend", "nargs": "+"}
+_SEVERAL = {**_SOME, "required": True}
 
 # Flags that distilllens generate has too.
 DECODING = (
@@ -121,7 +124,7 @@ _SEEDS = {"action": SeveralInOne, "type": seeds, "default": (10, 20, 30, 40, 50)
 _GROUPS = {
     "models and data": (
         ("model", _SEVERAL, "DIR", "a folder or hub id; several models are compared"),
-        ("benchmark", _SEVERAL, "FILE-OR-NAME", "a file, or dolly, selfinst, vicuna, sni, unni"),
+        ("benchmark", _SOME, "FILE-OR-NAME", "a file, or dolly, selfinst, vicuna, sni, unni"),
         ("output", {"required": True}, "DIR", "folder for the results"),
         ("limit", int, "N", "only the first N examples of each benchmark"),
         ("max_prompt_length", int, "N", "leave out prompts with more than N tokens"),
@@ -145,6 +148,10 @@ _GROUPS = {
         ("judge_url", str, "URL", "address of the judge's server; OpenAI's by default"),
         ("judge_key", "OPENAI_API_KEY", "VARIABLE", "environment variable with the API key"),
         ("judge_budget", float, "USD", "do not start judging if the estimated cost is higher"),
+    ),
+    "lm-evaluation-harness": (
+        ("lm_eval", _SOME, "TASK,TASK", "run these tasks of it, with or without a --benchmark"),
+        ("lm_eval_path", str, "DIR", "a folder with tasks of your own, as YAML files"),
     ),
     "machine": MACHINE,
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from distilllens.evaluate.calibration import Calibration
+from distilllens.evaluate.harness_samples import HarnessTable, read_harness
 from distilllens.evaluate.results import REFERENCES, Results, Unit
 from distilllens.evaluate.scores import Samples
 from distilllens.stored import DamagedFile
@@ -26,6 +27,7 @@ class ResultTable:
         calibration: ``[benchmark][model]``, on the references.
         is_ascii: whether no answer has another character.
         teacher: ``[benchmark][metric]``, the likelihood of the references under the teacher.
+        harness: what lm-evaluation-harness said.
     """
 
     folder: str
@@ -35,6 +37,7 @@ class ResultTable:
     calibration: dict[str, dict[str, Calibration]]
     is_ascii: bool = True
     teacher: dict[str, dict[str, Samples]] = field(default_factory=dict)
+    harness: HarnessTable = field(default_factory=HarnessTable)
 
 
 def read_table(folder: str | Path) -> ResultTable:
@@ -64,7 +67,10 @@ def read_table(folder: str | Path) -> ResultTable:
             before = teacher.get(benchmark, {}).get("perplexity")
             if found and (before is None or found.counts.sum() > before.counts.sum()):
                 teacher[benchmark] = dict.fromkeys(_OF_LIKELIHOOD, found)
-    return ResultTable(str(folder), settings, samples, answers, calibration, is_ascii, teacher)
+    harness = read_harness(results.folder, settings)
+    return ResultTable(
+        str(folder), settings, samples, answers, calibration, is_ascii, teacher, harness
+    )
 
 
 def _rows(results, benchmark, model, settings):

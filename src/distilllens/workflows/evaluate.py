@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from distilllens.evaluate.answering import Answering
 from distilllens.evaluate.benchmarks import load_benchmarks
+from distilllens.evaluate.harness import HarnessTask, find_tasks, task_names
+from distilllens.evaluate.harness_samples import settings_of
 from distilllens.evaluate.judge.judge import Judge
 from distilllens.evaluate.models import Candidate, find_models
 from distilllens.evaluate.processes import this_process
@@ -33,7 +35,7 @@ class Plan:
 
     Args:
         models: folders or hub ids.
-        benchmarks: names or files (see ``load_benchmarks``).
+        benchmarks: names or files (see ``load_benchmarks``); none with ``lm_eval`` alone.
         output: the results folder.
         seeds: sampling seeds; greedy decoding uses none.
         limit: number of examples of each benchmark; all by default.
@@ -49,6 +51,12 @@ class Plan:
         references_only: measure what needs no answers: likelihood, KL and calibration on the
             references. Fields of answers then keep their defaults, and there are no seeds.
         trust_remote_code: whether code that comes with a model may run.
+        lm_eval: names of tasks, groups and tags of lm-evaluation-harness.
+        lm_eval_path: a folder with further tasks.
+
+    Raises:
+        ValueError: a field is out of range, or fields do not go together.
+        ImportError: ``lm_eval`` without lm-evaluation-harness.
     """
 
     models: tuple[str, ...]
@@ -71,6 +79,8 @@ class Plan:
     backend: str = "transformers"
     trust_remote_code: bool = False
     references_only: bool = False
+    lm_eval: tuple[str, ...] = ()
+    lm_eval_path: str | None = None
 
     def __post_init__(self):
         if self.references_only:
@@ -81,6 +91,9 @@ class Plan:
         else:
             check_seeds(self.seeds)
         check_flags(self)
+        names = task_names(self.lm_eval, self.lm_eval_path, self.backend)
+        object.__setattr__(self, "lm_eval", names)
+        _check_benchmarks(self)
         if self.judge_budget is not None and not 0 <= self.judge_budget < math.inf:
             raise ValueError(f"--judge_budget must be at least 0, got {self.judge_budget}")
 
@@ -120,7 +133,12 @@ def evaluate(plan: Plan, *, judge=None, command: str = "") -> None:
         if results.settings() is None:
             raise ValueError(f"--output {plan.output} must be a folder that all processes see")
         answering = Answering(
-            plan, results, process, teacher=prepared.teacher, tasks=prepared.tasks
+            plan,
+            results,
+            process,
+            teacher=prepared.teacher,
+            tasks=prepared.tasks,
+            harness=prepared.harness,
         )
         for candidate in prepared.candidates:
             answering(candidate)
@@ -145,10 +163,10 @@ def next_steps(plan: Plan) -> str:
     steps = [
         f"distilllens compare {quote(plan.output)} OTHER_RESULTS   # beside another evaluation"
     ]
-    (benchmark, *_), students = plan.benchmarks, [m for m in plan.models if m != plan.teacher]
-    if plan.teacher is None:
+    students = [m for m in plan.models if m != plan.teacher]
+    if plan.benchmarks and plan.teacher is None:
         steps.append("the same command with --teacher DIR   # KL, and a row of the teacher")
-    elif students and Path(benchmark).exists():
+    elif plan.benchmarks and students and Path(benchmark := plan.benchmarks[0]).exists():
         flags = [word for student in students for word in ("--student", student)]
         words = ["inspect", "--teacher", plan.teacher, *flags, "--data", benchmark, "--limit", "8"]
         words += ["--output", "page.html"]
@@ -166,6 +184,7 @@ class _Prepared(NamedTuple):
     tasks: list[Task]
     settings: dict
     scoring: Scoring | None  # of the main process
+    harness: list[HarnessTask]
 
 
 def _prepare(plan, process, results, judge) -> _Prepared:
@@ -189,6 +208,9 @@ def _prepare(plan, process, results, judge) -> _Prepared:
         check_shared(unshared, candidate, tasks)
     settings = _settings(plan, candidates, teacher, tasks, judge)
     settings["device"] = process.device.type
+    harness = find_tasks(plan, candidates)
+    if harness:
+        settings["lm_eval"] = settings_of(harness)
     results.check(settings)
     if plan.backend == "vllm":
         check_vllm(plan.decoding, process.size)
@@ -202,7 +224,7 @@ def _prepare(plan, process, results, judge) -> _Prepared:
             judge=judge,
             budget=plan.judge_budget,
         )
-    return _Prepared(candidates, teacher, tasks, settings, scoring)
+    return _Prepared(candidates, teacher, tasks, settings, scoring, harness)
 
 
 def _judge(plan, results):
@@ -252,6 +274,16 @@ def _settings(plan, candidates, teacher, tasks, judge):
         settings |= {"references_only": True, "decoding": {}}
         settings |= dict.fromkeys(("batch_size", "text_metrics"))
     return settings
+
+
+def _check_benchmarks(plan):
+    if plan.benchmarks:
+        return
+    if not plan.lm_eval:
+        raise ValueError("name a --benchmark, or tasks of lm-evaluation-harness with --lm_eval")
+    for name in ("teacher", "sbert", "judge", "max_prompt_length"):
+        if getattr(plan, name) is not None:
+            raise ValueError(f"--{name} is about a --benchmark; name one, or leave it out")
 
 
 def _version(name):

@@ -10,7 +10,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Fields and flags that only answers need.
 _OF_ANSWERS = (
     *("seeds", "greedy", "temperature", "top_p", "max_new_tokens", "batch_size", "backend"),
-    *("sbert", "judge", "judge_url", "judge_key", "judge_budget"),
+    *("sbert", "judge", "judge_url", "judge_key", "judge_budget", "lm_eval", "lm_eval_path"),
 )
 
 

@@ -195,7 +195,7 @@ def test_a_killed_study_ends_at_the_same_tables(done, tmp_path):
 
 
 BAD = {
-    "no config": ([], "--config is missing"),
+    "no config": (["--jobs", "1"], "--config is missing"),
     "no output": (["--config", "study.yaml"], "--output is missing"),
     "no file": (["--config", "gone.yaml", "--output", "out"], "gone.yaml does not exist"),
     "no jobs": (["--config", "study.yaml", "--output", "out", "--jobs", "0"], "--jobs must be at"),
@@ -204,6 +204,14 @@ BAD = {
     "a flag of another command": (
         ["--config", "study.yaml", "--output", "out", "--seeds", "3"],
         "unrecognized arguments: --seeds 3",
+    ),
+    "other values than before": (
+        ["--config", "longer.yaml", "--output", "out"],
+        "kd/rate-0.001-seed-1 was done with another study: max_steps was 4 and is now 5; name",
+    ),
+    "other questions than before": (
+        ["--config", "asked.yaml", "--output", "out"],
+        "seed-1 was done with another study: max_new_tokens was 4 and is now 5; name",
     ),
     "depths that the models do not have": (
         ["--config", "deep.yaml", "--output", "out"],
@@ -219,6 +227,8 @@ def test_bad_input_is_one_line_and_status_2(done, monkeypatch, capsys, case):
     monkeypatch.chdir(folder)
     deep = STUDY.replace("lens_weight: 1.0", 'lens_layers: "9:9"')
     (folder / "deep.yaml").write_text(deep)
+    (folder / "longer.yaml").write_text(STUDY.replace("max_steps: 4", "max_steps: 5"))
+    (folder / "asked.yaml").write_text(STUDY.replace("tokens: 4", "tokens: 5"))
     flags, message = BAD[case]
     flags = [*flags[:3], "new"] if flags[3:4] == ["out"] and case.startswith("depths") else flags
     assert main(["study", *flags]) == 2

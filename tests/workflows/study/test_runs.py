@@ -89,16 +89,15 @@ def test_no_rate_is_chosen_before_all_are_scored():
     assert chosen_rate(STUDY, "kd", {}.get) is None
 
 
-def test_a_task_is_done_when_its_last_file_is_there(tmp_path):
-    """The cost of a run, the seal of its answers."""
+def test_a_task_is_done_when_its_note_is_there(tmp_path):
+    """It is written last, one of each kind."""
     folders, run = Folders(Path(tmp_path)), Run("kd", 1, 1e-3)
     train, answer = Task(run, TRAIN), Task(run, ANSWER)
     assert run.name == "kd/rate-0.001-seed-1"
     assert not train.is_done(folders)
-    folders.cost(run).parent.mkdir(parents=True)
-    folders.cost(run).write_text("{}")
+    folders.note(train).parent.mkdir(parents=True)
+    folders.note(train).write_text("{}")
     assert train.is_done(folders)
     assert not answer.is_done(folders)
-    folders.answers(run).mkdir()
-    (folders.answers(run) / "complete.json").write_text("{}")
+    folders.note(answer).write_text("{}")
     assert answer.is_done(folders)

@@ -413,3 +413,12 @@ def test_snippets_run(page, tmp_path):
     assert done.returncode == 0, done.stderr
     for said in re.findall(r"# -> (.*)$", code, re.MULTILINE):
         assert said in done.stdout, said
+
+
+def test_tables_of_studies_are_those_that_were_kept():
+    """docs/evidence.md shows what ``distilllens study`` left in studies/results, word for word."""
+    text = text_of(ROOT / "docs" / "evidence.md")
+    blocks = re.findall(r"<!-- study: (\w+) -->\n(.*?)\n<!-- end -->", text, re.DOTALL)
+    assert blocks
+    for name, block in blocks:
+        assert block.strip() == text_of(ROOT / "studies" / "results" / f"{name}.md").strip()

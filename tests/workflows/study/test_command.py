@@ -194,6 +194,29 @@ def test_a_killed_study_ends_at_the_same_tables(done, tmp_path):
         assert here.read_bytes() == there.read_bytes()
 
 
+def test_equal_flops_and_hours_that_are_spent(done):
+    """The lens costs more, so it has fewer steps; one seed has no interval; no time is left."""
+    folder, _ = done
+    text = STUDY[: STUDY.index("learning_rates")].replace("max_steps: 4", "max_steps: 12")
+    text = text.replace("seeds: 2", "seeds: 1") + "equal: flops\n"
+    (folder / "flops.yaml").write_text(text)
+    found = run("--config", "flops.yaml", "--output", "flops", "--jobs", "2", folder=folder)
+    assert found.returncode == 0, found.stderr
+    trials, steps = {}, {}
+    for method in ("kd", "lens"):
+        trials[method] = json.loads((folder / f"flops/trials/{method}.json").read_text())["flops"]
+        state = folder / f"flops/runs/{method}/seed-1/trainer_state.json"
+        steps[method] = json.loads(state.read_text())["global_step"]
+    assert steps == {"kd": 12, "lens": int(12 * trials["kd"] / trials["lens"])}
+    assert steps["lens"] < 12
+    assert "one seed gives no interval" in found.stdout
+    (folder / "hours.yaml").write_text(text.replace("equal: flops", "max_hours: 1.0e-9"))
+    found = run("--config", "hours.yaml", "--output", "hours", folder=folder)
+    assert found.returncode == 2
+    assert "max_hours of 1e-09 are spent before lens ran; raise it" in found.stderr
+    assert not (folder / "hours/scores.md").exists()
+
+
 BAD = {
     "no config": (["--jobs", "1"], "--config is missing"),
     "no output": (["--config", "study.yaml"], "--output is missing"),

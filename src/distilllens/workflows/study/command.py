@@ -62,12 +62,12 @@ def run_study(study: Study, output: str | Path, *, jobs: int = 1, command: str =
     notes = ()
     if left:
         names = ", ".join(dict.fromkeys(task.run.name for task in left))
-        notes = (f"max_hours {study.max_hours:g} are spent; not done: {names}.",)
+        notes = (f"The max_hours of {study.max_hours:g} are spent; not done: {names}.",)
     result = read_results(study, folders, rates, notes)
     if missing := [name for name in study.methods if name not in {m.name for m in result.methods}]:
         raise ValueError(
-            f"{study.path}: max_hours {study.max_hours:g} are spent before {', '.join(missing)} "
-            "ran; raise it, and the same command goes on"
+            f"{study.path}: the max_hours of {study.max_hours:g} are spent before "
+            f"{', '.join(missing)} ran; raise it, and the same command goes on"
         )
     result.tried.update(_tried(study, conductor))
     text = as_markdown(result)

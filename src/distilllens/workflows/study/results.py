@@ -141,7 +141,13 @@ def read_results(
                 mean_over_seeds(dict(zip(runs, (one.ece for one in bins), strict=True))),
             )
         )
-    return StudyResult(study, tuple(results), columns, {}, (*notes, *_unequal(results)))
+    return StudyResult(
+        study,
+        tuple(results),
+        columns,
+        {},
+        (*notes, *(_unequal(results) if study.equal == "steps" else ())),
+    )
 
 
 def _samples(table: ResultTable, name, metrics) -> dict[tuple[str, str], Samples]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import time
 import traceback
@@ -22,6 +23,12 @@ SHAPES = {  # student and teacher: blocks, width, attention heads
         "vocab": 50257,
         "batch": 16,
     },
+    "gpt2 batch 4": {
+        "student": (12, 768, 12),
+        "teacher": (48, 1600, 25),
+        "vocab": 50257,
+        "batch": 4,
+    },
     "small": {"student": (4, 128, 2), "teacher": (8, 256, 4), "vocab": 50257, "batch": 4},
     "tiny": {"student": (3, 64, 2), "teacher": (4, 128, 2), "vocab": 512, "batch": 4},
     "toy": {"student": (3, 8, 2), "teacher": (4, 16, 2), "vocab": 211, "batch": 2},
@@ -30,6 +37,7 @@ OURS = {  # settings of DistillLensConfig
     "plain KD": {"lens_weight": 0.0},
     "DistillLens": {},
     "DistillLens, cached teacher": {"teacher_cache": "cache"},
+    "plain KD, cached teacher": {"lens_weight": 0.0, "teacher_cache": "cache"},
     "DistillLens, 0.4 of the pairs": {"lens_pair_fraction": 0.4},
     "DistillLens, a quarter of the tokens": {"lens_token_fraction": 0.25},
     "DistillLens, weighted by entropy": {"lens_token_weights": "entropy"},
@@ -169,8 +177,11 @@ def token_rows(case: dict):
     return tokenizer, dolly.synthetic_rows(count, shape["vocab"], longest=longest)
 
 
-def make_model(case: dict, who: str):
-    """A GPT-2 of the shape with random weights; in bfloat16 the student's stay float32."""
+def make_model(case: dict, who: str, blocks: int | None = None):
+    """A GPT-2 of the shape with random weights; in bfloat16 the student's stay float32.
+
+    With ``blocks`` that many have weights of their own, and the others share them in turn.
+    """
     from transformers import GPT2Config, GPT2LMHeadModel
 
     shape = SHAPES[case["shape"]]
@@ -178,7 +189,7 @@ def make_model(case: dict, who: str):
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=shape["vocab"],
-        n_layer=layers,
+        n_layer=min(layers, blocks or layers),
         n_embd=width,
         n_head=heads,
         attn_implementation="sdpa",
@@ -187,6 +198,12 @@ def make_model(case: dict, who: str):
     )
     with torch.device(case.get("device", "cpu")):
         model = GPT2LMHeadModel(config)
+    for at in range(config.n_layer, layers):
+        block = model.transformer.h[at - config.n_layer]
+        # What a copy finds in its memo, it does not copy.
+        model.transformer.h.append(copy.deepcopy(block, {id(x): x for x in block.parameters()}))
+        model.transformer.h[at].attn.layer_idx = at
+    config.n_layer = layers
     return model.bfloat16() if who == "teacher" and _is_half(case) else model
 
 
@@ -194,9 +211,10 @@ def _is_half(case):
     return case.get("dtype") == "bfloat16"
 
 
-def make_runners(case: dict, rows, tokenizer, folder: Path, warm=None):
+def make_runners(case: dict, rows, tokenizer, folder: Path, warm=None, teacher=None):
     """A runner for each pipeline, after one run of ``warm``, and rows of those that cannot run."""
-    teacher, runners, skipped = make_model(case, "teacher").eval(), [], []
+    teacher = teacher or make_model(case, "teacher").eval()
+    runners, skipped = [], []
     for pipeline in case["pipelines"]:
         reason = refused(pipeline) or (_too_large(case) if pipeline == "published" else None)
         if not reason:
@@ -235,7 +253,7 @@ def _ours(pipeline, case, teacher, rows, tokenizer, folder):
             max_length=dolly.LONGEST,
             completion_only_loss=True,
             optim="adamw_torch_fused",
-            bf16=_is_half(case),
+            bf16=case.get("autocast", _is_half(case)),
             use_cpu=case.get("device", "cpu") == "cpu",
             report_to="none",
             disable_tqdm=True,
@@ -305,7 +323,7 @@ def _of_trainer(pipeline, case, trainer, collate, more):
         model.zero_grad()
 
     runner = Runner(pipeline, case, model, optimizer, collate=collate, step=step)
-    runner.more = more
+    runner.more, runner.trainer = more, trainer
     return runner
 
 

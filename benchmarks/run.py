@@ -26,7 +26,7 @@ from pathlib import Path
 
 from benchmarks import rows
 
-PARTS = ("loss", "chunks", "scaling", "steps", "generation", "resident")
+PARTS = ("loss", "chunks", "scaling", "steps", "precision", "generation", "resident")
 _MARK = "ROW "  # of a line that is a row; everything else a library prints is passed on
 
 

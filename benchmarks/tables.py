@@ -14,7 +14,7 @@ import re
 import sys
 from pathlib import Path
 
-from benchmarks import cost_tables, gpu_tables, loss_tables, rows, step_tables
+from benchmarks import cost_tables, gpu_tables, loss_tables, precision, rows, step_tables
 from benchmarks.markdown import NOTHING, table
 
 ROOT = Path(__file__).parents[1]
@@ -80,6 +80,7 @@ def figure_line() -> str:
 TABLES = {
     **loss_tables.TABLES,
     **step_tables.TABLES,
+    **precision.TABLES,
     "generation": generation_table,
     **cost_tables.TABLES,
     **gpu_tables.TABLES,

@@ -53,6 +53,7 @@ OWNERS = {
     "nltk": ("evaluate/rouge.py",),
     "sentence_transformers": ("evaluate/sbert.py",),
     "openai": ("evaluate/judge/server.py",),
+    "lm_eval": ("evaluate/harness.py",),
     "vllm": ("generate/vllm_backend.py",),
     # workflows/report.py shows a recipe as the user would write it.
     "yaml": ("workflows/recipe_file.py", "workflows/report.py"),
@@ -327,7 +328,7 @@ def test_everything_fits_on_a_screen_or_a_few():
     assert too_large(files) == []
     assert len(files["train/trainer.py"].splitlines()) < 300
     commands = [source for path, source in files.items() if path.startswith("cli/")]
-    assert sum(len(source.splitlines()) for source in commands) < 1500
+    assert sum(len(source.splitlines()) for source in commands) < 1600
 
 
 def test_what_is_too_large_is_found():

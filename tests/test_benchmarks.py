@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 NAMES = ("chunks", "dolly", "loss", "meter", "rivals", "rows", "run", "scaling")
-NAMES += ("pipelines", "steps", "step_tables", "tables", "generation")
+NAMES += ("pipelines", "precision", "steps", "step_tables", "tables", "generation")
 NAMES += ("gpu", "gpu_loss", "gpu_steps", "gpu_tables")
 bench = {name: importlib.import_module(f"benchmarks.{name}") for name in NAMES}
 TOY = {**bench["loss"].TOY, "tokens": 24, "dtype": "float32", "repeats": 1}
@@ -187,6 +187,38 @@ def test_toy_steps_measure_and_make_tables(tmp_path):
             rows.store(tmp_path, "steps", {**row, "threads": 1})
     assert "| DistillLens |" in tables.step_table(tmp_path, "toy")
     assert "DistillLens / plain KD" in tables.ratio_table(tmp_path, "toy")
+
+
+def test_toy_steps_in_both_precisions(tmp_path):
+    """Every step is taken in both, under autocast in one of them; the row makes a line."""
+    precision, rows, modes = bench["precision"], bench["rows"], []
+    (case,) = [c for c in precision.cases(options()) if c["pipelines"] == ["DistillLens"]]
+    run = bench["pipelines"].Runner.run
+
+    def watched(runner, batch):
+        with runner.trainer.accelerator.autocast():
+            modes.append(torch.is_autocast_enabled("cpu"))
+        run(runner, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench["pipelines"].Runner, "run", watched)
+        (row,) = precision.measure(case)
+    assert modes == [True, False, False, True, True, False]
+    assert len(row["float32_cpu_s"]) == len(row["bfloat16_cpu_s"]) == len(row["tokens"]) == 2
+    rows.store(tmp_path, "precision", row)
+    assert "| DistillLens | float32 | 2 |" in precision.precision_table(tmp_path)
+
+
+def test_blocks_that_share_weights_are_blocks_of_their_own():
+    """Logits of a model with copies of the weights; it holds those of two blocks."""
+    make = bench["pipelines"].make_model
+    shared, whole = make({"shape": "toy"}, "teacher", blocks=2), make({"shape": "toy"}, "teacher")
+    whole.load_state_dict(shared.state_dict())
+    ids = torch.arange(12).view(2, 6)
+    assert torch.equal(shared.eval()(ids).logits, whole.eval()(ids).logits)
+    held, block = (sum(p.numel() for p in m.parameters()) for m in (whole, whole.transformer.h[0]))
+    assert sum(p.numel() for p in shared.parameters()) == held - 2 * block
+    assert len(set(shared.transformer.h)) == shared.config.n_layer == 4
 
 
 def test_toy_answers_measure_and_make_a_table(tmp_path):

@@ -384,7 +384,16 @@ def test_recipes_in_pages_have_known_fields():
     assert pages
     for page in pages:
         for block in blocks_of("yaml", text_of(page)):
-            check_recipe(parse_recipe(block, page.name), actions)
+            recipe = parse_recipe(block, page.name)
+            for part in _recipes_of(recipe):
+                check_recipe(part, actions)
+
+
+def _recipes_of(recipe):
+    """The recipe itself, or those of a study."""
+    if "methods" not in recipe.values:
+        return [recipe]
+    return [recipe.inner["base"], *recipe.inner["methods"].inner.values()]
 
 
 @pytest.mark.slow

@@ -85,6 +85,32 @@ def step_flops(
     }
 
 
+def training_flops(
+    student: Model,
+    teacher: Model | None,
+    *,
+    tokens: int,
+    targets: int,
+    steps: int,
+    comparisons: float,
+    live: bool,
+) -> int:
+    """Flops of a training run, attention left out: it matters for long rows only.
+
+    Args:
+        tokens, targets: of all steps.
+        comparisons: with the teacher, of each target: 1 at the output, and 1 for each pair of
+            depths, times its share of the targets.
+        live: whether the teacher runs beside the student.
+    """
+    flops = 6 * student.block_weights * tokens + 12 * student.weights * steps
+    flops += 6 * targets * student.vocab * student.width  # cross-entropy
+    if teacher is not None:
+        flops += round(comparisons * divergence_flops(targets, student, teacher))
+        flops += 2 * teacher.block_weights * tokens * live
+    return flops
+
+
 # Passes over a float32 [n, V] block: EAGER counts the reads and writes of linear_divergence's jsd
 # in torch; FUSED counts two logit tiles and the gradient, each written once and read by the next
 # operation.

@@ -38,7 +38,8 @@ def evaluate(*flags, model="student", output="results"):
     """Run the command on the toy benchmark."""
     command = ["evaluate", "--model", model, "--benchmark", "test.jsonl", "--output", output]
     has_seeds = any(flag.startswith("--seeds") for flag in flags)
-    return main([*command, *(QUICK[2:] if has_seeds else QUICK), *flags])
+    quick = QUICK[2:] if has_seeds else QUICK
+    return main([*command, *([] if "--references_only" in flags else quick), *flags])
 
 
 def contents(folder):
@@ -243,10 +244,17 @@ def test_killed_at_any_batch_it_ends_at_the_same_files(bench, monkeypatch):
         assert found == expected
 
 
+FILES = ("evaluation", "calibration", "references", "scores", "complete")
+
+
 @pytest.mark.slow
-def test_killed_at_any_file_it_ends_at_the_same_files(bench, monkeypatch):
+@pytest.mark.parametrize(
+    ("flag", "more"),
+    [("--greedy", ("greedy.jsonl.", "greedy.process-0.jsonl")), ("--references_only", ())],
+)
+def test_killed_at_any_file_it_ends_at_the_same_files(bench, monkeypatch, flag, more):
     """Before any file gets its name or is deleted: settings, references, answers, tables, seal."""
-    evaluate("--greedy", output="whole")
+    evaluate(flag, output="whole")
     expected, points = contents("whole"), []
     for at in range(99):
         left = [at]
@@ -265,18 +273,16 @@ def test_killed_at_any_file_it_ends_at_the_same_files(bench, monkeypatch):
             killing.setattr("os.replace", dying(os.replace))
             killing.setattr("pathlib.Path.unlink", dying(Path.unlink))
             try:
-                evaluate("--greedy", output=f"killed{at}")
+                evaluate(flag, output=f"killed{at}")
                 break
             except Killed:
                 pass
-        evaluate("--greedy", output=f"killed{at}")
+        evaluate(flag, output=f"killed{at}")
         found = contents(f"killed{at}")
         found["evaluation.json"] = found["evaluation.json"].replace(b"killed%d" % at, b"whole")
         assert found == expected
     named = " ".join(points)
-    for name in ("evaluation", "calibration", "references", "greedy", "scores", "complete"):
-        assert name in named
-    assert "greedy.process-0.jsonl" in points
+    assert all(name in named for name in (*FILES, *more))
 
 
 def test_a_changed_answer_is_named_and_made_again(bench, capsys):
@@ -585,11 +591,12 @@ def test_compare_reads_folders_again(bench, capsys):
     assert {c["metric"] for c in comparisons} == {"rouge_l", "exact_match", *likelihood}
 
 
-def test_a_longer_reference_than_the_context_is_cut(bench):
+@pytest.mark.parametrize("flags", [[], ["--references_only"]])
+def test_a_longer_reference_than_the_context_is_cut(bench, flags):
     """Only the part within the context is scored."""
     row = {"instruction": "the cat", "output": "the cat sat " * 40}
     (bench / "test.jsonl").write_text(json.dumps(row) + "\n")
-    assert evaluate() == 0
+    assert evaluate(*flags) == 0
     (row,) = rows_of("results/test/student/references.jsonl")
     assert 0 < row["num_tokens"] < 64  # positions of the student
 
@@ -669,6 +676,150 @@ def test_bad_input_is_one_line_and_status_2(bench, capsys, case):
     assert error.startswith("distilllens: error: ")
     assert message in error
     assert sorted(str(path) for path in bench.rglob("*")) == before
+
+
+def test_references_alone(bench, capsys):
+    """The files of a whole evaluation but for its answers; tables without their columns."""
+    assert evaluate("--teacher", "teacher", output="whole") == 0
+    capsys.readouterr()
+    assert evaluate("--teacher", "teacher", "--references_only") == 0
+    said = capsys.readouterr()
+    found, whole = contents("results"), contents("whole")
+    rows = {f"test/student/{name}" for name in ("references.jsonl", "calibration.json")}
+    others = {"evaluation.json", "scores.json", "scores.md", "complete.json"}
+    assert found.keys() == rows | others
+    assert all(found[name] == whole[name] for name in rows)
+    scores, before = (json.loads(files["scores.json"])["scores"] for files in (found, whole))
+    assert scores == {name: before[name] for name in ("perplexity", "log_perplexity", "kl")}
+    assert said.out.strip() == found["scores.md"].decode().strip()
+    for word in ("Rouge", "exact", "cut at", "near ties", "tokens, mean", "trivial", "seeds"):
+        assert word not in said.out
+    assert "| calibration | model   | ECE " in said.out
+    assert "every reference: results/BENCHMARK/MODEL/references.jsonl" in said.err
+    settings = json.loads(found["evaluation.json"])["settings"]
+    assert settings["references_only"] is True
+    assert settings["seeds"] == [] and settings["decoding"] == {}
+    assert "references_only" not in json.loads(whole["evaluation.json"])["settings"]
+
+
+def test_references_alone_are_not_read_again(bench, monkeypatch):
+    """A finished folder stays as it is; a teacher is added to one without, as to any other."""
+    assert evaluate("--references_only") == 0
+    assert evaluate("--references_only", "--teacher", "teacher") == 0
+    before = contents("results")
+    assert "kl" in json.loads(before["scores.json"])["scores"]
+    monkeypatch.setattr(Results, "finish_references", None)  # reading any again would fail
+    assert evaluate("--references_only") == 0
+    assert evaluate("--references_only", "--teacher", "teacher") == 0
+    assert contents("results") == before
+
+
+def test_a_changed_likelihood_is_named_and_made_again(bench, capsys):
+    """As a changed answer is."""
+    evaluate("--references_only")
+    before = contents("results")
+    path = bench / "results" / "test" / "student" / "references.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"0", b"1", 1))
+    for command in (["compare", "results"], None):
+        capsys.readouterr()
+        assert (main(command) if command else evaluate("--references_only")) == 2
+        assert "references.jsonl has changed since it was" in capsys.readouterr().err
+    path.unlink()
+    assert main(["compare", "results"]) == 2
+    said = capsys.readouterr().err
+    assert "results is not finished: reference likelihoods of student on test are missing" in said
+    assert evaluate("--references_only") == 0
+    assert contents("results") == before
+
+
+def test_a_folder_has_answers_or_none(bench, capsys):
+    """Neither goes on as the other, whatever else differs."""
+    evaluate("--greedy", output="whole")
+    evaluate("--references_only", output="alone")
+    before = contents(bench)
+    capsys.readouterr()
+    other = "holds an evaluation of other settings: references_only was"
+    assert evaluate("--references_only", "--teacher", "teacher", output="whole") == 2
+    assert f"whole {other} False and is now True; name" in capsys.readouterr().err
+    for flags in ([], ["--greedy"], ["--limit", "2"]):
+        assert evaluate(*flags, output="alone") == 2
+        assert f"alone {other} True and is now False; name" in capsys.readouterr().err
+    assert contents(bench) == before
+
+
+# Values that are the defaults are refused as well: they were asked for.
+OF_ANSWERS = (
+    ["--seeds", "10,20,30,40,50"],
+    ["--seeds=1"],
+    ["--greedy"],
+    ["--temperature", "1.0"],
+    ["--top_p", "0.9"],
+    ["--max_new_tokens", "256"],
+    ["--batch_size", "32"],
+    ["--backend", "transformers"],
+    ["--backend", "vllm"],
+    ["--sbert", "mini"],
+    ["--judge", "gpt"],
+    ["--judge_url", "http://127.0.0.1:9/v1"],
+    ["--judge_key", "OPENAI_API_KEY"],
+    ["--judge_budget", "0"],
+)
+
+
+@pytest.mark.parametrize("flags", OF_ANSWERS, ids=" ".join)
+def test_flags_of_answers_are_refused_beside_references_only(bench, capsys, flags):
+    """By name, before any library is loaded; no model is looked for."""
+    before = contents(bench)
+    assert evaluate(*flags, "--references_only", model="missing") == 2
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    name = flags[0].partition("=")[0]
+    assert f"so {name} would do nothing; leave out that, or --references_only" in error
+    assert contents(bench) == before
+
+
+BAD_REFERENCES = {
+    "two flags of answers": (["--greedy", "--sbert", "x"], "so --greedy, --sbert would do nothing"),
+    "a value for the flag": (["--references_only=yes"], "--references_only takes no value"),
+    "a misspelt flag": (["--reference_only"], "mean --references_only?"),
+    "a prompt that fills the context": (
+        ["--benchmark", "long.jsonl"],
+        "long example 1: the prompt fills the 64 positions of the context, so nothing of its "
+        "reference is left; leave it out, as by --max_prompt_length 63",
+    ),
+    "a reference of another vocabulary": (
+        ["--model", "wordy", "--benchmark", "last.jsonl"],
+        "last example 0: the prompt with its reference has token",
+    ),
+    "no prompt is short enough": (["--max_prompt_length", "3"], "more than --max_prompt_length 3"),
+    "no references": (["--benchmark", "open.jsonl"], "open.jsonl:1: the record has no 'output'"),
+    "an empty file": (["--benchmark", "empty.jsonl"], "empty.jsonl:1: the file holds no record"),
+    "limit 0": (["--limit", "0"], "--limit must be at least 1"),
+    "no such dtype": (["--dtype", "float3"], "--dtype is one of auto, float32"),
+    "another tokenizer": (["--teacher", "stranger"], "different tokenizers"),
+    "no end of a reference": (["--model", "endless"], "no end-of-sequence"),
+    "a folder of other things": (["--output", "student"], "is not empty and holds no evaluation"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_REFERENCES)
+def test_bad_input_beside_references_only(bench, capsys, case):
+    """One line with the value and the remedy; no weights are loaded and nothing is written."""
+    flags, message = BAD_REFERENCES[case]
+    no_tokens(bench)
+    toys.llama().save_pretrained(bench / "stranger")
+    toys.tokenizer([*toys.WORDS[::-1]]).save_pretrained(bench / "stranger")
+    toys.llama(vocab=len(toys.tokenizer())).save_pretrained(bench / "wordy")
+    toys.tokenizer([*toys.WORDS, "zebra"]).save_pretrained(bench / "wordy")
+    rows = [{"prompt": "the cat " * n, "completion": "zebra"} for n in (1, 32)]
+    (bench / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (bench / "last.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    (bench / "empty.jsonl").write_text("")
+    (bench / "open.jsonl").write_text('{"instruction": "the cat"}\n')
+    before = contents(bench)
+    assert evaluate("--references_only", *flags) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("distilllens: error: ") and message in error
+    assert contents(bench) == before
 
 
 @pytest.mark.parametrize(

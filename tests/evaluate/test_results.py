@@ -202,6 +202,65 @@ def test_a_metric_that_only_some_rows_have_is_not_read(tmp_path):
     assert "sbert" not in read_table(folder).samples["test"]["kd"]
 
 
+def alone(**changes):
+    """Settings of an evaluation without answers."""
+    return settings(seeds=[], decoding={}, text_metrics=None, references_only=True, **changes)
+
+
+def test_a_folder_has_answers_or_none(tmp_path):
+    """Whatever else differs, this is named; version 0.1.0 did not note that there are answers."""
+    for name, before, after in (("out", settings(), alone()), ("alone", alone(), settings())):
+        results = Results(tmp_path / name)
+        results.begin(before, "first")
+        results.check(before)
+        words = [bool(one.get("references_only")) for one in (before, after)]
+        message = "references_only was {} and is now {}; name another folder".format(*words)
+        with pytest.raises(ValueError, match=message):
+            results.check(after | {"chat": True})
+        with pytest.raises(ValueError, match="limit was None and is now 7"):
+            results.check(before | {"limit": 7})
+
+
+def test_references_alone_are_finished(tmp_path):
+    """Two files a model; a row is read back by its example."""
+    results = Results(tmp_path)
+    results.begin(alone(), "first")
+    with pytest.raises(ValueError, match="is not finished: reference likelihoods of kd on test"):
+        read_table(tmp_path)
+    rows = [{"example": n, "nll": 1.0, "num_tokens": 2, "kl": 0.5} for n in range(2)]
+    results.finish_references("test", "kd", rows, Calibration())
+    results.close()
+    assert results.is_sealed()
+    results.check(alone())
+    assert results.is_complete
+    assert json.loads((tmp_path / "complete.json").read_text())["files"].keys() == {
+        "test/kd/references.jsonl",
+        "test/kd/calibration.json",
+    }
+    table = read_table(tmp_path)
+    assert table.samples["test"]["kd"].keys() == {"perplexity", "log_perplexity", "kl"}
+    assert score("kl", table.samples["test"]["kd"]["kl"]).mean == 0.25  # 1 nat, 4 tokens
+    assert table.answers["test"]["kd"] == {}
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        (alone() | {"seeds": [10]}, "the entry 'settings.seeds' has seeds, but"),
+        (settings(seeds=[]), "the entry 'settings.seeds' is empty"),
+        (alone() | {"references_only": False}, "the entry 'settings.seeds' is empty"),
+        (alone() | {"references_only": "yes"}, "'settings.references_only' is \"yes\"; it must be"),
+    ],
+)
+def test_seeds_and_their_absence_agree(tmp_path, about, message):
+    """A changed word of the settings is named."""
+    path = tmp_path / "evaluation.json"
+    path.write_text(json.dumps({"settings": about, "command": "first"}))
+    with pytest.raises(DamagedFile) as refused:
+        read_table(tmp_path)
+    assert str(refused.value).startswith(str(path)) and message in str(refused.value)
+
+
 def test_other_folders_are_left_alone(tmp_path):
     """A file, and a folder with other things in it."""
     (tmp_path / "notes.txt").write_text("mine")

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distilllens.evaluate.board import board
@@ -160,6 +160,7 @@ def test_names_are_shown_as_themselves(name):
     assert f"({shown}: " in text
 
 
+@settings(deadline=None)
 @given(st.text("ab1_*`|~$<>&;#[]()!\\\\/:@. -", min_size=1).map(str.strip).filter(bool))
 def test_a_reader_of_markdown_shows_the_name(name):
     """Whatever it is made of, as markdown-it renders the cell."""
@@ -364,6 +365,63 @@ def test_old_scores_are_told_from_new_ones(one, two, compared, note):
         assert "The same distilllens evaluate scores the answers of that folder again" in str(
             found.notes
         )
+
+
+def alone(folder, values, first=0):
+    """A folder of one model without answers; its references have a token each."""
+    settings = {"references_only": True, "seeds": [], "decoding": {}, "text_metrics": None}
+    found = table(folder, {folder: values}, **settings)
+    found.samples["test"][folder] = {"log_perplexity": samples(values, first)}
+    found.answers["test"][folder] = {}
+    return found
+
+
+def test_columns_of_answers_are_left_out_where_there_are_none():
+    """The calibration stays; beside a folder with answers, their places are empty."""
+    kd, lens = alone("kd", GOOD), alone("lens", BAD)
+    found = board([kd, lens])
+    text = as_markdown(found, ["log_perplexity"])
+    assert found.notes == () and "| lens - kd  " in text
+    rows = [[*map(str.strip, line.split("|"))][1:-1] for line in text.splitlines()]
+    assert ["calibration", "model", "ECE", "too sure", "not sure enough"] in rows
+    assert ["test", "kd", "0.1500", "0.1500", "0.0000"] in rows
+    both = table("whole", {"sft": BAD})
+    both.samples["test"]["sft"]["log_perplexity"] = samples(BAD)
+    found = board([kd, both])
+    (note,) = (note for note in found.notes if "--references_only" in note)
+    assert note.startswith("kd holds no answers") and "differ" not in "".join(found.notes)
+    text = as_markdown(found)
+    rows = [[*map(str.strip, line.split("|"))][1:-1] for line in text.splitlines()]
+    assert ["test", "kd", "-", "-", "-", "0.1500", "0.1500", "0.0000"] in rows
+    assert ["test", "sft", "3.0", "50.0 %", "2", "0.1500", "0.1500", "0.0000"] in rows
+    assert "rouge_l" in found.scores and not found.comparisons["rouge_l"]
+    assert [row[:1] for row in rows].count(["Rouge-L (%)"]) == 1  # no table of no comparison
+    assert ("sft", "kd") in found.comparisons["log_perplexity"]
+
+
+def test_nothing_to_compare_has_no_table():
+    """Metrics of different teachers, say: neither a heading nor an introduction."""
+    folders = [table(n, {n: GOOD}, teacher={"model.safetensors": n}) for n in ("one", "two")]
+    for folder in folders:
+        folder.samples["test"][folder.folder] = {"kl": samples(GOOD)}
+    text = as_markdown(board(folders))
+    assert text.count("| KL(teacher") == 1 and "paired bootstrap" not in text
+
+
+def test_examples_that_only_one_has_are_told_without_answers():
+    """By the references, as by the answers where there are any."""
+    found = board([alone("one", BAD), alone("two", [50.0, 50.0], first=2)])
+    assert found.comparisons["log_perplexity"]["two", "one"]["test"].difference == 40.0
+    assert found.notes == ("two - one on test: on the 2 examples that both have.",)
+
+
+def test_folders_without_answers_may_differ_otherwise():
+    """In the dtype, say, which is told of all folders; the decoding of those with answers only."""
+    kd, hot = alone("kd", GOOD), table("hot", {"sft": BAD}, decoding={"temperature": 2.0})
+    kd.settings["dtype"] = "float32"
+    notes = " ".join(board([kd, hot, table("cool", {"lens": GOOD})]).notes)
+    assert "differ in dtype (kd: float32; hot: None; cool: None)" in notes
+    assert "differ in decoding (hot: {'temperature': 2.0}; cool: {'temperature': 1.0})" in notes
 
 
 def test_old_scores_of_other_scripts_are_told_alone():

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from distilllens import Head, linear_cross_entropy, linear_divergence
 from distilllens.linear_divergence import cross_entropy_term, divergence_term, linear_terms
@@ -192,3 +193,32 @@ def test_bad_terms_are_named(spoil, message):
 
 HEAD, LABELS = Head(torch.ones(7, 6)), torch.tensor([0, 1])
 TEACHER = (torch.ones(2, 4), Head(torch.ones(7, 4)))
+
+
+class _Casts(TorchDispatchMode):
+    """The shapes of float32 tensors that are cast to bfloat16."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten._to_copy.default and result.dtype == torch.bfloat16:
+            self.shapes.append(tuple(result.shape))
+        return result
+
+
+def test_terms_of_one_teacher_cast_its_head_once():
+    """Under autocast: nats and total are, bit for bit, those of calls of their own."""
+    head, students, weights, labels, ((teacher, other), _) = problem(rows=(5, 5, 5))
+    teachers = [(teacher, other), (teacher, other)]
+    terms = terms_of(students, weights, labels, teachers)
+    with torch.autocast("cpu", torch.bfloat16):
+        with _Casts() as casts:
+            total, nats = linear_terms(head, terms)
+        alone = [linear_terms(head, [term]) for term in terms]
+    assert casts.shapes.count((23, 4)) == 1
+    assert total == sum(value for value, _ in alone)
+    for found, (_, (right,)) in zip(nats, alone, strict=True):
+        assert torch.equal(found, right)

@@ -1,8 +1,12 @@
-"""Training does not depend on the side on which rows are padded."""
+"""A teacher reads either side of padding alike, and leaves nothing behind."""
 
 import pytest
 import torch
 import toys
+
+from distilllens.lens import LogitLens, read_states
+from distilllens.targets import Targets
+from distilllens.teacher import LiveTeacher
 
 TOLERANCE = 1e-6  # float32 rounding: the rows of a product lie elsewhere
 
@@ -45,3 +49,24 @@ def test_padding_on_the_left_trains_the_same(tmp_path, kinds, source):
         for side in ("right", "left")
     )
     assert toys.drift(right, left) < TOLERANCE
+
+
+def test_a_teacher_under_autocast_leaves_no_cast_weights_behind():
+    """The states of a plain forward, bit for bit; its weights are cast where they are used."""
+    lens, seen = LogitLens(toys.llama(4, 24, seed=1)), []
+    ids = torch.arange(12).view(2, 6)
+    given = {"targets": Targets.of(ids), "input_ids": ids}
+    cached = torch.is_autocast_cache_enabled
+    lens.blocks[0].register_forward_hook(
+        lambda *_: seen.append((torch.is_autocast_enabled("cpu"), cached()))
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        states, _ = LiveTeacher(lens).read([2], normalize=True, **given)
+        assert seen.pop() == (True, False)
+        assert cached()  # as the student needs it
+        plain = read_states(lens, [2], input_ids=ids)
+        assert seen.pop() == (True, True)
+    for found, right in ((states[2], plain[2]), (states.final, plain.final)):
+        assert torch.equal(found, given["targets"].rows(right))
+    LiveTeacher(lens).read([2], normalize=True, **given)
+    assert seen.pop() == (False, True)

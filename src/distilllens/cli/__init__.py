@@ -21,6 +21,7 @@ COMMANDS = {
     "generate": "write a model's answers to prompts, as data to train on",
     "report": "rebuild the HTML report of a training run",
     "evaluate": "answer benchmarks and score the answers, with error bars",
+    "study": "train methods with several seeds on equal terms, and say which is better",
     "compare": "compare the results of evaluations, with confidence intervals",
     "inspect": "show what models predict at every depth, on an HTML page",
 }

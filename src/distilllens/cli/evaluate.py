@@ -7,12 +7,14 @@ import os
 import sys
 from pathlib import Path
 
-from distilllens.cli import CommandParser, add_flags
+from distilllens.cli import CommandParser, add_flags, is_flag
 from distilllens.cli.terminal import quiet_libraries, stage
+from distilllens.workflows.evaluate_checks import refuse_unused
 
 _DESCRIPTION = """\
 Answer benchmarks with one or more models and score the answers: Rouge-L, exact match, perplexity of
 the references and calibration; optionally SBERT similarity, KL(teacher || model) and an LLM judge.
+With --references_only nothing is answered, so that perplexity, KL and calibration take seconds.
 Means have standard errors over examples and over seeds; differences between models have bootstrap
 confidence intervals.
 
@@ -21,6 +23,8 @@ examples, on what "distilllens demo" leaves (its models have 128 positions: shor
       --benchmark demo/test.jsonl --max_new_tokens 64 --output results/both
   distilllens evaluate --model demo/kd demo/teacher --teacher demo/teacher --greedy --limit 100 \\
       --benchmark demo/test.jsonl --max_new_tokens 64 --output results/quick
+  distilllens evaluate --model demo/kd demo/distilllens --teacher demo/teacher \\
+      --benchmark demo/test.jsonl --references_only --output results/references
   torchrun --nproc_per_node 2 -m distilllens evaluate --model demo/kd \\
       --benchmark demo/test.jsonl --max_new_tokens 64 --output results/kd
 
@@ -36,6 +40,8 @@ with --teacher, --sbert or --judge it adds that metric to existing results.
 def main(argv: list[str]) -> int:
     """Run the command; raises ValueError for bad input before anything is written."""
     args = _parser().parse_args(argv)
+    if args.references_only:
+        refuse_unused(word.partition("=")[0].lstrip("-") for word in argv if is_flag(word))
     stage("loading torch and transformers")
     from distilllens.generate.decoding import Decoding
     from distilllens.workflows.evaluate import Plan, evaluate, next_steps
@@ -43,7 +49,7 @@ def main(argv: list[str]) -> int:
     quiet_libraries()
     plan = Plan(
         models=tuple(args.model),
-        benchmarks=tuple(args.benchmark),
+        benchmarks=tuple(args.benchmark or ()),
         output=args.output,
         decoding=Decoding(args.max_new_tokens, args.temperature, args.top_p, args.greedy),
         seeds=args.seeds,
@@ -61,6 +67,9 @@ def main(argv: list[str]) -> int:
         judge_budget=args.judge_budget,
         backend=args.backend,
         trust_remote_code=args.trust_remote_code,
+        references_only=args.references_only,
+        lm_eval=tuple(args.lm_eval or ()),
+        lm_eval_path=args.lm_eval_path,
     )
     evaluate(plan, command=" ".join(["distilllens", *sys.argv[1:]]))
     if os.environ.get("RANK", "0") == "0":
@@ -95,7 +104,8 @@ def seeds(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(message) from None
 
 
-_SEVERAL = {"action": "extend", "nargs": "+", "required": True}
+_SOME = {"action": "extend", "nargs": "+"}
+_SEVERAL = {**_SOME, "required": True}
 
 # Flags that distilllens generate has too.
 DECODING = (
@@ -114,10 +124,16 @@ _SEEDS = {"action": SeveralInOne, "type": seeds, "default": (10, 20, 30, 40, 50)
 _GROUPS = {
     "models and data": (
         ("model", _SEVERAL, "DIR", "a folder or hub id; several models are compared"),
-        ("benchmark", _SEVERAL, "FILE-OR-NAME", "a file, or dolly, selfinst, vicuna, sni, unni"),
+        ("benchmark", _SOME, "FILE-OR-NAME", "a file, or dolly, selfinst, vicuna, sni, unni"),
         ("output", {"required": True}, "DIR", "folder for the results"),
         ("limit", int, "N", "only the first N examples of each benchmark"),
         ("max_prompt_length", int, "N", "leave out prompts with more than N tokens"),
+        (
+            "references_only",
+            bool,
+            None,
+            "answer nothing: perplexity, KL and calibration on the references",
+        ),
         ("trust_remote_code", bool, None, "run code that comes with a model"),
         ("chat", bool, None, "use the model's chat template instead of the Alpaca prompt"),
     ),
@@ -132,6 +148,10 @@ _GROUPS = {
         ("judge_url", str, "URL", "address of the judge's server; OpenAI's by default"),
         ("judge_key", "OPENAI_API_KEY", "VARIABLE", "environment variable with the API key"),
         ("judge_budget", float, "USD", "do not start judging if the estimated cost is higher"),
+    ),
+    "lm-evaluation-harness": (
+        ("lm_eval", _SOME, "TASK,TASK", "run these tasks of it, with or without a --benchmark"),
+        ("lm_eval_path", str, "DIR", "a folder with tasks of your own, as YAML files"),
     ),
     "machine": MACHINE,
 }

@@ -84,7 +84,8 @@ def read_arguments(
         flags = [*chain(*groups), "--output_dir", output_dir]
     _check_by_table(command, recipe, flags, check)
     stage("loading torch, transformers and trl")
-    from distilllens.cli.train_arguments import build, make_parser
+    from distilllens.cli.train_arguments import make_parser
+    from distilllens.workflows.run_arguments import build
 
     values = read_fields(make_parser(command, description), recipe, flags)
     try:

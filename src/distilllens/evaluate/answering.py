@@ -11,8 +11,11 @@ from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
+from distilllens.evaluate.harness import run_task
+from distilllens.evaluate.harness_samples import is_there
 from distilllens.evaluate.reference_likelihood import reference_likelihoods
 from distilllens.evaluate.results import Unit
+from distilllens.evaluate.tasks import as_trained
 from distilllens.generate.transformers_backend import TransformersBackend, plan_batches
 from distilllens.loading import size_in_words
 
@@ -24,11 +27,12 @@ class Answering:
 
     Args:
         tasks: one ``Task`` per benchmark.
+        harness: one ``HarnessTask`` per task of lm-evaluation-harness.
     """
 
-    def __init__(self, plan, results, process, *, teacher, tasks):
+    def __init__(self, plan, results, process, *, teacher, tasks, harness=()):
         self.plan, self.results, self.process = plan, results, process
-        self.teacher, self.tasks = teacher, tasks
+        self.teacher, self.tasks, self.harness = teacher, tasks, harness
         self.hidden = not process.is_main
         self._said = set()
 
@@ -58,6 +62,10 @@ class Answering:
             teacher = self.teacher and self._load("teacher", self.teacher)
             for task in references:
                 self._score_references((candidate, model, teacher), task)
+        for task in self.harness[self.process.rank :: self.process.size]:
+            if not is_there(self.results.folder, task.name, candidate.label):
+                model = model or self._load("model", candidate)
+                self._run_harness(candidate, model, task)
 
     def _load(self, role, candidate):
         """A model, of which size, dtype and device are said once."""
@@ -133,16 +141,27 @@ class Answering:
             rows, calibration = reference_likelihoods(
                 model,
                 candidate.tokenizer,
-                [
-                    {"prompt": e.prompt, "completion": e.completion, **e.template_fields}
-                    for e in examples
-                ],
+                [*map(as_trained, examples)],
                 teacher=teacher,
                 names=[example.place for example in examples],
                 progress=lambda done, _: bar.update(done - bar.n),
             )
         rows = [{"example": n, **asdict(row)} for n, row in zip(task.examples, rows, strict=True)]
         self.results.finish_references(task.benchmark.name, candidate.label, rows, calibration)
+
+    def _run_harness(self, candidate, model, task):
+        began = time.perf_counter()
+        rows, about = run_task(
+            task,
+            model,
+            candidate.tokenizer,
+            self.plan,
+            title=f"{candidate.label}, lm_eval {task.name}",
+            hidden=self.hidden,
+        )
+        self.results.finish_harness(task.name, candidate.label, rows, about)
+        seconds = round(time.perf_counter() - began, 3)
+        self.results.note_time(lm_eval=task.name, model=candidate.label, seconds=seconds)
 
     def _lacks_references(self, task, label):
         rows = self.results.references(task.benchmark.name, label, task.examples)

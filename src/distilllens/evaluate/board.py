@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from distilllens.evaluate.benchmarks import RESERVED
+from distilllens.evaluate.board_notes import differences, partial
+from distilllens.evaluate.harness_samples import side_by_side
 from distilllens.evaluate.scores import (
     METRICS,
     Difference,
+    Metric,
     Samples,
     Score,
     average,
@@ -24,7 +27,6 @@ from distilllens.evaluate.trivial import best_trivial, why_useless, without_verd
 from distilllens.names import shortest_names, unique_names
 
 AVERAGE = RESERVED
-_REPORTED = ("decoding", "seeds", "chat", "limit", "max_prompt_length", "dtype", "backend")
 # Metrics that depend on another model -> the setting that names it.
 _MEASURED_BY = {
     "kl": "teacher",
@@ -43,11 +45,13 @@ class Board:
         models: their names.
         scores: metric -> benchmark (and "average") -> model or teacher -> ``Score``.
         comparisons: metric -> (first, second) -> benchmark (and "average") -> ``Difference``.
-        answers: benchmark -> model -> figures on the answers and the calibration.
+        answers: benchmark -> model -> figures on the answers, if any, and the calibration.
         notes: sentences for the reader of the tables.
         teachers: names of the models that are teachers, and of teachers that answered nothing:
             these have the likelihood of the references only.
         trivial: metric -> benchmark (and "average") -> the best score of a trivial answer.
+        harness_metrics: those of lm-evaluation-harness in ``scores``, whose columns are tasks.
+        harness_figures: task -> metric -> model -> what the harness says, where it is no mean.
     """
 
     models: tuple[str, ...]
@@ -57,21 +61,29 @@ class Board:
     notes: tuple[str, ...]
     teachers: tuple[str, ...] = ()
     trivial: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    harness_metrics: Mapping[str, Metric] = field(default_factory=dict)
+    harness_figures: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
 
     @property
     def rows(self) -> tuple[str, ...]:
         """The models, and the teachers that are none of them."""
         return tuple(dict.fromkeys([*self.models, *self.teachers]))
 
+    def about(self, metric: str) -> Metric:
+        """Title and direction of a metric of ``scores``."""
+        return METRICS.get(metric) or self.harness_metrics[metric]
+
 
 def board(tables: Sequence[ResultTable]) -> Board:
     """The models of all tables, under distinct names, on the benchmarks that all tables share.
 
     Raises:
-        ValueError: no benchmark is in all tables with the same data.
+        ValueError: no benchmark or task is in all tables with the same data.
     """
-    shared, notes = _shared_benchmarks(tables)
     labels = _labels(tables)
+    harness, harness_notes = side_by_side([(t.settings, t.harness) for t in tables], labels)
+    shared, notes = _shared_benchmarks(tables, required=not harness.samples)
+    notes += harness_notes
     samples, answers = {}, {}
     for table, names in zip(tables, labels, strict=True):
         for benchmark in shared:
@@ -92,7 +104,7 @@ def board(tables: Sequence[ResultTable]) -> Board:
         for model in table.settings["models"]
     }
     comparisons = {m: _comparisons(m, models, samples, measured_by) for m in metrics}
-    notes += [*_differences(tables), *_partial(comparisons.get("rouge_l", {}), samples)]
+    notes += [*differences(tables), *partial(comparisons, samples)]
     teachers, forced = _teachers(tables, labels, shared)
     rows = {b: {**row, **forced.get(b, {})} for b, row in samples.items()}
     scores = {metric: _scores(metric, (*models, *teachers), rows) for metric in metrics}
@@ -102,7 +114,12 @@ def board(tables: Sequence[ResultTable]) -> Board:
         notes += reasons
     notes += [*_cut(tables, labels, shared), *_adapters(tables, labels)]
     trivial = {metric: found for metric in metrics if (found := _trivial(metric, tables, shared))}
-    return Board(models, scores, comparisons, answers, tuple(notes), teachers, trivial)
+    for key, metric in harness.metrics.items():
+        if by_task := harness.rows(metric):
+            scores[key] = _scores(metric, models, by_task)
+            comparisons[key] = _comparisons(metric, models, by_task, measured_by)
+    known = (teachers, trivial, harness.metrics, harness.figures)
+    return Board(models, scores, comparisons, answers, tuple(notes), *known)
 
 
 def _teachers(tables, labels, shared):
@@ -168,7 +185,7 @@ def _cut(tables, labels, shared):
     for table, names in zip(tables, labels, strict=True):
         for benchmark in shared:
             for model, about in table.answers[benchmark].items():
-                if about["finished"] < 0.5:
+                if about.get("finished", 1) < 0.5:
                     longest = table.settings["decoding"].get("max_new_tokens")
                     share = f"{names[model]} {100 * (1 - about['finished']):.0f} %"
                     cut.setdefault((benchmark, longest), []).append(share)
@@ -243,7 +260,7 @@ def _scores(metric, models, samples):
     return rows
 
 
-def _shared_benchmarks(tables):
+def _shared_benchmarks(tables, required):
     first, notes, shared = tables[0].settings["benchmarks"], [], []
     for name in dict.fromkeys(n for table in tables for n in table.settings["benchmarks"]):
         hashes = [table.settings["benchmarks"].get(name, {}).get("sha256") for table in tables]
@@ -253,10 +270,10 @@ def _shared_benchmarks(tables):
             notes.append(f"{name} is left out: the folders were made from different files.")
         else:
             shared.append(name)
-    if not shared:
+    if not shared and required:
         raise ValueError(
             f"the folders {', '.join(t.folder for t in tables)} share no benchmark: the first has "
-            f"{', '.join(first)}; evaluate the models of all folders on the same file"
+            f"{', '.join(first) or 'none'}; evaluate the models of all folders on the same file"
         )
     return shared, notes
 
@@ -272,60 +289,3 @@ def _labels(tables):
         }
         for table, folder in zip(tables, folders, strict=True)
     ]
-
-
-def _differences(tables):
-    notes = []
-    for key in _REPORTED:
-        values = [table.settings[key] for table in tables]
-        if key == "seeds" and [None] in values:
-            continue  # greedy, which the decoding says
-        if any(value != values[0] for value in values):
-            listed = "; ".join(f"{t.folder}: {v}" for t, v in zip(tables, values, strict=True))
-            notes.append(f"The folders differ in {key} ({listed}).")
-    for key in ("teacher", "sbert", "judge"):
-        values = [value for table in tables if (value := table.settings[key])]
-        if any(value != values[0] for value in values):
-            notes.append(f"The folders differ in the {key}: its metrics are not compared.")
-    return [*notes, *_old_definitions(tables)]
-
-
-def _old_definitions(tables):
-    """Notes on results of version 0.1.0, whose metrics saw less of the texts."""
-    notes = []
-    again = "The same distilllens evaluate scores the answers of that folder again"
-    old = [table for table in tables if "text_metrics" not in table.settings]
-    for table in old:
-        if not table.is_ascii:
-            notes.append(
-                f"{table.folder} was scored by version 0.1.0, which read ASCII words only: Rouge-L "
-                "and exact match of other scripts are wrong there, and are not compared with those "
-                f"of another folder. {again}."
-            )
-        elif len(old) < len(tables):
-            notes.append(
-                f"{table.folder} was scored by version 0.1.0: its Rouge-L differs where references "
-                f"have words with other than ASCII letters. {again}."
-            )
-    judged = [table for table in tables if table.settings["judge"]]
-    unread = [table.folder for table in judged if not table.settings.get("judge_reads")]
-    if len(unread) < len(judged):
-        notes += [
-            f"The judge of {folder} read only the last turn of a conversation. {again}, "
-            "with its --judge."
-            for folder in unread
-        ]
-    return notes
-
-
-def _partial(pairs, samples):
-    """Notes on comparisons that leave examples out."""
-    notes = []
-    for (first, second), row in pairs.items():
-        for benchmark in row.keys() - {AVERAGE}:
-            both = [samples[benchmark][model]["rouge_l"] for model in (first, second)]
-            shared = row[benchmark].num_examples
-            if shared < max(len(one.examples) for one in both):
-                pair = f"{first} - {second} on {benchmark}"
-                notes.append(f"{pair}: on the {shared} examples that both have.")
-    return sorted(notes)

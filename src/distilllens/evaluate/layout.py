@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+from distilllens.evaluate.harness_samples import harness_files
 from distilllens.evaluate.seal import SEAL
 from distilllens.files import is_part_of, linked
 
@@ -29,13 +30,14 @@ class Unit:
 
 
 def finished_files(settings: Mapping) -> list[str]:
-    """The paths, in the folder, of the files of every benchmark and model when all is done."""
+    """The paths, in the folder, of the files of all models when all is done."""
     seeds = [f"{Unit('', '', seed).name}.jsonl" for seed in settings["seeds"]]
-    return [
+    answers = [
         f"{benchmark}/{model}/{name}"
         for benchmark, model in product(settings["benchmarks"], settings["models"])
         for name in (*seeds, REFERENCES, CALIBRATION)
     ]
+    return answers + harness_files(settings)
 
 
 def check_links(folder: Path, settings: Mapping):

@@ -80,16 +80,7 @@ def reference_likelihoods(
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
     names = [f"example {i}" for i in range(len(examples))] if names is None else names
-    if tokenizer.eos_token is None:
-        raise ValueError("the tokenizer has no end-of-sequence token, so no reference has an end")
-    longest = positions_of(student.config)
-    rows = encode_examples(examples, tokenizer, names, longest)
-    for name, row in zip(names, rows, strict=True):
-        if _num_tokens(*row) <= 0:
-            raise ValueError(
-                f"{name}: the prompt fills the {longest} positions of the context, so nothing of "
-                "its reference is left; leave it out"
-            )
+    rows = encode_references(examples, tokenizer, names, positions_of(student.config))
     readers = [_Reader("student", student)]
     if teacher is not None:
         readers.append(_Reader("teacher", teacher))
@@ -109,6 +100,31 @@ def reference_likelihoods(
             if progress is not None:
                 progress(len(likelihoods), len(rows))
     return [likelihoods[i] for i in range(len(rows))], calibration
+
+
+def encode_references(
+    examples: Sequence[Mapping], tokenizer, names: Sequence[str], longest: int | None
+) -> list[tuple[list[int], int]]:
+    """``(ids, first)`` of each example: its tokens in the context, and where its reference begins.
+
+    Args:
+        examples: of ``to_training_examples``.
+        names: of the examples, for messages.
+        longest: the number of positions of the context; None for any.
+
+    Raises:
+        ValueError: the tokenizer has no end-of-sequence token, or a prompt fills the context.
+    """
+    if tokenizer.eos_token is None:
+        raise ValueError("the tokenizer has no end-of-sequence token, so no reference has an end")
+    rows = encode_examples(examples, tokenizer, names, longest)
+    for name, row in zip(names, rows, strict=True):
+        if _num_tokens(*row) <= 0:
+            raise ValueError(
+                f"{name}: the prompt fills the {longest} positions of the context, so nothing of "
+                f"its reference is left; leave it out, as by --max_prompt_length {longest - 1}"
+            )
+    return rows
 
 
 def _plan(rows, readers, batch_tokens):

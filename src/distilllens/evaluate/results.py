@@ -5,6 +5,7 @@
     BENCHMARK/MODEL/greedy.jsonl       the same of greedy decoding, which has no seeds
     BENCHMARK/MODEL/references.jsonl   the likelihood of the references, one example per line
     BENCHMARK/MODEL/calibration.json   the model's confidence in the references' tokens
+    TASK/MODEL/lm_eval.jsonl, .json    what lm-evaluation-harness said of a model
     scores.json, scores.md             the tables
     complete.json                      the SHA-256 of the settings and of the files of each
                                        benchmark, written last
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from distilllens.evaluate.calibration import Calibration
+from distilllens.evaluate.harness_samples import Asked, left_open, shared, write_task
 from distilllens.evaluate.layout import (
     CALIBRATION,
     JUDGE_CACHE,
@@ -78,8 +80,10 @@ class Settings(TypedDict):
     teacher: dict[str, str] | None
     sbert: str | None
     judge: str | None
-    text_metrics: NotRequired[str]
+    references_only: NotRequired[bool]  # true or absent; then there are no seeds and no decoding
+    text_metrics: NotRequired[str | None]
     judge_reads: NotRequired[str | None]
+    lm_eval: NotRequired[Asked]
     trivial: NotRequired[dict[str, dict[str, dict[str, float]]]]  # as of trivial_scores
 
 
@@ -135,8 +139,15 @@ class Results:
         for name in ADDABLE:
             if None in (before.get(name), now.get(name)) or not self._has_measured(name, before):
                 before[name] = now[name] = None
-        before, now = dict(flat(before)), dict(flat(now))
-        for key in sorted(before.keys() | now.keys()):
+        if unfinished := left_open(self.folder, before, now):
+            raise ValueError(
+                f"--output {self.folder} has the unfinished --lm_eval {','.join(unfinished)}; "
+                "name it in this command, too"
+            )
+        before["lm_eval"], now["lm_eval"] = shared(self.folder, before, now)
+        before, now = ({"references_only": False, **dict(flat(one))} for one in (before, now))
+        # Without answers there is no decoding, which is no other decoding.
+        for key in sorted(before.keys() | now.keys(), key=lambda k: (k != "references_only", k)):
             if key.split(".")[0] not in _NOTES and before.get(key) != now.get(key):
                 raise ValueError(
                     f"--output {self.folder} holds an evaluation of other settings: {key} was "
@@ -149,6 +160,8 @@ class Results:
         before = self.settings() or settings
         drop_remains(self.folder, before)
         kept = {name: settings[name] or before.get(name) for name in ADDABLE}
+        if asked := (before.get("lm_eval") or {}) | (settings.get("lm_eval") or {}):
+            kept["lm_eval"] = asked
         if settings["teacher"] and not before.get("teacher"):
             names = before.get("names") or {}
             kept["names"] = names | {"teacher": (settings.get("names") or {}).get("teacher")}
@@ -179,9 +192,13 @@ class Results:
             return None
         with _advised(_RESTORE):
             settings = read_stored(path, _Evaluation)["settings"]
-            for name in ("models", "benchmarks", "seeds"):
-                if not settings[name]:
+            has_answers = not settings.get("references_only")
+            for name in ("models", "benchmarks", *["seeds"] * has_answers):
+                if not settings[name] and not (name == "benchmarks" and settings.get("lm_eval")):
                     raise DamagedFile(f"{path}: the entry 'settings.{name}' is empty")
+            if settings["seeds"] and not has_answers:
+                text = "has seeds, but 'settings.references_only' says that there are no answers"
+                raise DamagedFile(f"{path}: the entry 'settings.seeds' {text}")
             for at, seed in enumerate(settings["seeds"]):
                 if seed in settings["seeds"][:at]:
                     text = f"the entry 'settings.seeds' has {json.dumps(seed)} twice"
@@ -276,6 +293,11 @@ class Results:
         folder = self.of(benchmark, model)
         write_json(folder / CALIBRATION, calibration.to_dict())
         write_rows(folder / REFERENCES, rows)
+
+    def finish_harness(self, task: str, model: str, rows: Sequence[Mapping], about: Mapping):
+        """Write what lm-evaluation-harness said of a model, as of ``run_task``."""
+        unseal(self.folder)
+        write_task(self.of(task, model), rows, about)
 
     def sort_replies(self):
         """Sort the lines of a judge's replies, which were written in order of arrival."""

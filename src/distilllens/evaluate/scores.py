@@ -113,7 +113,7 @@ class Difference:
     num_examples: int
 
 
-def score(metric: str, samples: Samples) -> Score:
+def score(metric: str | Metric, samples: Samples) -> Score:
     """The mean of a metric with its standard errors.
 
     The error over examples is the linearised error of a ratio of sums; with one value per example
@@ -122,12 +122,13 @@ def score(metric: str, samples: Samples) -> Score:
     Raises:
         ValueError: there are no values.
     """
+    about = _about(metric)
     totals, counts = samples.totals.sum(1), samples.counts.sum(1)
     if counts.sum() == 0:
-        raise ValueError(f"{METRICS[metric].title}: there is no value to average")
+        raise ValueError(f"{about.title}: there is no value to average")
     mean = totals.sum() / counts.sum()
-    value = METRICS[metric].of(mean)
-    slope = value if METRICS[metric].exponential else 1.0
+    value = about.of(mean)
+    slope = value if about.exponential else 1.0
     num = int((counts > 0).sum())
     residuals = totals - mean * counts
     over_examples = None
@@ -136,7 +137,7 @@ def score(metric: str, samples: Samples) -> Score:
             slope * math.sqrt(num / (num - 1) * (residuals**2).sum()) / counts.sum()
         )
     with np.errstate(invalid="ignore"):
-        by_seed = METRICS[metric].of(samples.totals.sum(0) / samples.counts.sum(0))
+        by_seed = about.of(samples.totals.sum(0) / samples.counts.sum(0))
     return Score(
         mean=float(value),
         error_over_examples=over_examples,
@@ -164,7 +165,7 @@ def average(scores: Sequence[Score]) -> Score:
 
 
 def bootstrap(
-    samples: Sequence[tuple[str, Samples]], stream: int, num_draws: int = NUM_DRAWS
+    samples: Sequence[tuple[str | Metric, Samples]], stream: int, num_draws: int = NUM_DRAWS
 ) -> list[Drawn]:
     """The score of each ``(metric, samples)`` with its bootstrap draws over examples.
 
@@ -183,8 +184,8 @@ def bootstrap(
     drawn = [times @ sums for times in np.split(_times(len(sums), stream, num_draws), 20)]
     values, draws = _ratios(sums.sum(0)), _ratios(np.concatenate(drawn))
     return [
-        Drawn(float(METRICS[metric].of(values[at])), METRICS[metric].of(draws[:, at]), len(sums))
-        for at, (metric, _) in enumerate(samples)
+        Drawn(float(metric.of(values[at])), metric.of(draws[:, at]), len(sums))
+        for at, metric in enumerate(_about(metric) for metric, _ in samples)
     ]
 
 
@@ -197,7 +198,7 @@ def average_drawn(drawn: Sequence[Drawn]) -> Drawn:
     )
 
 
-def compare(metric: str, first: Drawn, second: Drawn) -> Difference:
+def compare(metric: str | Metric, first: Drawn, second: Drawn) -> Difference:
     """Whether the first is better, by the interval with ``CONFIDENCE`` of the paired draws.
 
     With few examples a bootstrap underestimates the tails: with 5 examples it would call one in
@@ -214,7 +215,7 @@ def compare(metric: str, first: Drawn, second: Drawn) -> Difference:
     elif num < FEWEST:
         verdict = "too few examples to tell"
     elif low > 0 or high < 0:
-        verdict = "better" if (low > 0) == METRICS[metric].higher_is_better else "worse"
+        verdict = "better" if (low > 0) == _about(metric).higher_is_better else "worse"
     return Difference(first.value - second.value, float(low), float(high), verdict, num)
 
 
@@ -224,6 +225,10 @@ def standard_error(values: Sequence[float]) -> float | None:
     if len(values) < 2:
         return None
     return float(values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def _about(metric):
+    return metric if isinstance(metric, Metric) else METRICS[metric]
 
 
 def _ratios(sums):

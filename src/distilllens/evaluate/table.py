@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from distilllens.evaluate.calibration import Calibration
+from distilllens.evaluate.harness_samples import HarnessTable, read_harness
 from distilllens.evaluate.results import REFERENCES, Results, Unit
 from distilllens.evaluate.scores import Samples
 from distilllens.stored import DamagedFile
@@ -22,10 +23,11 @@ class ResultTable:
 
     Args:
         answers: ``[benchmark][model]`` -> mean length of the answers in tokens, the share of them
-            that ended by themselves, and the number of near ties.
+            that ended by themselves, and the number of near ties; empty without answers.
         calibration: ``[benchmark][model]``, on the references.
         is_ascii: whether no answer has another character.
         teacher: ``[benchmark][metric]``, the likelihood of the references under the teacher.
+        harness: what lm-evaluation-harness said.
     """
 
     folder: str
@@ -35,6 +37,7 @@ class ResultTable:
     calibration: dict[str, dict[str, Calibration]]
     is_ascii: bool = True
     teacher: dict[str, dict[str, Samples]] = field(default_factory=dict)
+    harness: HarnessTable = field(default_factory=HarnessTable)
 
 
 def read_table(folder: str | Path) -> ResultTable:
@@ -55,7 +58,7 @@ def read_table(folder: str | Path) -> ResultTable:
             by_seed, references = _rows(results, benchmark, model, settings)
             samples.setdefault(benchmark, {})[model] = _samples(by_seed, references)
             rows = [row for rows in by_seed for row in rows]
-            answers.setdefault(benchmark, {})[model] = _answer_figures(rows)
+            answers.setdefault(benchmark, {})[model] = _answer_figures(rows) if rows else {}
             is_ascii = is_ascii and all(row["answer"].isascii() for row in rows)
             bins = results.calibration(benchmark, model)
             calibration.setdefault(benchmark, {})[model] = bins
@@ -64,7 +67,10 @@ def read_table(folder: str | Path) -> ResultTable:
             before = teacher.get(benchmark, {}).get("perplexity")
             if found and (before is None or found.counts.sum() > before.counts.sum()):
                 teacher[benchmark] = dict.fromkeys(_OF_LIKELIHOOD, found)
-    return ResultTable(str(folder), settings, samples, answers, calibration, is_ascii, teacher)
+    harness = read_harness(results.folder, settings)
+    return ResultTable(
+        str(folder), settings, samples, answers, calibration, is_ascii, teacher, harness
+    )
 
 
 def _rows(results, benchmark, model, settings):
@@ -76,9 +82,10 @@ def _rows(results, benchmark, model, settings):
     numbers = {row["example"] for row in references or ()}
     units = [Unit(benchmark, model, seed) for seed in settings["seeds"]]
     by_seed = [references and results.answers(unit, numbers) for unit in units]
-    if not all(by_seed):
+    if not references or not all(by_seed):
+        missing = "answers" if references else "reference likelihoods"
         raise ValueError(
-            f"{results.folder} is not finished: answers of {model} on {benchmark} are missing; "
+            f"{results.folder} is not finished: {missing} of {model} on {benchmark} are missing; "
             "run its distilllens evaluate again, it resumes where it stopped"
         )
     if len(numbers) != expected["examples"] or max(numbers) >= len(numbers) + left_out:
@@ -102,7 +109,7 @@ def _samples(by_seed, references):
     numbers = np.array([row["example"] for row in references])
     samples = {}
     for metric in ANSWER_METRICS:
-        if all(metric in row for rows in by_seed for row in rows):
+        if by_seed and all(metric in row for rows in by_seed for row in rows):
             values = [[row[metric] for row in rows] for rows in by_seed]
             values = np.array(values, dtype=float).T  # None becomes NaN
             there = np.isfinite(values)

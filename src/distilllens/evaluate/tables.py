@@ -9,13 +9,17 @@ from dataclasses import asdict
 
 from distilllens.evaluate.board import Board, board
 from distilllens.evaluate.results import Results
-from distilllens.evaluate.scores import CONFIDENCE, METRICS
+from distilllens.evaluate.scores import CONFIDENCE
 from distilllens.evaluate.table import read_table
 from distilllens.files import write_atomically, write_json
 
 _TRIVIAL = (
     "The best trivial answer is the best of three that need no model: an empty answer, the "
     "question repeated, and the most frequent reference, if two questions share one."
+)
+_FIGURES = (
+    "These figures are the harness's own. They are no means of a value for each example, or the "
+    "task does not say whether higher is better: so they have no interval and no verdict."
 )
 # What Markdown would not show as it stands. An underscore inside a word is shown.
 _SPECIAL = re.compile(
@@ -47,6 +51,7 @@ def as_json(board: Board) -> dict:
             "teachers": list(board.teachers),
             "trivial": board.trivial,
             "notes": list(board.notes),
+            **({"lm_eval": board.harness_figures} if board.harness_figures else {}),
         }
     )
 
@@ -57,7 +62,8 @@ def as_markdown(board: Board, metrics: Sequence[str] | None = None) -> str:
     Perplexities are compared by their logarithms: one gibberish model would swamp a difference.
     """
     logs = "log_perplexity"
-    metrics = [m for m in board.scores if m != logs] if metrics is None else metrics
+    shows_all = metrics is None
+    metrics = [m for m in board.scores if m != logs] if shows_all else metrics
     scored = [s for m in metrics for row in board.scores[m].values() for s in row.values()]
     sampled = any(s.error_over_seeds is not None for s in scored)
     over_seeds = "; in brackets, standard error over seeds" * sampled
@@ -70,13 +76,16 @@ def as_markdown(board: Board, metrics: Sequence[str] | None = None) -> str:
     compared = dict.fromkeys(
         logs if m == "perplexity" and logs in board.scores else m for m in metrics
     )
-    if len(board.models) > 1:
+    if tables := [_comparison_table(board, m) for m in compared if board.comparisons.get(m)]:
         parts.append(
             "In each row, the model named first minus the one named second, with the "
             f"{100 * CONFIDENCE:g} % interval of a paired bootstrap over examples."
         )
-        parts += [_comparison_table(board, metric) for metric in compared]
-    parts.append(_answer_table(board))
+        parts += tables
+    if board.harness_figures and shows_all:
+        parts += [_figure_table(board), _FIGURES]
+    if board.answers:
+        parts.append(_answer_table(board))
     return "\n\n".join([*parts, *map(_as_itself, board.notes)]) + "\n"
 
 
@@ -89,8 +98,8 @@ def write_scores(results: Results):
 
 
 def _score_table(board, metric):
-    columns, digits = board.scores[metric], METRICS[metric].digits
-    cells = [[METRICS[metric].title, *map(_as_itself, columns)]]
+    columns, digits = board.scores[metric], board.about(metric).digits
+    cells = [[_as_itself(board.about(metric).title), *map(_as_itself, columns)]]
     for model in board.rows:
         row = [columns[column].get(model) for column in columns]
         if any(row):
@@ -98,7 +107,7 @@ def _score_table(board, metric):
     if trivial := board.trivial.get(metric):
         row = (f"{trivial[c]:.{digits}f}" if c in trivial else "-" for c in columns)
         cells.append(["(best trivial answer)", *row])
-    return _markdown(cells)
+    return markdown(cells)
 
 
 def _named(board, model):
@@ -120,9 +129,9 @@ def _cell(value, digits):
 
 
 def _comparison_table(board, metric):
-    pairs, digits = board.comparisons[metric], METRICS[metric].digits
+    pairs, digits = board.comparisons[metric], board.about(metric).digits
     columns = list(dict.fromkeys(column for row in pairs.values() for column in row))
-    cells = [[METRICS[metric].title, *map(_as_itself, columns)]]
+    cells = [[_as_itself(board.about(metric).title), *map(_as_itself, columns)]]
     for (first, second), row in pairs.items():
         cells.append(
             [
@@ -136,26 +145,38 @@ def _comparison_table(board, metric):
                 ),
             ]
         )
-    return _markdown(cells)
+    return markdown(cells)
+
+
+def _figure_table(board):
+    cells = [["lm_eval, figures of whole tasks", *map(_as_itself, board.models)]]
+    for task, by_metric in board.harness_figures.items():
+        for metric, row in by_metric.items():
+            title = _as_itself(f"{task}, {metric.removeprefix('lm_eval:')}")
+            values = (f"{row[m]:.4f}" if m in row else "-" for m in board.models)
+            cells.append([title, *values])
+    return markdown(cells)
 
 
 def _answer_table(board):
+    """Figures on the answers and the calibration; the latter alone where nothing was answered."""
+    answered = any("finished" in about for row in board.answers.values() for about in row.values())
     heads = ["answers", "model", "tokens, mean", "cut at max_new_tokens", "near ties"]
-    cells = [[*heads, "ECE", "too sure", "not sure enough"]]
+    cells = [heads if answered else ["calibration", "model"]]
+    cells[0] += ["ECE", "too sure", "not sure enough"]
     for benchmark, row in board.answers.items():
         for model, about in row.items():
-            calibration = ("ece", "overconfidence", "underconfidence")
-            cells.append(
-                [
-                    _as_itself(benchmark),
-                    _named(board, model),
-                    f"{about['mean_tokens']:.1f}",
-                    f"{100 * (1 - about['finished']):.1f} %",
-                    str(about["near_ties"]),
-                    *(f"{about[name]:.4f}" for name in calibration),
-                ]
-            )
-    return _markdown(cells)
+            figures = _answer_cells(about) if answered else []
+            figures += [f"{about[n]:.4f}" for n in ("ece", "overconfidence", "underconfidence")]
+            cells.append([_as_itself(benchmark), _named(board, model), *figures])
+    return markdown(cells)
+
+
+def _answer_cells(about):
+    if "finished" not in about:
+        return ["-", "-", "-"]
+    cut = f"{100 * (1 - about['finished']):.1f} %"
+    return [f"{about['mean_tokens']:.1f}", cut, str(about["near_ties"])]
 
 
 def _finite(value):
@@ -173,7 +194,8 @@ def _as_itself(text):
     return _SPECIAL.sub(r"\\\g<0>", "".join(shown))
 
 
-def _markdown(cells):
+def markdown(cells: Sequence[Sequence[str]]) -> str:
+    """A table of texts whose first row is the head."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |"

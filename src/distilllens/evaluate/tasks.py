@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from distilllens.data import encode_example
 from distilllens.evaluate.benchmarks import Benchmark, Example
 from distilllens.evaluate.models import Candidate
+from distilllens.evaluate.reference_likelihood import encode_references
 from distilllens.fingerprints import Unshared
 from distilllens.generate.decoding import Decoding
 from distilllens.generate.prompts import encode_prompts
@@ -32,19 +33,21 @@ class Task:
 def make_task(
     benchmark: Benchmark,
     candidates: Sequence[Candidate],
-    decoding: Decoding,
+    decoding: Decoding | None,
     max_prompt_length: int | None = None,
 ) -> Task:
-    """The task of answering a benchmark with all the candidates.
+    """The task of answering a benchmark with all the candidates, or of reading its references.
 
     Args:
+        decoding: None where only the references are read.
         max_prompt_length: examples whose prompt has more tokens for any candidate do not take part.
 
     Raises:
-        ValueError: a prompt has no tokens or one outside a candidate's vocabulary, a prompt leaves
-            no room for an answer in a candidate's context, or no example takes part.
+        ValueError: a prompt to answer has no tokens, a token is outside a candidate's vocabulary, a
+            prompt leaves no room for an answer or for any of its reference in a candidate's
+            context, or no example takes part.
     """
-    prompt_ids = {c.label: _encoded(benchmark, c) for c in candidates}
+    prompt_ids = {c.label: _encoded(benchmark, c, decoding) for c in candidates}
     numbers = range(len(benchmark.examples))
     if max_prompt_length is not None:
         longest = [max(map(len, ids)) for ids in zip(*prompt_ids.values(), strict=True)]
@@ -58,8 +61,14 @@ def make_task(
     kept = {label: {n: ids[n] for n in numbers} for label, ids in prompt_ids.items()}
     places = [example.place for example in examples.values()]
     for candidate in candidates:
-        lengths = [len(ids) for ids in kept[candidate.label].values()]
-        check_prompt_lengths(lengths, positions_of(candidate.config), decoding, places)
+        longest = positions_of(candidate.config)
+        if decoding is None:
+            rows = [*map(as_trained, examples.values())]
+            found = encode_references(rows, candidate.tokenizer, places, longest)
+            _check_vocabulary([ids for ids, _ in found], places, candidate)
+        else:
+            lengths = [len(ids) for ids in kept[candidate.label].values()]
+            check_prompt_lengths(lengths, longest, decoding, places)
     return Task(benchmark, examples, kept)
 
 
@@ -77,6 +86,11 @@ def prompts_of(examples: Sequence[Example], tokenizer) -> list[list[int]]:
     )
 
 
+def as_trained(example: Example) -> dict:
+    """An example with its first reference, as training encodes it."""
+    return {"prompt": example.prompt, "completion": example.completion, **example.template_fields}
+
+
 def check_shared(unshared: Unshared, candidate: Candidate, tasks: Sequence[Task]):
     """Refuse prompts and references with a token that a candidate and its teacher do not share.
 
@@ -84,20 +98,25 @@ def check_shared(unshared: Unshared, candidate: Candidate, tasks: Sequence[Task]
         ValueError: with the token and the example.
     """
     for example in (e for task in tasks for e in task.examples.values()) if unshared else ():
-        row = {"prompt": example.prompt, "completion": example.completion}
-        ids, _ = encode_example(row | dict(example.template_fields), candidate.tokenizer)
+        ids, _ = encode_example(as_trained(example), candidate.tokenizer)
         unshared.check([ids], candidate.tokenizer, [example.place])
 
 
-def _encoded(benchmark, candidate):
+def _encoded(benchmark, candidate, decoding):
     prompt_ids = prompts_of(benchmark.examples, candidate.tokenizer)
-    vocab_size = candidate.config.get_text_config().vocab_size
-    for example, ids in zip(benchmark.examples, prompt_ids, strict=True):
-        if not ids:
-            raise ValueError(f"{example.place}: the prompt has no tokens; it needs at least one")
-        if max(ids) >= vocab_size:
-            raise ValueError(
-                f"{example.place}: the prompt has token {max(ids)}, but {candidate.label} knows "
-                f"only {vocab_size}: its tokenizer is another model's"
-            )
+    places = [example.place for example in benchmark.examples]
+    for place, ids in zip(places, prompt_ids, strict=True):
+        if not ids and decoding is not None:
+            raise ValueError(f"{place}: the prompt has no tokens; it needs at least one")
+    _check_vocabulary(prompt_ids, places, candidate, "the prompt")
     return prompt_ids
+
+
+def _check_vocabulary(rows, places, candidate, what="the prompt with its reference"):
+    vocab_size = candidate.config.get_text_config().vocab_size
+    for place, ids in zip(places, rows, strict=True):
+        if (largest := max(ids, default=0)) >= vocab_size:
+            raise ValueError(
+                f"{place}: {what} has token {largest}, but {candidate.label} knows only "
+                f"{vocab_size}: its tokenizer is another model's"
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from contextlib import nullcontext
@@ -146,7 +147,8 @@ def linear_terms(
         _check_labels(term, student_head)
     dtype = _projection_dtype(device.type, student_head)
     student_head = _head_in(dtype, student_head)
-    terms = [_term_in(dtype, term) for term in terms]
+    cast = functools.cache(_projecting_head)  # terms of one teacher share one cast of its head
+    terms = [_term_in(dtype, term, cast) for term in terms]
     kernel = _kernel(impl, device)
     with _outside_autocast(device.type):
         if impl == "reference":
@@ -320,15 +322,20 @@ def _head_in(dtype, head):
     return replace(head, weight=head.weight.to(dtype), bias=bias)
 
 
-def _term_in(dtype, term):
+def _projecting_head(head):
+    with torch.no_grad():
+        return _head_in(_projection_dtype(head.weight.device.type, head), head)
+
+
+def _term_in(dtype, term, cast):
     """The term with the states of both models in the dtype of their heads' projections."""
     student = term.student.to(dtype)
     if term.labels is not None:
         return replace(term, student=student)
+    head = cast(term.teacher_head)
     with torch.no_grad():
-        dtype = _projection_dtype(term.teacher.device.type, term.teacher_head)
-        head = _head_in(dtype, term.teacher_head)
-        return replace(term, student=student, teacher=term.teacher.to(dtype), teacher_head=head)
+        teacher = term.teacher.to(head.weight.dtype)
+    return replace(term, student=student, teacher=teacher, teacher_head=head)
 
 
 def _outside_autocast(device):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from functools import partial
 from typing import Protocol
 
@@ -74,7 +75,8 @@ class LiveTeacher:
             found = (states.final, *(states[depth] for depth in depths))
             return tuple(targets.rows(state) for state in found)
 
-        final, *states = self._run(method, **inputs)
+        with _without_weight_cache(targets.mask.device.type):
+            final, *states = self._run(method, **inputs)
         by_depth = dict(zip(depths, states, strict=True))
         states = LayerStates(by_depth, normed=normalize, final=final, gathered=True)
         return states, self._gather(self.lens)
@@ -82,3 +84,14 @@ class LiveTeacher:
     def begin(self, depths, **inputs):
         """What ``read`` returns; the teacher runs when it is called, after the student."""
         return partial(self.read, depths, **inputs)
+
+
+def _without_weight_cache(device):
+    """Autocast as it is, but for its cache of cast weights.
+
+    A forward needs each weight of a float32 teacher once. The cache would hold a second copy of all
+    of them until the step ends, in memory that has to be found anew at every step.
+    """
+    if not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from trl import ModelConfig as ModelConfig  # the student of a recipe, and how to load it
 from trl import SFTConfig
 
 from distilllens.layer_map import LayerMap

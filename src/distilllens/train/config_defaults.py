@@ -11,6 +11,8 @@ def follow_the_machine(args):
     args.use_cpu = args.use_cpu or not torch.accelerator.is_available()
     accelerator = not args.use_cpu
     if args.bf16 is None:
+        # Off on CPUs with products in bfloat16, too: short steps and small models are slower with
+        # it (docs/performance.md), and runs and caches of one recipe would depend on the processor.
         has_bf16 = accelerator and (not torch.cuda.is_available() or torch.cuda.is_bf16_supported())
         args.bf16 = has_bf16 and not args.fp16
     if args.activation_checkpointing is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Collection
 
 from distilllens.data import to_dataset
 from distilllens.train import _trl
@@ -29,7 +30,9 @@ from distilllens.workflows.train_inputs import JobArguments
 logger = logging.getLogger(__name__)
 
 
-def write_cache(job: JobArguments, model, args: DistillLensConfig) -> str:
+def write_cache(
+    job: JobArguments, model, args: DistillLensConfig, depths: Collection[int] = ()
+) -> str:
     """Write the teacher cache for a training run with these arguments; returns a line on it.
 
     Only the student's tokenizer and configuration are read. After an interruption, the same call
@@ -37,6 +40,7 @@ def write_cache(job: JobArguments, model, args: DistillLensConfig) -> str:
 
     Args:
         model: a ``trl.ModelConfig``: the student.
+        depths: the teacher's that are stored beside those of ``lens_layers``.
 
     Raises:
         ValueError: as ``workflows.train.run_job``, or no ``teacher_cache`` or teacher is named.
@@ -51,14 +55,14 @@ def write_cache(job: JobArguments, model, args: DistillLensConfig) -> str:
     examples = train_inputs.examples_of(job, args, reader, train_inputs.load_all(job, reader))
     train_inputs.say_templates(args, reader, examples, config)
     with one_line_errors("the cache cannot be written"), train_inputs.placed(examples):
-        cached = _filled(args, tokenizer, examples, depths_of(config))
+        cached = _filled(args, tokenizer, examples, depths_of(config), depths)
     return (
         f"the teacher cache {args.teacher_cache} holds {cached.num_documents} documents, "
         f"{cached.num_rows} positions at {cached.manifest.num_states} depths"
     )
 
 
-def _filled(args, tokenizer, examples, student):
+def _filled(args, tokenizer, examples, student, more):
     args = copy.copy(args)
     args.eval_generate = False  # no answers are needed
     datasets = {role: to_dataset(rows) for role, rows in examples.items()}
@@ -71,6 +75,7 @@ def _filled(args, tokenizer, examples, student):
         teacher, needs = load_teacher(collation, name), requirements_of(collation, name)
     if needs is not None:
         depths = cached_depths(collation, teacher, student)
+        depths = tuple(sorted({*depths, *more})) if more else depths
         if args.lens_readout == "tuned":
             teacher.lens = teacher.lens.tuned(new_translators(teacher.lens, depths))
         if teacher.lens.translators is not None:

@@ -47,4 +47,4 @@ def next_steps(folders: Sequence[str | PathLike]) -> str:
         steps = f"{command} OTHER_RESULTS   # beside another evaluation"
     else:
         steps = f"{command} --json > comparison.json   # unrounded"
-    return f"tables of each folder: {tables_of}; every answer: BENCHMARK/MODEL there\nnext: {steps}"
+    return f"tables of each folder: {tables_of}; row by row: BENCHMARK/MODEL there\nnext: {steps}"

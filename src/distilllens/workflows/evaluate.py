@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from shlex import join, quote
@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from distilllens.evaluate.answering import Answering
 from distilllens.evaluate.benchmarks import load_benchmarks
+from distilllens.evaluate.harness import HarnessTask, find_tasks, task_names
+from distilllens.evaluate.harness_samples import settings_of
 from distilllens.evaluate.judge.judge import Judge
 from distilllens.evaluate.models import Candidate, find_models
 from distilllens.evaluate.processes import this_process
@@ -22,10 +24,8 @@ from distilllens.evaluate.trivial import trivial_scores
 from distilllens.generate.decoding import Decoding
 from distilllens.generate.vllm_backend import check_vllm
 from distilllens.loading import check_tokenizers
+from distilllens.workflows.evaluate_checks import SEEDS, check_flags, check_seeds, refuse_unused
 
-SEEDS = (10, 20, 30, 40, 50)
-BACKENDS = ("transformers", "vllm")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 _LIBRARIES = ("distilllens", "torch", "transformers", "tokenizers", "rouge-score")
 
 
@@ -35,7 +35,7 @@ class Plan:
 
     Args:
         models: folders or hub ids.
-        benchmarks: names or files (see ``load_benchmarks``).
+        benchmarks: names or files (see ``load_benchmarks``); none with ``lm_eval`` alone.
         output: the results folder.
         seeds: sampling seeds; greedy decoding uses none.
         limit: number of examples of each benchmark; all by default.
@@ -48,7 +48,15 @@ class Plan:
             (default: OpenAI's) with the key in the environment variable ``judge_key``.
         judge_budget: in USD; a judge that would cost more is not called.
         backend: "transformers" or "vllm".
+        references_only: measure what needs no answers: likelihood, KL and calibration on the
+            references. Fields of answers then keep their defaults, and there are no seeds.
         trust_remote_code: whether code that comes with a model may run.
+        lm_eval: names of tasks, groups and tags of lm-evaluation-harness.
+        lm_eval_path: a folder with further tasks.
+
+    Raises:
+        ValueError: a field is out of range, or fields do not go together.
+        ImportError: ``lm_eval`` without lm-evaluation-harness.
     """
 
     models: tuple[str, ...]
@@ -70,17 +78,37 @@ class Plan:
     judge_budget: float | None = None
     backend: str = "transformers"
     trust_remote_code: bool = False
+    references_only: bool = False
+    lm_eval: tuple[str, ...] = ()
+    lm_eval_path: str | None = None
 
     def __post_init__(self):
-        if self.decoding.greedy:
+        if self.references_only:
+            refuse_unused(self._changed())
+            object.__setattr__(self, "seeds", ())
+        elif self.decoding.greedy:
             object.__setattr__(self, "seeds", (None,))
+        else:
+            check_seeds(self.seeds)
         check_flags(self)
+        names = task_names(self.lm_eval, self.lm_eval_path, self.backend)
+        object.__setattr__(self, "lm_eval", names)
+        _check_benchmarks(self)
         if self.judge_budget is not None and not 0 <= self.judge_budget < math.inf:
             raise ValueError(f"--judge_budget must be at least 0, got {self.judge_budget}")
+
+    def _changed(self):
+        """The names of the fields, and of those of the decoding, that do not have their default."""
+        both = [(one, field) for one in (self, self.decoding) for field in fields(one)]
+        changed = [field.name for one, field in both if getattr(one, field.name) != field.default]
+        # A plan that is made from another one of this kind has no seeds already.
+        return changed if self.seeds else [name for name in changed if name != "seeds"]
 
 
 def evaluate(plan: Plan, *, judge=None, command: str = "") -> None:
     """Answer every benchmark with every model and write the results to ``plan.output``.
+
+    With ``plan.references_only``, only the references are read, and nothing is answered.
 
     Everything that can be checked is checked before anything is written. The same call resumes an
     interrupted evaluation.
@@ -92,6 +120,8 @@ def evaluate(plan: Plan, *, judge=None, command: str = "") -> None:
     Raises:
         ValueError: a model, benchmark, prompt or output folder cannot be used.
     """
+    if judge is not None and plan.references_only:
+        refuse_unused(["judge"])
     process = this_process(plan.device)
     results = Results(plan.output)
     judge = judge or _judge(plan, results)
@@ -103,20 +133,29 @@ def evaluate(plan: Plan, *, judge=None, command: str = "") -> None:
         if results.settings() is None:
             raise ValueError(f"--output {plan.output} must be a folder that all processes see")
         answering = Answering(
-            plan, results, process, teacher=prepared.teacher, tasks=prepared.tasks
+            plan,
+            results,
+            process,
+            teacher=prepared.teacher,
+            tasks=prepared.tasks,
+            harness=prepared.harness,
         )
         for candidate in prepared.candidates:
             answering(candidate)
     with process.together():
         if process.is_main:
-            labels = [candidate.label for candidate in prepared.candidates]
-            prepared.scoring(prepared.tasks, labels, plan.seeds)
-            trivial = {
-                t.benchmark.name: trivial_scores(t.examples.values()) for t in prepared.tasks
-            }
-            results.note_definitions(judge is not None, trivial)
+            if not plan.references_only:
+                _score(plan, results, prepared, judge)
             write_scores(results)
             results.close()
+
+
+def _score(plan, results, prepared, judge):
+    """Score the answers, and note what their scores mean."""
+    labels = [candidate.label for candidate in prepared.candidates]
+    prepared.scoring(prepared.tasks, labels, plan.seeds)
+    trivial = {t.benchmark.name: trivial_scores(t.examples.values()) for t in prepared.tasks}
+    results.note_definitions(judge is not None, trivial)
 
 
 def next_steps(plan: Plan) -> str:
@@ -124,17 +163,18 @@ def next_steps(plan: Plan) -> str:
     steps = [
         f"distilllens compare {quote(plan.output)} OTHER_RESULTS   # beside another evaluation"
     ]
-    (benchmark, *_), students = plan.benchmarks, [m for m in plan.models if m != plan.teacher]
-    if plan.teacher is None:
+    students = [m for m in plan.models if m != plan.teacher]
+    if plan.benchmarks and plan.teacher is None:
         steps.append("the same command with --teacher DIR   # KL, and a row of the teacher")
-    elif students and Path(benchmark).exists():
+    elif plan.benchmarks and students and Path(benchmark := plan.benchmarks[0]).exists():
         flags = [word for student in students for word in ("--student", student)]
         words = ["inspect", "--teacher", plan.teacher, *flags, "--data", benchmark, "--limit", "8"]
         words += ["--output", "page.html"]
         steps.append(f"{join(['distilllens', *words])}   # what they predict at every depth")
+    rows, file = ("reference", "/references.jsonl") if plan.references_only else ("answer", "")
     return (
-        f"tables: {plan.output}/scores.md, unrounded in scores.json; every answer: "
-        f"{plan.output}/BENCHMARK/MODEL\nnext: " + "\n      ".join(steps)
+        f"tables: {plan.output}/scores.md, unrounded in scores.json; every {rows}: "
+        f"{plan.output}/BENCHMARK/MODEL{file}\nnext: " + "\n      ".join(steps)
     )
 
 
@@ -144,6 +184,7 @@ class _Prepared(NamedTuple):
     tasks: list[Task]
     settings: dict
     scoring: Scoring | None  # of the main process
+    harness: list[HarnessTask]
 
 
 def _prepare(plan, process, results, judge) -> _Prepared:
@@ -158,14 +199,18 @@ def _prepare(plan, process, results, judge) -> _Prepared:
         for candidate in (candidates if teacher else ())
     ]
     benchmarks = load_benchmarks(plan.benchmarks, limit=plan.limit, chat=plan.chat)
+    decoding = None if plan.references_only else plan.decoding
     tasks = [
-        make_task(benchmark, candidates, plan.decoding, plan.max_prompt_length)
+        make_task(benchmark, candidates, decoding, plan.max_prompt_length)
         for benchmark in benchmarks
     ]
     for candidate, unshared in differences:
         check_shared(unshared, candidate, tasks)
     settings = _settings(plan, candidates, teacher, tasks, judge)
     settings["device"] = process.device.type
+    harness = find_tasks(plan, candidates)
+    if harness:
+        settings["lm_eval"] = settings_of(harness)
     results.check(settings)
     if plan.backend == "vllm":
         check_vllm(plan.decoding, process.size)
@@ -179,7 +224,7 @@ def _prepare(plan, process, results, judge) -> _Prepared:
             judge=judge,
             budget=plan.judge_budget,
         )
-    return _Prepared(candidates, teacher, tasks, settings, scoring)
+    return _Prepared(candidates, teacher, tasks, settings, scoring, harness)
 
 
 def _judge(plan, results):
@@ -194,7 +239,7 @@ def _judge(plan, results):
 
 def _settings(plan, candidates, teacher, tasks, judge):
     """The settings that identify an evaluation and allow it to be repeated."""
-    return {
+    settings = {
         "models": {candidate.label: candidate.hashes for candidate in candidates},
         "names": {
             "models": {candidate.label: candidate.name for candidate in candidates},
@@ -225,36 +270,20 @@ def _settings(plan, candidates, teacher, tasks, judge):
         "judge_reads": DEFINITIONS["judge_reads"] if judge else None,
         "versions": {name: _version(name) for name in _LIBRARIES},
     }
+    if plan.references_only:
+        settings |= {"references_only": True, "decoding": {}}
+        settings |= dict.fromkeys(("batch_size", "text_metrics"))
+    return settings
 
 
-def check_flags(plan) -> None:
-    """Refuse seeds, counts and names of a plan that are out of range.
-
-    Args:
-        plan: has ``seeds``, ``batch_size``, ``limit``, ``max_prompt_length``, ``backend`` and
-            ``dtype``, called as the flags are.
-
-    Raises:
-        ValueError: with the first such flag.
-    """
-    _check_seeds(plan.seeds)
-    for name in ("batch_size", "limit", "max_prompt_length"):
-        value = getattr(plan, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}")
-    for name, known in (("backend", BACKENDS), ("dtype", DTYPES)):
-        if getattr(plan, name) not in known:
-            raise ValueError(f"--{name} is one of {', '.join(known)}, got {getattr(plan, name)!r}")
-
-
-def _check_seeds(seeds):
-    if not seeds:
-        raise ValueError("--seeds needs at least one number, such as 10,20,30")
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(f"--seeds names one twice: {','.join(map(str, seeds))}")
-    for seed in seeds:
-        if seed is not None and not 0 <= seed < 2**63:
-            raise ValueError(f"--seeds must be between 0 and {2**63 - 1}, got {seed}")
+def _check_benchmarks(plan):
+    if plan.benchmarks:
+        return
+    if not plan.lm_eval:
+        raise ValueError("name a --benchmark, or tasks of lm-evaluation-harness with --lm_eval")
+    for name in ("teacher", "sbert", "judge", "max_prompt_length"):
+        if getattr(plan, name) is not None:
+            raise ValueError(f"--{name} is about a --benchmark; name one, or leave it out")
 
 
 def _version(name):

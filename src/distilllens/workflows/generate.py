@@ -20,7 +20,7 @@ from distilllens.generate.generation import continuation
 from distilllens.generate.transformers_backend import TransformersBackend, plan_batches
 from distilllens.generate.vllm_backend import VllmBackend
 from distilllens.loading import size_in_words
-from distilllens.workflows.evaluate import check_flags
+from distilllens.workflows.evaluate_checks import check_flags, check_seeds
 from distilllens.workflows.generate_inputs import prepare
 from distilllens.workflows.provenance import command_line, versions
 
@@ -66,6 +66,8 @@ class Plan:
     def __post_init__(self):
         if self.decoding.greedy:
             object.__setattr__(self, "seeds", (None,))
+        else:
+            check_seeds(self.seeds)
         check_flags(self)
 
 

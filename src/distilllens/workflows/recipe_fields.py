@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from types import SimpleNamespace
 
+from distilllens.workflows.field_table import KINDS, Field
 from distilllens.workflows.recipe_file import Recipe, number_hint
 
 # What other commands and tools call a field.
@@ -49,6 +51,21 @@ def meant_field(name: str, known: Iterable[str]) -> str | None:
     if (other := _ELSEWHERE.get(name)) in known:
         return other
     return next(iter(difflib.get_close_matches(name, known, n=1)), None)
+
+
+def declared(fields: Iterable[Field]) -> dict[str, SimpleNamespace]:
+    """Field -> what ``check_recipe`` reads of it, where there are no flags."""
+    return {
+        field.name: SimpleNamespace(
+            type=KINDS[field.type],
+            kinds={KINDS[kind] for kind in field.kinds},
+            items=KINDS[field.items],
+            nargs=field.nargs,
+            choices=field.choices,
+            default=field.default,
+        )
+        for field in fields
+    }
 
 
 def check_recipe(recipe: Recipe, actions: dict) -> dict:

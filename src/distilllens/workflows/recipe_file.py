@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -22,12 +23,14 @@ class Recipe:
         values: field -> value.
         lines: field -> the line it stands on, from 1.
         texts: field -> the value as it was written, where it is one word.
+        inner: field -> the same of its value, where that is a mapping.
     """
 
     path: str
     values: dict[Any, Any]
     lines: dict[Any, int]
     texts: dict[Any, str]
+    inner: dict[Any, Recipe] = field(default_factory=dict)
 
     def where(self, name) -> str:
         """``recipe.yaml:3``, the file and the line of a field."""
@@ -58,12 +61,27 @@ def parse_recipe(text: str, path: str) -> Recipe:
     root, values = _read(text, lambda line: path if line is None else f"{path}:{line}")
     if not isinstance(values, dict):
         raise ValueError(f"recipe {path} must be a mapping of fields to values, got {values!r}")
+    return _located(path, root, values)
+
+
+def recipe_text(values: Mapping[str, Any]) -> str:
+    """Fields as a recipe that ``read_recipe`` reads back as the same values."""
+    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+
+
+def _located(path, root, values):
+    """The values of a mapping node, with the lines on which they stand."""
     scalars = [(key, value) for key, value in root.value if isinstance(key, yaml.ScalarNode)]
     return Recipe(
         path,
         values,
         {key.value: key.start_mark.line + 1 for key, _ in scalars},
         {key.value: value.value for key, value in scalars if isinstance(value, yaml.ScalarNode)},
+        {
+            key.value: _located(path, value, values[key.value])
+            for key, value in scalars
+            if isinstance(value, yaml.MappingNode) and key.value in values
+        },
     )
 
 

@@ -1,0 +1,115 @@
+"""The teacher's states for all runs of a study: it runs once over the data."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+from distilllens.loading import load_config
+from distilllens.train.teachers import depths_of, layer_map_of
+from distilllens.workflows import students
+from distilllens.workflows.cache import write_cache
+from distilllens.workflows.run_arguments import build
+from distilllens.workflows.study.file import Study
+from distilllens.workflows.study.runs import Folders
+
+logger = logging.getLogger(__name__)
+
+
+class SharedCaches:
+    """Which method reads which cache. Methods share one if they read the same kind of states.
+
+    Raises:
+        ValueError: fields of a method that no run can use, with the method.
+    """
+
+    def __init__(self, study: Study, folders: Folders):
+        self.study, self.folders = study, folders
+        kinds, depths = {}, {}
+        for method in study.methods:
+            try:
+                job, model, args = _built(study.recipe(method))
+                kind = _kind(args) if study.share_cache else None
+                found = _depths(job, model, args)
+            except ValueError as error:
+                raise ValueError(f"{study.path}: method {method}: {error}") from error
+            if kind is not None:
+                kinds[method] = kind
+                depths.setdefault(kind, set()).update(found)
+        # Other depths, another folder: a cache cannot be widened.
+        self._names = {
+            method: "-".join([kind, *map(str, sorted(depths[kind]))])
+            for method, kind in kinds.items()
+        }
+        self._depths = {name: depths[kinds[m]] for m, name in self._names.items()}
+
+    def of(self, method: str) -> Path | None:
+        """The folder of a method's cache; None if its teacher runs beside the student."""
+        name = self._names.get(method)
+        return None if name is None else self.folders.output / "caches" / name
+
+    def fill(self, alone: Callable):
+        """Let the teacher run over what is missing.
+
+        Args:
+            alone: ``(name, function, *arguments)``: does something in a process of its own.
+
+        Raises:
+            ValueError: a cache that cannot be written.
+        """
+        done = set()
+        for method, name in self._names.items():
+            fields = {**self.study.recipe(method), "teacher_cache": str(self.of(method))}
+            data = name, repr(fields.get("train_file"))
+            mark = self.of(method).with_name(f"{name}-{len(done)}.done")
+            if data in done:
+                continue
+            done.add(data)
+            if mark.is_file():
+                continue
+            logger.info("the teacher runs once over the data of %s: %s", method, self.of(method))
+            alone(f"cache-{name}", fill, fields, self._depths[name])
+            mark.write_text(data[1], encoding="utf-8")
+
+
+def fill(fields: dict, depths: set[int]):
+    """Write the teacher's states at these depths, and the last, over the data of a recipe."""
+    write_cache(*_built(fields), depths)
+
+
+def _built(fields):
+    """The arguments of a recipe that trains nothing: transformers makes the output_dir."""
+    with tempfile.TemporaryDirectory() as unused:
+        return build({**fields, "output_dir": unused})[:3]
+
+
+def _kind(args):
+    """What the cache of a method must hold; None if it has none of ours."""
+    if not args.teacher_model_name_or_path or args.teacher_cache is not None:
+        return None
+    if args.feature_weight > 0 and args.lens_norm:
+        logger.warning(
+            "methods with feature_weight run their teacher beside the student: a shared cache "
+            "holds the states that they compare with lens_norm: false only"
+        )
+        return None
+    return f"{args.lens_readout}-{'normed' if args.lens_norm else 'raw'}"
+
+
+def _depths(job, model, args):
+    """The teacher's depths that a method's runs read, beside the last."""
+    if (name := args.teacher_model_name_or_path) is None:
+        return set()
+    students.check_student(job, model, args)
+    args = students.with_student_settings(job, model, args)
+    tokenizer = students.load_student_tokenizer(job, model, args)
+    student = depths_of(students.load_student_config(job, model, args, tokenizer))
+    config = load_config("teacher", name, trust_remote_code=args.trust_remote_code)
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if not layers:
+        return set()
+    pairs = layer_map_of(args, student, SimpleNamespace(num_layers=layers))
+    return set(pairs.teacher_depths) if pairs else set()

@@ -1,0 +1,273 @@
+"""The processes of a study: begun in order, waited for, and ended together."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any, TypedDict
+
+from distilllens.evaluate.table import read_table
+from distilllens.files import sha256
+from distilllens.stored import read_stored
+from distilllens.train.progress import duration
+from distilllens.workflows.recipe_file import recipe_text
+from distilllens.workflows.study import worker
+from distilllens.workflows.study.caches import SharedCaches
+from distilllens.workflows.study.file import Study
+from distilllens.workflows.study.measures import files_of
+from distilllens.workflows.study.runs import (
+    TRAIN,
+    Folders,
+    Run,
+    Task,
+    number_of_tasks,
+    tasks,
+)
+from distilllens.workflows.study.terms import Terms
+
+logger = logging.getLogger(__name__)
+_METRICS = {"cross_entropy": "log_perplexity", "kl": "kl"}
+
+
+@dataclass(frozen=True, eq=False)
+class _Process:
+    """A process that works; ``end`` is the connection on which it says how it went."""
+
+    name: str
+    process: Any
+    end: Any
+    log: Path
+    began: float
+    task: Task | None = None
+
+
+class _Cost(TypedDict):
+    seconds: float
+
+
+class _Note(TypedDict):
+    values: dict[str, Any]
+    files: dict[str, str]
+
+
+class Conductor:
+    """Does what is left of a study.
+
+    Args:
+        jobs: how many runs at a time, each in a process with its share of the cores.
+    """
+
+    def __init__(self, study: Study, folders: Folders, jobs: int):
+        self.study, self.folders, self.jobs = study, folders, jobs
+        self.terms, self.caches = Terms(study, folders), SharedCaches(study, folders)
+        self._running: list[_Process] = []
+        self._failed: list[str] = []
+        self._hashes: dict[str, str] = {}
+        methods = multiprocessing.get_all_start_methods()
+        # A process that has imported torch once, and is copied for every run.
+        kind = "forkserver" if "forkserver" in methods else "spawn"
+        self._context = multiprocessing.get_context(kind)
+        if kind == "forkserver":
+            self._context.set_forkserver_preload([worker.__name__])
+        self._threads = 0
+        if jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
+            self._threads = max(1, (os.cpu_count() or 1) // jobs)
+
+    def __call__(self) -> list[Task]:
+        """Do all tasks; returns those for which ``max_hours`` did not suffice.
+
+        Raises:
+            ValueError: a run that failed, with its log; the runs beside it are finished first.
+            KeyboardInterrupt: after the runs in progress were saved.
+        """
+        with self._together():
+            self.caches.fill(self._alone)
+            self.terms.settle(self.fields_of, self._alone)
+            self._check_notes()
+            while not self._failed:
+                for task in self._next():
+                    self._begin(task)
+                if not self._running:
+                    break
+                self._wait()
+            while self._running:
+                self._wait()
+        self._check_failed()
+        return self._left()
+
+    def trials(self) -> dict:
+        """Method -> what a step of it costs (``Terms.trials``)."""
+        with self._together():
+            return self.terms.trials(self.fields_of, self._alone)
+
+    def fields_of(self, method: str) -> dict:
+        """The fields of a method's runs, but for seed, folder and a chosen learning rate."""
+        fields = self.terms.applied(method, self.study.recipe(method))
+        if (cache := self.caches.of(method)) is not None and cache.is_dir():
+            fields["teacher_cache"] = str(cache)
+        return fields
+
+    def recipe(self, run: Run) -> dict:
+        """The recipe of a run."""
+        rate = {} if run.rate is None else {"learning_rate": run.rate}
+        folder = {"output_dir": str(self.folders.run(run))}
+        return {**self.fields_of(run.method), **rate, "seed": run.seed, **folder}
+
+    def score(self, run: Run) -> float | None:
+        """A run's score on the development set, by which learning rates are chosen, or None."""
+        if not Task(run, TRAIN).is_done(self.folders):
+            return None
+        table = read_table(self.folders.dev(run))
+        found = [
+            by_metric[_METRICS[self.study.choose_by]]
+            for by_model in table.samples.values()
+            for by_metric in by_model.values()
+        ]
+        sums = [
+            sum(part.sum() for part in parts)
+            for parts in ([each.totals for each in found], [each.counts for each in found])
+        ]
+        return float(sums[0] / sums[1])
+
+    def _left(self):
+        """The tasks that are known and not done, in order."""
+        known = tasks(self.study, self.score, has_answers=bool(self.study.evaluate))
+        return [task for task in dict.fromkeys(known) if not task.is_done(self.folders)]
+
+    def _next(self) -> list[Task]:
+        """The tasks to begin now."""
+        busy = {process.task for process in self._running}
+        ready = [
+            task
+            for task in self._left()
+            if task not in busy
+            and (task.kind == TRAIN or Task(task.run, TRAIN).is_done(self.folders))
+        ]
+        hours = self.study.max_hours
+        if ready and hours is not None and self._spent_seconds() >= 3600 * hours:
+            return []
+        return ready[: self.jobs - len(self._running)]
+
+    def _spent_seconds(self):
+        files = (self.folders.output / "results").rglob("cost.json")
+        return sum(read_stored(file, _Cost)["seconds"] for file in files)
+
+    def _made_of(self, task: Task) -> dict:
+        """What decides the outcome of a task: values, and the contents of files."""
+        study = self.study
+        if task.kind == TRAIN:
+            values = self.terms.applied(task.run.method, study.recipe(task.run.method))
+            names = [*files_of(values.get("train_file") or []), *files_of(values["eval_file"])]
+        else:
+            values, names = dict(study.evaluate), study.evaluate["benchmarks"]
+        files = [str(file) for file in map(Path, names) if file.is_file()]
+        found = {"values": values, "files": {file: self._hash(file) for file in files}}
+        return json.loads(json.dumps(found))
+
+    def _hash(self, file):
+        if file not in self._hashes:
+            self._hashes[file] = sha256(file)
+        return self._hashes[file]
+
+    def _check_notes(self):
+        """Refuse what was done with other values or files than the study has now.
+
+        Raises:
+            ValueError: with the first difference.
+        """
+        known = tasks(self.study, self.score, has_answers=bool(self.study.evaluate))
+        for task in dict.fromkeys(known):
+            if not task.is_done(self.folders):
+                continue
+            was, now = read_stored(self.folders.note(task), _Note), self._made_of(task)
+            for part in ("values", "files"):
+                for name in sorted(was[part].keys() | now[part].keys()):
+                    if (old := was[part].get(name)) != (new := now[part].get(name)):
+                        what = f"{name} was {old!r} and is now {new!r}"
+                        what = f"{name} has changed" if part == "files" else what
+                        raise ValueError(
+                            f"{self.folders.output}: {task.run.name} was done with another study: "
+                            f"{what}; name another --output, or remove {self.folders.run(task.run)}"
+                            f" and {self.folders.note(task).parent}"
+                        )
+
+    def _begin(self, task):
+        fields = self.recipe(task.run)
+        recipe = self.folders.recipe(task.run)
+        recipe.parent.mkdir(parents=True, exist_ok=True)
+        recipe.write_text(recipe_text(fields), encoding="utf-8")
+        given = (task, self.study, fields, self.folders, self._made_of(task))
+        self._start(task.run.name, worker.do, *given, task=task)
+
+    def _start(self, name: str, function: Callable, *arguments, task: Task | None = None):
+        ours, theirs = self._context.Pipe(duplex=False)
+        log = self.folders.log(name)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        process = self._context.Process(
+            target=worker.work, args=(function, arguments, log, self._threads, theirs)
+        )
+        process.start()
+        theirs.close()
+        began = time.perf_counter()
+        self._running.append(_Process(name, process, ours, log, began, task))
+
+    def _alone(self, name, function, *arguments):
+        """Do something in a process of its own, and wait for it.
+
+        Raises:
+            ValueError: it failed.
+        """
+        self._start(name, function, *arguments)
+        self._wait()
+        self._check_failed()
+
+    def _check_failed(self):
+        if self._failed:
+            raise ValueError(self._failed[0])
+
+    def _wait(self):
+        """Wait until a process ends, and say how it went."""
+        ended = wait([each.end for each in self._running])
+        for each in [process for process in self._running if process.end in ended]:
+            try:
+                reason = each.end.recv()
+            except EOFError:
+                each.process.join()
+                reason = f"its process ended with status {each.process.exitcode}"
+            each.process.join()
+            self._running.remove(each)
+            if reason is not None:
+                self._failed.append(f"{each.name}: {reason} (its log: {each.log})")
+            elif each.task is not None:
+                self._say(each)
+
+    def _say(self, ended):
+        total = number_of_tasks(self.study, has_answers=bool(self.study.evaluate))
+        what = "answered the benchmarks"
+        if ended.task.kind == TRAIN:
+            score = self.study.choose_by.replace("_", "-").replace("kl", "KL")
+            what = f"trained; {score} {self.score(ended.task.run):.4f} on the development set"
+        took = duration(time.perf_counter() - ended.began)
+        known = tasks(self.study, self.score, has_answers=bool(self.study.evaluate))
+        done = sum(task.is_done(self.folders) for task in dict.fromkeys(known))
+        logger.info("%d of %d  %s %s, in %s", done, total, ended.name, what, took)
+
+    @contextmanager
+    def _together(self):
+        """At an error or interruption, ask the processes to save what they have; wait for them."""
+        try:
+            yield
+        except BaseException:
+            for each in self._running:
+                each.process.terminate()
+            for each in self._running:
+                each.process.join()
+            raise

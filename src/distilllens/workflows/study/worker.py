@@ -1,0 +1,150 @@
+"""One run of a study, in a process of its own: trained, scored, and asked."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import shutil
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distilllens.errors import one_line
+from distilllens.files import write_json
+from distilllens.generate.decoding import Decoding
+from distilllens.train import run_folder
+from distilllens.workflows.evaluate import Plan, evaluate
+from distilllens.workflows.quiet import hidden_library_bars
+from distilllens.workflows.run_arguments import build
+from distilllens.workflows.study.file import Study
+from distilllens.workflows.study.measures import (
+    Begun,
+    by_depth,
+    cost_of_run,
+    device_of,
+    files_of,
+)
+from distilllens.workflows.study.runs import ANSWER, Folders, Task
+from distilllens.workflows.train import run_job
+
+
+def work(function: Callable, arguments: tuple, log: Path, threads: int, end):
+    """Call a function in this process; ``end``, a connection, gets None, or why it failed.
+
+    Args:
+        log: the file to which everything that is printed is appended.
+        threads: of torch; 0 leaves them as they are.
+    """
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with open(log, "a", buffering=1, encoding="utf-8") as stream:
+        # Libraries write to the descriptors, some from other languages.
+        for number in (1, 2):
+            os.dup2(stream.fileno(), number)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    logging.getLogger("distilllens").setLevel(logging.INFO)
+    if threads:
+        torch.set_num_threads(threads)
+    reason = None
+    try:
+        with hidden_library_bars():
+            function(*arguments)
+    except KeyboardInterrupt as stop:
+        reason = str(stop) or "stopped"
+    except Exception as error:
+        traceback.print_exc()
+        known = isinstance(error, ValueError | OSError | ImportError)
+        reason = one_line(error) if known else f"{type(error).__name__}: {one_line(error)}"
+    end.send(reason)
+
+
+def do(
+    task: Task,
+    study: Study,
+    fields: Mapping[str, Any],
+    folders: Folders,
+    made_of: Mapping[str, Any],
+):
+    """Do a task in this process; its note is written last.
+
+    Args:
+        fields: the recipe of the run.
+        made_of: what the note says.
+
+    Raises:
+        ValueError, OSError, ImportError: as ``run_job`` and ``evaluate``.
+    """
+    run = task.run
+    if task.kind == ANSWER:
+        _answer(study, fields, folders.run(run), folders.answers(run))
+    else:
+        _train(run, study, fields, folders)
+    write_json(folders.note(task), made_of)
+
+
+def _train(run, study, fields, folders):
+    begun = _begin(folders.run(run))
+    used = time.process_time()
+    run_job(*build(fields))
+    used = time.process_time() - used
+    if not study.keep_checkpoints:
+        for checkpoint in folders.run(run).glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+    _score(study, fields, folders.run(run), folders.dev(run))
+    if fields.get("teacher_model_name_or_path"):
+        write_json(folders.depths(run), by_depth(fields, folders.run(run)))
+    write_json(folders.cost(run), cost_of_run(fields, folders.run(run), Begun(begun, used)))
+
+
+def _begin(folder):
+    """The step from which a run goes on."""
+    checkpoint = run_folder.last_whole(folder) if folder.is_dir() else None
+    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+
+
+def _end_with_parent():
+    """End this process when the study's ends: a run without it would hold its folder."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _score(study, fields, folder, output):
+    """The likelihood of the development set under a run's student, and KL from the teacher."""
+    evaluate(
+        Plan(
+            models=(str(folder),),
+            benchmarks=tuple(files_of(fields["eval_file"])),
+            output=str(output),
+            references_only=True,
+            teacher=fields.get("teacher_model_name_or_path"),
+            chat=bool(fields.get("chat")),
+            device=device_of(fields),
+            trust_remote_code=bool(fields.get("trust_remote_code")),
+        )
+    )
+
+
+def _answer(study, fields, folder, output):
+    given = dict(study.evaluate)
+    decoding = {
+        name: given.pop(name)
+        for name in ("max_new_tokens", "temperature", "top_p", "greedy")
+        if name in given
+    }
+    evaluate(
+        Plan(
+            models=(str(folder),),
+            benchmarks=tuple(given.pop("benchmarks")),
+            output=str(output),
+            decoding=Decoding(**decoding),
+            teacher=fields.get("teacher_model_name_or_path"),
+            chat=bool(fields.get("chat")),
+            **{"device": device_of(fields), **given},
+            trust_remote_code=bool(fields.get("trust_remote_code")),
+        )
+    )

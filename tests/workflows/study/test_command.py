@@ -1,0 +1,237 @@
+"""Whole studies of toy models: what they leave, and that a kill changes nothing."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import toys
+
+from distilllens.cli import main
+from distilllens.evaluate.table import read_table
+
+STUDY = """\
+base:
+  model_name_or_path: student
+  teacher_model_name_or_path: teacher
+  train_file: train.jsonl
+  eval_file: dev.jsonl
+  max_steps: 4
+  per_device_train_batch_size: 2
+  max_length: 64
+  save_steps: 2
+  use_cpu: true
+  report_to: none
+methods:
+  kd: {lens_weight: 0}
+  lens: {lens_weight: 1.0}
+seeds: 2
+learning_rates: [1.0e-3, 1.0e-2]
+evaluate: {benchmarks: [test.jsonl], seeds: [10], max_new_tokens: 4}
+"""
+
+
+def furnish(folder):
+    """Models, data and a study file in a folder."""
+    toys.llama(3, 16).save_pretrained(folder / "student")
+    toys.llama(4, 24, seed=1).save_pretrained(folder / "teacher")
+    for name in ("student", "teacher"):
+        toys.tokenizer().save_pretrained(folder / name)
+    rows = [
+        {"instruction": e["prompt"], "output": e["completion"].strip()} for e in toys.examples(32)
+    ]
+    for name, part in {"train": rows[:8], "dev": rows[8:20], "test": rows[20:]}.items():
+        text = "".join(json.dumps(row) + "\n" for row in part)
+        (folder / f"{name}.jsonl").write_text(text)
+    (folder / "study.yaml").write_text(STUDY)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A study that nobody disturbed: its folder, and what the command printed."""
+    folder = tmp_path_factory.mktemp("study")
+    furnish(folder)
+    found = run("--config", "study.yaml", "--output", "out", folder=folder)
+    assert found.returncode == 0, found.stderr
+    return folder, found
+
+
+def run(*flags, folder, command="study"):
+    """Run the command in a process of its own."""
+    words = [sys.executable, "-m", "distilllens", command, *flags]
+    return subprocess.run(
+        words, cwd=folder, capture_output=True, text=True, timeout=600, env=environment()
+    )
+
+
+def environment():
+    """Of a process: this source tree, one thread."""
+    source = str(Path(__file__).parents[3] / "src")
+    return {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
+
+
+def test_it_leaves_runs_results_tables_and_a_page(done):
+    """Ordinary run folders and results, one of each run; the page has every part."""
+    folder, found = done
+    for method in ("kd", "lens"):
+        for rate in ("0.001", "0.01"):
+            run_folder = folder / f"out/runs/{method}/rate-{rate}-seed-1"
+            assert json.loads((run_folder / "run.json").read_text())["finished"] is True
+            assert not [*run_folder.glob("checkpoint-*")]
+    assert "trained; cross-entropy" in found.stderr
+    assert "Traceback" not in found.stderr
+    scores = json.loads((folder / "out/scores.json").read_text())
+    assert [*scores["methods"]] == ["kd", "lens"]
+    assert (folder / "out/scores.md").read_text() in found.stdout
+    page = (folder / "out/report.html").read_text()
+    for words in ("Did it help?", "Difference from kd", "Divergence from the teacher, by depth"):
+        assert words in page
+
+
+def test_each_method_has_the_rate_that_was_best_on_the_development_set(done):
+    """By the cross-entropy of the results themselves; other seeds run with that rate alone."""
+    folder, _ = done
+    scores = json.loads((folder / "out/scores.json").read_text())
+    for method in ("kd", "lens"):
+        found = {}
+        for rate in ("0.001", "0.01"):
+            table = read_table(folder / f"out/results/{method}/rate-{rate}-seed-1/dev")
+            ((by_metric,),) = [[*row.values()] for row in table.samples.values()]
+            samples = by_metric["log_perplexity"]
+            found[rate] = samples.totals.sum() / samples.counts.sum()
+        best = min(found, key=found.get)
+        assert scores["methods"][method]["learning_rate"] == float(best)
+        others = {path.name for path in (folder / f"out/runs/{method}").iterdir()}
+        assert others == {"rate-0.001-seed-1", "rate-0.01-seed-1", f"rate-{best}-seed-2"}
+
+
+def test_means_and_differences_are_those_of_the_runs(done):
+    """Recomputed from the results folders: a mean over seeds, and seed by seed against kd."""
+    folder, _ = done
+    scores = json.loads((folder / "out/scores.json").read_text())["methods"]
+    values = {}
+    for method in ("kd", "lens"):
+        rate = f"{scores[method]['learning_rate']:g}"
+        for seed in (1, 2):
+            file = folder / f"out/results/{method}/rate-{rate}-seed-{seed}/dev"
+            (rows,) = file.glob("*/*/references.jsonl")
+            rows = [json.loads(line) for line in rows.read_text().splitlines()]
+            tokens = sum(row["num_tokens"] for row in rows)
+            values[method, seed] = sum(row["kl"] for row in rows) / tokens
+    for method in ("kd", "lens"):
+        (kl,) = [row for row in scores[method]["scores"] if row["metric"] == "kl"]
+        both = [values[method, seed] for seed in (1, 2)]
+        assert kl["mean"] == pytest.approx(sum(both) / 2, rel=1e-12)
+        assert kl["deviation"] == pytest.approx(abs(both[0] - both[1]) / 2**0.5, rel=1e-9)
+    (difference,) = [row for row in scores["lens"]["differences"] if row["metric"] == "kl"]
+    expected = {str(seed): values["lens", seed] - values["kd", seed] for seed in (1, 2)}
+    assert difference["by_seed"] == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_both_read_one_teacher_cache(done):
+    """The teacher ran once for all runs."""
+    folder, _ = done
+    (cache,) = [path for path in (folder / "out/caches").iterdir() if path.is_dir()]
+    for file in (folder / "out/recipes").rglob("*.yaml"):
+        assert f"teacher_cache: out/caches/{cache.name}" in file.read_text()
+
+
+def test_a_run_can_be_repeated_by_its_recipe(done):
+    """It is the run of ``distilllens train``, which finds it finished."""
+    folder, _ = done
+    recipe = "out/recipes/kd/rate-0.001-seed-1.yaml"
+    found = run("--config", recipe, folder=folder, command="train")
+    assert found.returncode == 0, found.stderr
+    assert "nothing to do" in found.stdout + found.stderr
+
+
+def test_again_does_nothing(done):
+    """Every file of the runs stays as it is."""
+    folder, first = done
+    before = {
+        path: path.stat().st_mtime_ns
+        for part in ("runs", "results", "caches")
+        for path in (folder / "out" / part).rglob("*")
+        if path.is_file()
+    }
+    again = run("--config", "study.yaml", "--output", "out", folder=folder)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == first.stdout
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_killed_study_ends_at_the_same_tables(done, tmp_path):
+    """Killed in the middle, with its run; then the same command."""
+    undisturbed, _ = done
+    furnish(tmp_path)
+    words = [sys.executable, "-m", "distilllens", "study", "--config", "study.yaml"]
+    process = subprocess.Popen(
+        [*words, "--output", "out"],
+        cwd=tmp_path,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    for line in process.stderr:
+        if re.match(r"2 of \d+", line):
+            break
+    time.sleep(0.5)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    time.sleep(1.5)  # its run ends with it
+    assert not (tmp_path / "out/scores.md").exists()
+    found = run("--config", "study.yaml", "--output", "out", folder=tmp_path)
+    assert found.returncode == 0, found.stderr
+    for name in ("scores.md", "scores.json"):
+        there, here = (folder / "out" / name for folder in (undisturbed, tmp_path))
+        assert here.read_bytes() == there.read_bytes()
+
+
+BAD = {
+    "no config": (["--jobs", "1"], "--config is missing"),
+    "no output": (["--config", "study.yaml"], "--output is missing"),
+    "no file": (["--config", "gone.yaml", "--output", "out"], "gone.yaml does not exist"),
+    "no jobs": (["--config", "study.yaml", "--output", "out", "--jobs", "0"], "--jobs must be at"),
+    "a foreign folder": (["--config", "study.yaml", "--output", "student"], "holds no study"),
+    "a file": (["--config", "study.yaml", "--output", "train.jsonl"], "train.jsonl is a file"),
+    "a flag of another command": (
+        ["--config", "study.yaml", "--output", "out", "--seeds", "3"],
+        "unrecognized arguments: --seeds 3",
+    ),
+    "other values than before": (
+        ["--config", "longer.yaml", "--output", "out"],
+        "kd/rate-0.001-seed-1 was done with another study: max_steps was 4 and is now 5; name",
+    ),
+    "other questions than before": (
+        ["--config", "asked.yaml", "--output", "out"],
+        "seed-1 was done with another study: max_new_tokens was 4 and is now 5; name",
+    ),
+    "depths that the models do not have": (
+        ["--config", "deep.yaml", "--output", "out"],
+        "deep.yaml: method lens: ",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_status_2(done, monkeypatch, capsys, case):
+    """Before a run begins."""
+    folder, _ = done
+    monkeypatch.chdir(folder)
+    deep = STUDY.replace("lens_weight: 1.0", 'lens_layers: "9:9"')
+    (folder / "deep.yaml").write_text(deep)
+    (folder / "longer.yaml").write_text(STUDY.replace("max_steps: 4", "max_steps: 5"))
+    (folder / "asked.yaml").write_text(STUDY.replace("tokens: 4", "tokens: 5"))
+    flags, message = BAD[case]
+    flags = [*flags[:3], "new"] if flags[3:4] == ["out"] and case.startswith("depths") else flags
+    assert main(["study", *flags]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("distilllens: error: ")
+    assert message in error

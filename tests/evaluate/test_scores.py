@@ -177,9 +177,12 @@ def test_draws_are_paired_within_a_benchmark_and_apart_between_two():
 
 
 def test_samples_of_some_examples():
-    """Picked by their number, not by their place."""
-    samples = Samples(np.array([3, 5, 9]), np.array([[1.0], [2.0], [3.0]]), np.ones((3, 1)))
-    assert samples.only([9, 3]).totals[:, 0].tolist() == [1.0, 3.0]
+    """Picked by their number, not by their place, and in order: two samples are paired by rows."""
+    for order in ([0, 1, 2], [2, 0, 1]):
+        totals = np.array([[1.0], [2.0], [3.0]])[order]
+        samples = Samples(np.array([3, 5, 9])[order], totals, np.ones((3, 1)))
+        assert samples.only([9, 3]).examples.tolist() == [3, 9]
+        assert samples.only([9, 3]).totals[:, 0].tolist() == [1.0, 3.0]
 
 
 def test_few_examples_have_no_verdict():

@@ -1,6 +1,6 @@
 """Write the data of the studies: short rows of Alpaca, split into training and development sets.
 
-    python studies/prepare.py --alpaca alpaca_train.jsonl --tokenizer MODEL --output studies/work
+    python studies/prepare.py --alpaca alpaca_train.jsonl --tokenizer MODEL --output studies/data
 
 A row is kept if prompt and answer have at most 72 tokens together, and the answer at least 8: two
 CPU cores can then train a small language model in minutes. The order is drawn once; the first 300

@@ -124,7 +124,7 @@ def as_markdown(result: StudyResult) -> str:
 
 def table_text(table: Table) -> str:
     """A table below its title."""
-    return f"## {table.title}\n\n{table.text}\n\n{markdown([table.columns, *table.rows])}"
+    return f"### {table.title}\n\n{table.text}\n\n{markdown([table.columns, *table.rows])}"
 
 
 def as_json(result: StudyResult) -> dict[str, Any]:

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from distilllens.evaluate.scores import METRICS
 from distilllens.files import write_atomically, write_json
+from distilllens.layer_map import parse_blocks
 from distilllens.report import render_page
 from distilllens.report.parts import Table as PageTable
 from distilllens.report.study_page import Differences, Interval, StudyPage, study_sections
 from distilllens.train.progress import duration
 from distilllens.train.stopping import Stopped
 from distilllens.workflows.outputs import PAGE, check_count, check_folder, check_page, write_page
+from distilllens.workflows.run_summary import blocks_in_words
 from distilllens.workflows.study.conductor import Conductor
 from distilllens.workflows.study.file import Study
 from distilllens.workflows.study.results import StudyResult, read_results
@@ -206,12 +208,11 @@ def _write_page(path, result: StudyResult, command):
 
 def _facts(study):
     base = study.base
+    student = str(base.get("model_name_or_path") or base.get("student_config"))
+    if (blocks := base.get("student_blocks")) is not None:
+        student = f"{blocks_in_words(parse_blocks(blocks, 'student_blocks'))} of the teacher"
     facts = {
-        "student": str(
-            base.get("model_name_or_path")
-            or base.get("student_config")
-            or f"blocks {base.get('student_blocks')} of the teacher"
-        ),
+        "student": student,
         "teacher": str(base.get("teacher_model_name_or_path") or "none"),
         "trained on": str(base.get("train_file") or base.get("dataset_name")),
         "development set": str(base.get("eval_file")),

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -192,6 +193,23 @@ def test_a_killed_study_ends_at_the_same_tables(done, tmp_path):
     for name in ("scores.md", "scores.json"):
         there, here = (folder / "out" / name for folder in (undisturbed, tmp_path))
         assert here.read_bytes() == there.read_bytes()
+
+
+def test_the_cost_of_a_run_that_was_finished_before_is_that_of_its_steps(done, tmp_path):
+    """Killed between its last step and its scores: the checkpoint that is left says nothing."""
+    shutil.copytree(done[0], tmp_path, dirs_exist_ok=True)
+    results = tmp_path / "out/results/kd/rate-0.001-seed-1"
+    before = json.loads((results / "cost.json").read_text())
+    shutil.rmtree(results)
+    checkpoint = tmp_path / "out/runs/kd/rate-0.001-seed-1/checkpoint-4"
+    checkpoint.mkdir()
+    (checkpoint / "trainer_state.json").write_text("{}")
+    found = run("--config", "study.yaml", "--output", "out", folder=tmp_path)
+    assert found.returncode == 0, found.stderr
+    cost = json.loads((results / "cost.json").read_text())
+    assert cost["seconds"] == before["seconds"]
+    assert cost["processor_seconds"] is None
+    assert not checkpoint.exists()
 
 
 def test_equal_flops_and_hours_that_are_spent(done):

@@ -31,11 +31,11 @@ class Begun(NamedTuple):
 
     Args:
         step: of the checkpoint it resumed from; 0 for the start.
-        processor_seconds: of the process, loading included.
+        processor_seconds: of the process, loading included; None if they are not known.
     """
 
     step: int
-    processor_seconds: float
+    processor_seconds: float | None
 
 
 @torch.no_grad()
@@ -95,10 +95,11 @@ def cost_of_run(fields: Mapping[str, Any], folder: Path, begun: Begun) -> dict:
     steps = state["global_step"]
     last = {name: value for row in state["log_history"] for name, value in row.items()}
     whole = steps / max(1, steps - begun.step)
+    used = begun.processor_seconds
     return {
         "steps": steps,
         "seconds": round(last.get("train_runtime", 0.0) * whole, 3),
-        "processor_seconds": round(begun.processor_seconds * whole, 3),
+        "processor_seconds": None if used is None else round(used * whole, 3),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "flops": _flops(fields, folder, last, steps),
     }

@@ -31,7 +31,7 @@ class Cost(TypedDict):
 
     steps: int
     seconds: float
-    processor_seconds: float
+    processor_seconds: float | None
     load: float | None
     flops: int | None
 

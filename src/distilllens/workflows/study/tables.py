@@ -84,6 +84,7 @@ def costs(result: StudyResult) -> Table:
     for one in result.methods:
         cost = one.costs.values()
         flops = [each["flops"] for each in cost if each["flops"]]
+        used = [c["processor_seconds"] for c in cost if c["processor_seconds"] is not None]
         steps = sorted({each["steps"] for each in cost})
         rows.append(
             (
@@ -91,7 +92,7 @@ def costs(result: StudyResult) -> Table:
                 _listed(one.seeds),
                 "/".join(map(str, steps)),
                 f"{_mean([each['seconds'] for each in cost]):,.0f}",
-                f"{_mean([each['processor_seconds'] for each in cost]):,.0f}",
+                f"{_mean(used):,.0f}" if used else "-",
                 f"{_mean(flops) / 1e12:,.1f}" if flops else "-",
                 f"{max(each['load'] or 0 for each in cost):.1f}",
             )

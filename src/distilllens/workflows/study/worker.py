@@ -88,20 +88,21 @@ def do(
 
 
 def _train(run, study, fields, folders):
-    begun = _begin(folders.run(run))
+    was_finished = run_folder.is_finished(folders.run(run))
+    step = 0 if was_finished else _first_step(folders.run(run))
     used = time.process_time()
     run_job(*build(fields))
-    used = time.process_time() - used
+    begun = Begun(step, None if was_finished else time.process_time() - used)
     if not study.keep_checkpoints:
         for checkpoint in folders.run(run).glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
     _score(study, fields, folders.run(run), folders.dev(run))
     if fields.get("teacher_model_name_or_path"):
         write_json(folders.depths(run), by_depth(fields, folders.run(run)))
-    write_json(folders.cost(run), cost_of_run(fields, folders.run(run), Begun(begun, used)))
+    write_json(folders.cost(run), cost_of_run(fields, folders.run(run), begun))
 
 
-def _begin(folder):
+def _first_step(folder):
     """The step from which a run goes on."""
     checkpoint = run_folder.last_whole(folder) if folder.is_dir() else None
     return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0

@@ -15,6 +15,7 @@ import toys
 
 from distilllens.cli import main
 from distilllens.evaluate.table import read_table
+from distilllens.train.checkpoint import mark_whole
 
 STUDY = """\
 base:
@@ -204,6 +205,7 @@ def test_the_cost_of_a_run_that_was_finished_before_is_that_of_its_steps(done, t
     checkpoint = tmp_path / "out/runs/kd/rate-0.001-seed-1/checkpoint-4"
     checkpoint.mkdir()
     (checkpoint / "trainer_state.json").write_text("{}")
+    mark_whole(checkpoint)
     found = run("--config", "study.yaml", "--output", "out", folder=tmp_path)
     assert found.returncode == 0, found.stderr
     cost = json.loads((results / "cost.json").read_text())

@@ -106,8 +106,18 @@ def test_values(word):
     assert not is_flag(word)
 
 
-@pytest.mark.parametrize("command", ["evaluate", "generate"])
-def test_seeds_that_are_given_twice_are_refused(command, capsys):
-    """The answers of the first list would be missing without a word."""
-    assert main([command, "--seeds", "1,2", "--seeds", "3"]) == 2
-    assert "--seeds is given twice; give one list, such as 10,20" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        ("evaluate", "--seeds"),
+        ("generate", "--seeds"),
+        ("study", "--config"),
+        ("prune", "--output"),
+        ("inspect", "--teacher"),
+        ("demo", "--steps"),
+    ],
+)
+def test_a_flag_of_one_value_that_is_given_twice_is_refused(command, flag, capsys):
+    """The first value would be lost without a word."""
+    assert main([command, flag, "1", flag, "2"]) == 2
+    assert f"{flag} is given twice; give it once" in capsys.readouterr().err

@@ -59,7 +59,7 @@ class OneLineParser(argparse.ArgumentParser):
 
         An empty value is refused: as a path, "" is the folder that one is in.
         """
-        words = list(args or ())
+        words, seen = list(args or ()), set()
         for at, word in enumerate(takewhile(lambda word: word != "--", words)):
             if not is_flag(word):
                 continue
@@ -68,6 +68,9 @@ class OneLineParser(argparse.ArgumentParser):
             if (action := self._option_string_actions.get(flag)) is None:
                 unknown = f"unrecognized arguments: {' '.join([word, *values])}"
                 self.error(f"{unknown}{did_you_mean(flag, self._option_string_actions)}")
+            if action.dest in seen and action.nargs in (None, "?"):
+                self.error(f"{flag} is given twice; give it once")
+            seen.add(action.dest)
             if action.nargs == 0 and equals:
                 self.error(f"{flag} takes no value, got {value!r}")
             if "" in ([value] if equals else values):

@@ -85,16 +85,6 @@ def _parser():
     return parser
 
 
-class SeveralInOne(argparse.Action):
-    """A flag with a list in one word; given twice, the first list would be lost."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        """Store the list once."""
-        if getattr(namespace, self.dest) is not self.default:
-            parser.error(f"{option_string} is given twice; give one list, such as 10,20")
-        setattr(namespace, self.dest, values)
-
-
 def seeds(text: str) -> tuple[int, ...]:
     """The numbers of ``--seeds``, as argparse reads them."""
     try:
@@ -120,7 +110,7 @@ MACHINE = (
     ("device", str, "NAME", "device of the models; an accelerator by default, if there is one"),
     ("backend", "transformers", "NAME", "transformers or vllm"),
 )
-_SEEDS = {"action": SeveralInOne, "type": seeds, "default": (10, 20, 30, 40, 50)}
+_SEEDS = {"type": seeds, "default": (10, 20, 30, 40, 50)}
 _GROUPS = {
     "models and data": (
         ("model", _SEVERAL, "DIR", "a folder or hub id; several models are compared"),

@@ -6,7 +6,7 @@ import os
 import sys
 
 from distilllens.cli import CommandParser, add_flags
-from distilllens.cli.evaluate import DECODING, MACHINE, SeveralInOne, seeds
+from distilllens.cli.evaluate import DECODING, MACHINE, seeds
 from distilllens.cli.terminal import quiet_libraries, stage
 
 _DESCRIPTION = """\
@@ -25,7 +25,7 @@ completion or the last turn of the assistant. Records need no answer. Answers th
 are given: the same command goes on after an interruption, and OUTPUT appears when it is whole.
 """
 _DATA = {"action": "extend", "nargs": "+", "required": True}
-_SEEDS = {"action": SeveralInOne, "type": seeds, "default": (10,)}
+_SEEDS = {"type": seeds, "default": (10,)}
 _GROUPS = {
     "model and data": (
         ("model", {"required": True}, "DIR", "a folder or hub id, usually of the teacher"),

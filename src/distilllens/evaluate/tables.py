@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from distilllens.evaluate.board import Board, board
 from distilllens.evaluate.results import Results
@@ -43,7 +44,7 @@ def as_json(board: Board) -> dict:
         for (first, second), row in pairs.items()
         for column, one in row.items()
     ]
-    return _finite(
+    return finite(
         {
             "scores": scores,
             "comparisons": comparisons,
@@ -179,12 +180,12 @@ def _answer_cells(about):
     return [f"{about['mean_tokens']:.1f}", cut, str(about["near_ties"])]
 
 
-def _finite(value):
+def finite(value: Any) -> Any:
     """The value with null in place of infinity and NaN, which JSON does not have."""
     if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

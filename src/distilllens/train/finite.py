@@ -26,15 +26,19 @@ def first_not_finite(model: nn.Module) -> tuple[str, float] | None:
     return None
 
 
+class NotFinite(ValueError):
+    """Training has diverged, or a weight it starts from is not finite."""
+
+
 def check_weights(role: str, model: nn.Module):
     """Refuse a model, or weights beside it, with weights that are not finite.
 
     Raises:
-        ValueError: with the first tensor and its value.
+        NotFinite: with the first tensor and its value.
     """
     if (found := first_not_finite(model)) is not None:
         name, value = found
-        raise ValueError(
+        raise NotFinite(
             f"the weights of the {role} are not finite: {name} holds {value}; the file may be "
             "damaged, its training may have diverged, or its dtype may be too narrow"
         )

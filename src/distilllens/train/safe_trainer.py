@@ -25,7 +25,7 @@ from distilllens.train._trl import (
 )
 from distilllens.train.carried import CarriedSums
 from distilllens.train.checkpoint import last_whole, mark_whole, rotate, versions_of
-from distilllens.train.finite import check_weights, first_not_finite, is_finite
+from distilllens.train.finite import NotFinite, check_weights, first_not_finite, is_finite
 from distilllens.train.metrics import num_tokens
 from distilllens.train.model_card import versions
 from distilllens.train.run_folder import run_id
@@ -129,7 +129,7 @@ class SafeTrainer(SFTTrainer):
         self._micro_batches.clear()
         # fp16 scales the loss until gradients overflow, and skips those steps itself.
         if self.accelerator.scaler is None and not is_finite(norm):
-            raise ValueError(self._not_finite(float(norm), micro_batches))
+            raise NotFinite(self._not_finite(float(norm), micro_batches))
         return norm
 
     def _not_finite(self, norm, micro_batches):
@@ -179,7 +179,7 @@ class SafeTrainer(SFTTrainer):
         bad = torch.tensor(int(first_not_finite(self.model) is not None))
         if self.accelerator.reduce(bad.to(self.accelerator.device), reduction="sum") > 0:
             check_weights("student", self.model)
-            raise ValueError("the weights of the student are not finite on another process")
+            raise NotFinite("the weights of the student are not finite on another process")
         super().save_model(output_dir, _internal_call)
         dtype = getattr(self.args, "save_dtype", "auto")
         if not _internal_call and self.args.should_save and dtype != "auto":

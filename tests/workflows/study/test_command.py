@@ -237,6 +237,34 @@ def test_equal_flops_and_hours_that_are_spent(done):
     assert not (folder / "hours/scores.md").exists()
 
 
+def test_a_rate_that_is_too_high_is_an_answer(done, tmp_path):
+    """It is told, the other rate goes on; and another teacher of that name is refused."""
+    shutil.copytree(done[0], tmp_path, ignore=shutil.ignore_patterns("out*"), dirs_exist_ok=True)
+    text = (
+        STUDY[: STUDY.index("evaluate")]
+        .replace("1.0e-2", "1.0e+30")
+        .replace("seeds: 2", "seeds: 1")
+    )
+    (tmp_path / "study.yaml").write_text(text)
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign/kd").write_text("of somebody")
+    (tmp_path / "out/recipes/kd").mkdir(parents=True)
+    (tmp_path / "out/study.json").write_text("{}")
+    (tmp_path / "out/recipes/kd/rate-0.001-seed-1.yaml").symlink_to(tmp_path / "foreign/kd")
+    found = run("--config", "study.yaml", "--output", "out", folder=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert "kd/rate-1e+30-seed-1 diverged" in found.stderr
+    assert "diverged" in found.stdout
+    scores = json.loads((tmp_path / "out/scores.json").read_text())
+    assert scores["learning_rates"]["kd"]["1e+30"] is None
+    assert [one["learning_rate"] for one in scores["methods"].values()] == [1e-3, 1e-3]
+    assert (tmp_path / "foreign/kd").read_text() == "of somebody"
+    toys.llama(4, 24, seed=2).save_pretrained(tmp_path / "teacher")
+    found = run("--config", "study.yaml", "--output", "out", folder=tmp_path)
+    assert found.returncode == 2
+    assert "teacher_model_name_or_path is another model now; name another" in found.stderr
+
+
 BAD = {
     "no config": (["--jobs", "1"], "--config is missing"),
     "no output": (["--config", "study.yaml"], "--output is missing"),

@@ -181,6 +181,10 @@ BAD = {
         STUDY + "evaluate: {benchmarks: train.jsonl, seeds: [1, 1]}\n",
         "study.yaml:11: seeds names 1 twice",
     ),
+    "a number of decoding seeds": (
+        STUDY + "evaluate: {benchmarks: train.jsonl, seeds: 3}\n",
+        "study.yaml:11: seeds",
+    ),
     "data that are not there": (
         STUDY.replace("train_file: train.jsonl", "train_file: gone.jsonl"),
         "gone.jsonl",

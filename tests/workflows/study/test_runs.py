@@ -74,12 +74,19 @@ def test_candidates_come_first_and_other_seeds_when_they_are_scored():
 
 @pytest.mark.parametrize(
     ("scores", "rate"),
-    [((2.0, 1.0), 0.2), ((1.0, 1.0), 0.1), ((math.nan, 9.0), 0.2), ((math.inf, 9.0), 0.2)],
+    [((2.0, 1.0), 0.2), ((1.0, 1.0), 0.1), ((math.nan, 9.0), 0.2), ((9.0, math.inf), 0.1)],
 )
 def test_the_lowest_score_wins(scores, rate):
     """Of equal ones the lower rate; a run that diverged never."""
     found = dict(zip([Run("kd", 1, 0.1), Run("kd", 1, 0.2)], scores, strict=True))
     assert chosen_rate(RATES, "kd", found.get) == rate
+
+
+def test_no_rate_is_chosen_where_all_diverged():
+    """The rates are named."""
+    found = dict.fromkeys([Run("kd", 1, 0.1), Run("kd", 1, 0.2)], math.inf)
+    with pytest.raises(ValueError, match=r"kd diverged with each of learning_rates 0\.1, 0\.2"):
+        chosen_rate(RATES, "kd", found.get)
 
 
 def test_no_rate_is_chosen_before_all_are_scored():

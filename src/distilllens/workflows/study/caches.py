@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+from distilllens.files import write_atomically
 from distilllens.loading import load_config
 from distilllens.train.teachers import depths_of, layer_map_of
 from distilllens.workflows import students
@@ -72,7 +73,7 @@ class SharedCaches:
                 continue
             logger.info("the teacher runs once over the data of %s: %s", method, self.of(method))
             alone(f"cache-{name}", fill, fields, self._depths[name])
-            mark.write_text(data[1], encoding="utf-8")
+            write_atomically(mark, data[1])
 
 
 def fill(fields: dict, depths: set[int]):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import math
 import multiprocessing
 import os
 import time
@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from distilllens.evaluate.table import read_table
-from distilllens.files import sha256
+from distilllens.files import write_atomically
 from distilllens.stored import read_stored
 from distilllens.train.progress import duration
 from distilllens.workflows.recipe_file import recipe_text
 from distilllens.workflows.study import worker
 from distilllens.workflows.study.caches import SharedCaches
 from distilllens.workflows.study.file import Study
-from distilllens.workflows.study.measures import files_of
+from distilllens.workflows.study.notes import Notes
 from distilllens.workflows.study.runs import (
     TRAIN,
     Folders,
@@ -53,11 +53,6 @@ class _Cost(TypedDict):
     seconds: float
 
 
-class _Note(TypedDict):
-    values: dict[str, Any]
-    files: dict[str, str]
-
-
 class Conductor:
     """Does what is left of a study.
 
@@ -68,9 +63,9 @@ class Conductor:
     def __init__(self, study: Study, folders: Folders, jobs: int):
         self.study, self.folders, self.jobs = study, folders, jobs
         self.terms, self.caches = Terms(study, folders), SharedCaches(study, folders)
+        self.notes = Notes(study, folders, self.terms)
         self._running: list[_Process] = []
         self._failed: list[str] = []
-        self._hashes: dict[str, str] = {}
         methods = multiprocessing.get_all_start_methods()
         # A process that has imported torch once, and is copied for every run.
         kind = "forkserver" if "forkserver" in methods else "spawn"
@@ -89,9 +84,11 @@ class Conductor:
             KeyboardInterrupt: after the runs in progress were saved.
         """
         with self._together():
+            if self.study.equal == "steps":  # else the numbers of steps are not known yet
+                self.notes.check(self._known())
             self.caches.fill(self._alone)
             self.terms.settle(self.fields_of, self._alone)
-            self._check_notes()
+            self.notes.check(self._known())
             while not self._failed:
                 for task in self._next():
                     self._begin(task)
@@ -122,9 +119,15 @@ class Conductor:
         return {**self.fields_of(run.method), **rate, "seed": run.seed, **folder}
 
     def score(self, run: Run) -> float | None:
-        """A run's score on the development set, by which learning rates are chosen, or None."""
-        if not Task(run, TRAIN).is_done(self.folders):
+        """A run's score on the development set, by which learning rates are chosen.
+
+        None for a run that is not done, infinity for one that diverged.
+        """
+        task = Task(run, TRAIN)
+        if not task.is_done(self.folders):
             return None
+        if "diverged" in self.notes.of(task):
+            return math.inf
         table = read_table(self.folders.dev(run))
         found = [
             by_metric[_METRICS[self.study.choose_by]]
@@ -137,10 +140,14 @@ class Conductor:
         ]
         return float(sums[0] / sums[1])
 
+    def _known(self):
+        """The tasks that are known by now, in order."""
+        found = tasks(self.study, self.score, has_answers=bool(self.study.evaluate))
+        return list(dict.fromkeys(found))
+
     def _left(self):
-        """The tasks that are known and not done, in order."""
-        known = tasks(self.study, self.score, has_answers=bool(self.study.evaluate))
-        return [task for task in dict.fromkeys(known) if not task.is_done(self.folders)]
+        """Those that are not done."""
+        return [task for task in self._known() if not task.is_done(self.folders)]
 
     def _next(self) -> list[Task]:
         """The tasks to begin now."""
@@ -160,51 +167,12 @@ class Conductor:
         files = (self.folders.output / "results").rglob("cost.json")
         return sum(read_stored(file, _Cost)["seconds"] for file in files)
 
-    def _made_of(self, task: Task) -> dict:
-        """What decides the outcome of a task: values, and the contents of files."""
-        study = self.study
-        if task.kind == TRAIN:
-            values = self.terms.applied(task.run.method, study.recipe(task.run.method))
-            names = [*files_of(values.get("train_file") or []), *files_of(values["eval_file"])]
-        else:
-            values, names = dict(study.evaluate), study.evaluate["benchmarks"]
-        files = [str(file) for file in map(Path, names) if file.is_file()]
-        found = {"values": values, "files": {file: self._hash(file) for file in files}}
-        return json.loads(json.dumps(found))
-
-    def _hash(self, file):
-        if file not in self._hashes:
-            self._hashes[file] = sha256(file)
-        return self._hashes[file]
-
-    def _check_notes(self):
-        """Refuse what was done with other values or files than the study has now.
-
-        Raises:
-            ValueError: with the first difference.
-        """
-        known = tasks(self.study, self.score, has_answers=bool(self.study.evaluate))
-        for task in dict.fromkeys(known):
-            if not task.is_done(self.folders):
-                continue
-            was, now = read_stored(self.folders.note(task), _Note), self._made_of(task)
-            for part in ("values", "files"):
-                for name in sorted(was[part].keys() | now[part].keys()):
-                    if (old := was[part].get(name)) != (new := now[part].get(name)):
-                        what = f"{name} was {old!r} and is now {new!r}"
-                        what = f"{name} has changed" if part == "files" else what
-                        raise ValueError(
-                            f"{self.folders.output}: {task.run.name} was done with another study: "
-                            f"{what}; name another --output, or remove {self.folders.run(task.run)}"
-                            f" and {self.folders.note(task).parent}"
-                        )
-
     def _begin(self, task):
         fields = self.recipe(task.run)
         recipe = self.folders.recipe(task.run)
         recipe.parent.mkdir(parents=True, exist_ok=True)
-        recipe.write_text(recipe_text(fields), encoding="utf-8")
-        given = (task, self.study, fields, self.folders, self._made_of(task))
+        write_atomically(recipe, recipe_text(fields))
+        given = (task, self.study, fields, self.folders, self.notes.made_of(task))
         self._start(task.run.name, worker.do, *given, task=task)
 
     def _start(self, name: str, function: Callable, *arguments, task: Task | None = None):
@@ -254,10 +222,11 @@ class Conductor:
         what = "answered the benchmarks"
         if ended.task.kind == TRAIN:
             score = self.study.choose_by.replace("_", "-").replace("kl", "KL")
-            what = f"trained; {score} {self.score(ended.task.run):.4f} on the development set"
+            value = self.score(ended.task.run)
+            what = f"trained; {score} {value:.4f} on the development set"
+            what = "diverged" if math.isinf(value) else what
         took = duration(time.perf_counter() - ended.began)
-        known = tasks(self.study, self.score, has_answers=bool(self.study.evaluate))
-        done = sum(task.is_done(self.folders) for task in dict.fromkeys(known))
+        done = sum(task.is_done(self.folders) for task in self._known())
         logger.info("%d of %d  %s %s, in %s", done, total, ended.name, what, took)
 
     @contextmanager

@@ -31,7 +31,7 @@ _FIELDS = (
 )
 _EVALUATE = (
     Field("benchmarks", "str", ["str", "list"]),
-    Field("seeds", "str", ["int", "list"], items="int"),
+    Field("seeds", "str", ["list"], items="int"),
     Field("limit", "int", ["int"]),
     Field("max_new_tokens", "int", ["int"]),
     Field("temperature", "float", ["float"]),
@@ -238,8 +238,12 @@ def _evaluation(file, given):
     if isinstance(values.get("benchmarks"), str):
         values["benchmarks"] = [values["benchmarks"]]
     if "seeds" in values:
-        seeds = values["seeds"]
-        values["seeds"] = _seeds([seeds] if isinstance(seeds, int) else seeds, part.where("seeds"))
+        if not isinstance(values["seeds"], list):
+            raise ValueError(
+                f"{part.where('seeds')}: seeds of evaluate is a list, such as [10, 20], got "
+                f"{values['seeds']!r}"
+            )
+        values["seeds"] = _seeds(values["seeds"], part.where("seeds"))
     if values and not values.get("benchmarks"):
         raise ValueError(
             f"{part.where(next(iter(values)))}: evaluate has no benchmarks: name some, or leave "

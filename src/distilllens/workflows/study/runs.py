@@ -100,14 +100,20 @@ def chosen_rate(study: Study, method: str, score: Callable[[Run], float | None])
 
     Raises:
         LookupError: the candidates are not all scored.
+        ValueError: all of them diverged.
     """
     if not study.learning_rates:
         return None
     found = [(score(run), run.rate) for run in candidates(study, method)]
     if any(value is None for value, _ in found):
         raise LookupError(method)
-    # Of equal scores, the lower rate; a run whose score is not a number is the worst.
-    return min(found, key=lambda each: (math.isnan(each[0]), *each))[1]
+    if not any(math.isfinite(value) for value, _ in found):
+        rates = ", ".join(f"{rate:g}" for rate in study.learning_rates)
+        raise ValueError(
+            f"{study.path}: {method} diverged with each of learning_rates {rates}; name lower ones"
+        )
+    # Of equal scores, the lower rate.
+    return min((value, rate) for value, rate in found if math.isfinite(value))[1]
 
 
 def runs_of(study: Study, method: str, rate: float | None) -> list[Run]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from distilllens.evaluate.scores import CONFIDENCE, METRICS
-from distilllens.evaluate.tables import markdown
+from distilllens.evaluate.tables import finite, markdown
 from distilllens.evaluate.training_seeds import sentence
 from distilllens.workflows.study.results import AVERAGE, DEV, MethodResult, StudyResult
 
@@ -130,7 +131,7 @@ def table_text(table: Table) -> str:
 
 def as_json(result: StudyResult) -> dict[str, Any]:
     """Everything unrounded, without costs."""
-    return {
+    found = {
         "baseline": result.study.baseline,
         "equal": result.study.equal,
         "methods": {one.name: _plain(one) for one in result.methods},
@@ -140,6 +141,7 @@ def as_json(result: StudyResult) -> dict[str, Any]:
         },
         "notes": list(result.notes),
     }
+    return finite(found)
 
 
 def _plain(one: MethodResult):
@@ -247,14 +249,17 @@ def _rates(result):
     rows = []
     for method, tried in result.tried.items():
         chosen = next(one.rate for one in result.methods if one.name == method)
-        cells = (
-            "-" if rate not in tried else f"{tried[rate]:.4f}" + " (chosen)" * (rate == chosen)
-            for rate in rates
-        )
+        cells = (_tried(tried.get(rate)) + " (chosen)" * (rate == chosen) for rate in rates)
         rows.append((method, *cells))
     score = result.study.choose_by.replace("_", "-").replace("kl", "KL")
     text = f"Tried with the first seed: {score} on the development set."
     return Table("Learning rates", text, ("method", *(f"{r:g}" for r in rates)), tuple(rows))
+
+
+def _tried(score):
+    if score is None:
+        return "-"
+    return f"{score:.4f}" if math.isfinite(score) else "diverged"
 
 
 def _listed(values: Sequence) -> str:

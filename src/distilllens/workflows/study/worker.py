@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from distilllens.errors import one_line
-from distilllens.files import write_json
+from distilllens.files import open_for_writing, write_json
 from distilllens.generate.decoding import Decoding
 from distilllens.train import run_folder
+from distilllens.train.finite import NotFinite
 from distilllens.workflows.evaluate import Plan, evaluate
 from distilllens.workflows.quiet import hidden_library_bars
 from distilllens.workflows.run_arguments import build
@@ -42,10 +43,10 @@ def work(function: Callable, arguments: tuple, log: Path, threads: int, end):
         threads: of torch; 0 leaves them as they are.
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with open(log, "a", buffering=1, encoding="utf-8") as stream:
-        # Libraries write to the descriptors, some from other languages.
-        for number in (1, 2):
-            os.dup2(stream.fileno(), number)
+    file = open_for_writing(log, os.O_APPEND)
+    for number in (1, 2):  # libraries write to the descriptors, some from other languages
+        os.dup2(file, number)
+    os.close(file)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     logging.getLogger("distilllens").setLevel(logging.INFO)
     if threads:
@@ -83,7 +84,14 @@ def do(
     if task.kind == ANSWER:
         _answer(study, fields, folders.run(run), folders.answers(run))
     else:
-        _train(run, study, fields, folders)
+        try:
+            _train(run, study, fields, folders)
+        except NotFinite as error:
+            if len(study.learning_rates) < 2 or run.seed != study.seeds[run.method][0]:
+                raise
+            # A rate that was tried and is too high: that is an answer, too.
+            made_of = {**made_of, "diverged": one_line(error)}
+    folders.note(task).parent.mkdir(parents=True, exist_ok=True)
     write_json(folders.note(task), made_of)
 
 

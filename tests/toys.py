@@ -231,3 +231,10 @@ def recipe(folder, **changes):
     }
     fields = {k: v for k, v in (fields | changes).items() if v is not None}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(fields))
+
+
+def with_defaults(defaults, flags):
+    """A command line: the flags, and of the defaults, each with a value, those that are not set."""
+    given = {word.partition("=")[0] for word in flags}
+    pairs = zip(defaults[::2], defaults[1::2], strict=True)
+    return [*(word for pair in pairs if pair[0] not in given for word in pair), *flags]

@@ -36,10 +36,9 @@ def bench(workshop):
 
 def evaluate(*flags, model="student", output="results"):
     """Run the command on the toy benchmark."""
-    command = ["evaluate", "--model", model, "--benchmark", "test.jsonl", "--output", output]
-    has_seeds = any(flag.startswith("--seeds") for flag in flags)
-    quick = QUICK[2:] if has_seeds else QUICK
-    return main([*command, *([] if "--references_only" in flags else quick), *flags])
+    quick = [] if "--references_only" in flags else QUICK
+    words = toys.with_defaults([*quick, "--output", output], flags)
+    return main(["evaluate", "--model", model, "--benchmark", "test.jsonl", *words])
 
 
 def contents(folder):

@@ -34,7 +34,8 @@ def shop(workshop):
 
 def generate(*flags, model="teacher", data="train.jsonl", output="answers.jsonl"):
     """The exit status of the command on the toys."""
-    return main(["generate", "--model", model, "--data", data, "--output", output, *QUICK, *flags])
+    words = toys.with_defaults([*QUICK, "--output", output], flags)
+    return main(["generate", "--model", model, "--data", data, *words])
 
 
 def rows_of(path="answers.jsonl"):

@@ -104,8 +104,9 @@ def bench(workshop):
 
 def evaluate(*flags, tasks="two", models=("student",), output="results"):
     """Run the command on tasks of the folder."""
-    command = ["evaluate", "--model", *models, "--lm_eval", tasks, "--lm_eval_path", "tasks"]
-    return main([*command, "--dtype", "float32", "--output", output, *flags])
+    defaults = ["--lm_eval_path", "tasks", "--dtype", "float32", "--output", output]
+    words = toys.with_defaults(defaults, flags)
+    return main(["evaluate", "--model", *models, "--lm_eval", tasks, *words])
 
 
 def contents(folder="results"):

@@ -468,8 +468,8 @@ def test_bad_input_is_one_line_and_status_2(bench, capsys, monkeypatch, case):
         (bench / "tasks" / f"{name}.yaml").write_text(text)
     if case != "no room for an answer":
         monkeypatch.setattr(answering.Answering, "_load", None)
-    command = ["evaluate", "--model", "student", "--lm_eval_path", "tasks", "--output", "results"]
-    assert main([*command, "--lm_eval", *flags]) == 2
+    defaults = ["--model", "student", "--lm_eval_path", "tasks", "--output", "results"]
+    assert main(["evaluate", *toys.with_defaults(defaults, ["--lm_eval", *flags])]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("distilllens: error: ") and message in error
     assert case == "no room for an answer" or not Path("results").exists()

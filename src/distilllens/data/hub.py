@@ -6,10 +6,11 @@ import logging
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 
 from distilllens.data.tables import arrow_tables, csv_rows, table_rows
-from distilllens.data.text_files import json_lines, json_list, read_text
+from distilllens.data.text_files import json_lines, json_list, read_lines
 from distilllens.errors import first_line
 
 _OWN = (".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz")
@@ -109,8 +110,18 @@ def _may_differ(datasets, rows):
 
 def _file_rows(names, paths):
     for name, path in zip(names, paths, strict=True):
-        text = read_text(Path(path), name)
+        lines = read_lines(path, name)
         if name.endswith((".csv", ".csv.gz")):
-            yield from csv_rows(name, text)
-        else:  # .json files on the hub hold a list or lines
-            yield from (json_list if text.lstrip().startswith("[") else json_lines)(name, text)
+            yield from csv_rows(name, lines)
+            continue
+        # .json files on the hub hold a list or lines.
+        begun = []
+        for line in lines:
+            begun.append(line)
+            if line.strip():
+                break
+        whole = chain(begun, lines)
+        if begun and begun[-1].lstrip().startswith("["):
+            yield from json_list(name, "\n".join(whole))
+        else:
+            yield from json_lines(name, whole)

@@ -1,0 +1,3 @@
+"""streams"""
+
+PLACE = "distilllens_place"

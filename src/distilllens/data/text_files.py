@@ -57,7 +57,8 @@ def read_lines(file: Path | str, name: str) -> Iterator[str]:
     line, begun = 0, codecs.BOM_UTF8
     try:
         with _opened(file, name) as content:
-            for line, raw in enumerate(content, 1):
+            for raw in content:
+                line += 1
                 yield raw.removeprefix(begun).removesuffix(b"\n").decode()
                 begun = b""
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

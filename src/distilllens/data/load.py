@@ -51,7 +51,7 @@ def load_records(
             record is invalid, records are of two kinds, or none of a file has a target; the message
             starts with ``FILE:LINE``, or ``FILE:ROW`` for tables, rows counted from 0.
     """
-    intake = _Intake(skip_empty, chat)
+    intake = Intake(skip_empty, chat)
     for file in data_files(source, warn=warn):
         intake.add(rows_of(file), f"{file}:1: the file")
     return intake.finish(warn)
@@ -70,7 +70,7 @@ def load_prompts(
     Raises:
         ValueError: as ``load_records``, or a record has no prompt.
     """
-    intake, places = _Intake(skip_empty=False, chat=chat), []
+    intake, places = Intake(skip_empty=False, chat=chat), []
 
     def rows(file):
         for where, row in rows_of(file):
@@ -99,7 +99,7 @@ def load_hub(
             starts with ``FILE:LINE`` for JSON files and else with ``NAME[SPLIT]:ROW``, rows counted
             from 0 as on the hub.
     """
-    intake = _Intake(skip_empty=True, chat=chat)
+    intake = Intake(skip_empty=True, chat=chat)
     rows = hub_rows(dataset_name, split, config, warn=warn)
     intake.add(rows, f"{dataset_name}[{split}]")
     return intake.finish(warn)
@@ -122,7 +122,7 @@ def _to_answer(row, where):
     return record
 
 
-class _Intake:
+class Intake:
     """Records of one kind, and what is to be said about them when all are there."""
 
     def __init__(self, skip_empty, chat=False):

@@ -16,12 +16,12 @@ from trl import is_conversational_from_value, maybe_convert_to_chatml
 
 from distilllens.data import format_instruction
 from distilllens.data.encode import Encoding, encode, template_fields
-from distilllens.data.streams import PLACE
+from distilllens.data.streams import PLACE, CountedFilter
 from distilllens.files import sha256
 from distilllens.loading import with_chat_template
 from distilllens.targets import IGNORED, has_target
 from distilllens.train.chat_templates import assistant_tokens, check_marks, unmarked
-from distilllens.train.streams import CountedFilter, StreamedTrainer, settle_streams, truncated
+from distilllens.train.streams import StreamedTrainer, settle_streams, truncated
 
 logger = logging.getLogger(__name__)
 # Columns of what was noticed of a row, beside its tokens and labels.
@@ -311,7 +311,9 @@ def _with_targets(dataset, num_given, what, max_length=None):
         ValueError: none has one.
     """
     if num_given is None:
-        return dataset.filter(CountedFilter(_has_target, what))
+        advice = "raise max_length, shorten the prompts, or check their labels"
+        counted = CountedFilter(_has_target, what, "have no response token", advice)
+        return dataset.filter(counted, with_indices=True)
     kept = dataset.filter(_has_target, desc=f"Counting {what}")
     within = "" if max_length is None else f" within max_length {max_length}"
     if len(kept) == 0:

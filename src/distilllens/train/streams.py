@@ -17,8 +17,6 @@ from distilllens.targets import IGNORED
 from distilllens.train.stream_checks import check_stream_settings
 
 logger = logging.getLogger(__name__)
-# So many rows of a stream are read in vain before it is taken for one without a target.
-_MOST_IN_VAIN = 10_000
 
 
 class StreamError(ValueError):
@@ -138,38 +136,6 @@ def _rows_of(dataset, epoch):
         raise
     except Exception as error:  # readers of files and of the hub raise errors of any kind
         raise StreamError(named(error)) from error
-
-
-class CountedFilter:
-    """Keeps the rows of a stream with a target, and says how many have none.
-
-    Args:
-        has_target: of a row.
-        what: the rows, for messages.
-
-    Raises:
-        StreamError: none of the first ten thousand rows has one.
-    """
-
-    def __init__(self, has_target, what: str):
-        self.has_target, self.what = has_target, what
-        self.num, self.num_kept = 0, 0
-
-    def __call__(self, row) -> bool:
-        kept = self.has_target(row)
-        self.num, self.num_kept = self.num + 1, self.num_kept + kept
-        num_left_out = self.num - self.num_kept
-        if self.num_kept == 0 and self.num >= _MOST_IN_VAIN:
-            raise StreamError(
-                f"none of the first {self.num:,} streamed {self.what} has a response token; "
-                "raise max_length, shorten the prompts, or check their labels"
-            )
-        if not kept and str(num_left_out).strip("0") == "1":  # 1, 10, 100 ...
-            logger.warning(
-                "%d of the first %d streamed %s have no response token; they are left out",
-                *(num_left_out, self.num, self.what),
-            )
-        return kept
 
 
 def truncated(dataset: IterableDataset, limit: int | None, mode: str) -> IterableDataset:

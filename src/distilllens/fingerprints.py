@@ -64,17 +64,20 @@ def _base_folder(adapter):
     return [base] if base.is_dir() else []
 
 
-def tensor_fingerprint(model) -> str:
+def tensor_fingerprint(model, tensors: Iterable[tuple[str, object]] | None = None) -> str:
     """A fingerprint of a model object: configuration, adapters and tensors.
 
     From each tensor it takes name, shape, dtype and 256 numbers.
+
+    Args:
+        tensors: of ``model.state_dict()``, for a model that does not hold them itself.
     """
     # The dtype comes from the tensors; the configuration has that of the file, if any.
     digest = hashlib.blake2b(_settings(model.config, "dtype"), digest_size=8)
     adapters = getattr(model, "peft_config", None), getattr(model, "active_adapters", None)
     if adapters[0]:
         digest.update(repr(adapters).encode())
-    for name, tensor in model.state_dict().items():
+    for name, tensor in model.state_dict().items() if tensors is None else tensors:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         numbers = tensor.detach().flatten()
         numbers = numbers[:: max(1, len(numbers) // 256)].float().cpu()

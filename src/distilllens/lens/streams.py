@@ -71,7 +71,8 @@ def stacked_read(lens, depths, *, normalize: bool, inputs: dict) -> tuple[dict, 
         sizes.append(last.shape[0])
         if not inner:
             return None
-        chosen = (lens.translate(d, states[d]).to(last.dtype) for d in inner)
+        # In its dtype, and on its device where blocks are on several.
+        chosen = (lens.translate(d, states[d]).to(last) for d in inner)
         return with_first(output, torch.cat([*chosen, last]))
 
     with collected(anatomy, inner if normalize else depths) as states:

@@ -69,7 +69,8 @@ def read_with_raw(teacher: TeacherSource, end_read, raw_pairs: LayerMap | None, 
         return states, head, {depth: states[depth] for depth in depths}
     with collected(teacher.lens.anatomy, depths) as streams:
         states, head = end_read()
-    return states, head, {depth: targets.rows(streams[depth]) for depth in depths}
+    device = targets.index.device  # of the student
+    return states, head, {depth: targets.rows(streams[depth]).to(device) for depth in depths}
 
 
 def _depths(pairs):

@@ -20,6 +20,7 @@ from distilllens.train.cache_needs import (
 from distilllens.train.checks import check_data, check_shared
 from distilllens.train.collation import Collation
 from distilllens.train.finite import check_weights
+from distilllens.train.offload import head_on, is_placed, keep_ends, moved, whole_tensors
 from distilllens.train.redirect import run_inside_forward
 from distilllens.train.sharding import gathered_head, is_sharded, shard_teacher
 
@@ -76,7 +77,15 @@ def load_teacher(collation: Collation, teacher) -> LiveTeacher:
         logger.info("loading the teacher %s", teacher)
         teacher = _load(teacher, args, collation)
     sharded = is_sharded(accelerator)
-    if not sharded and getattr(teacher, "hf_device_map", None) is None:
+    placed = "device_map" in (args.teacher_model_init_kwargs or {}) or is_placed(teacher)
+    if placed and sharded:
+        raise ValueError(
+            "a teacher with a device_map cannot be sharded by FSDP or DeepSpeed as well; leave "
+            "device_map out"
+        )
+    if placed:
+        keep_ends(teacher)
+    elif not sharded:
         teacher.to(accelerator.device)
     check_weights("teacher", teacher)
     # Before sharding: both proofs run the plain model.
@@ -84,13 +93,21 @@ def load_teacher(collation: Collation, teacher) -> LiveTeacher:
     lens.check_trainable()
     check_data("teacher", lens.model, collation)
     collation.fit_padding(lens.model)
-    fingerprint = tensor_fingerprint(teacher) if args.teacher_cache else None
+    tensors = whole_tensors(teacher)
+    fingerprint = tensor_fingerprint(teacher, tensors) if args.teacher_cache else None
     wrapper = shard_teacher(teacher, accelerator) if sharded else teacher
 
     def run(method, **inputs):
-        return run_inside_forward(wrapper, teacher, method, **inputs)
+        if placed:
+            inputs = moved(inputs, teacher.get_input_embeddings().weight.device)
+        found = run_inside_forward(wrapper, teacher, method, **inputs)
+        return moved(found, accelerator.device) if placed else found
 
-    return LiveTeacher(lens, run=run, gather=gathered_head, fingerprint=fingerprint)
+    def gather(lens):
+        head = gathered_head(lens)
+        return head_on(head, accelerator.device) if placed else head
+
+    return LiveTeacher(lens, run=run, gather=gather, fingerprint=fingerprint)
 
 
 def layer_map_of(args, student: StudentDepths, teacher: TeacherSource | None) -> LayerMap | None:

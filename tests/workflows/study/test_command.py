@@ -64,11 +64,11 @@ def done(tmp_path_factory):
     return folder, found
 
 
-def run(*flags, folder, command="study"):
+def run(*flags, folder, command="study", timeout=600):
     """Run the command in a process of its own."""
     words = [sys.executable, "-m", "distilllens", command, *flags]
     return subprocess.run(
-        words, cwd=folder, capture_output=True, text=True, timeout=600, env=environment()
+        words, cwd=folder, capture_output=True, text=True, timeout=timeout, env=environment()
     )
 
 
@@ -340,7 +340,7 @@ def test_a_study_of_a_pretrained_model(shared, tmp_path, name):
     study["methods"] = {key: study["methods"][key] for key in ("fkl", "fkl_lens")}
     study |= {"seeds": 2, "learning_rates": [5e-4]}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
-    found = run("--config", "study.yaml", "--output", "out", folder=tmp_path)
+    found = run("--config", "study.yaml", "--output", "out", folder=tmp_path, timeout=3600)
     assert found.returncode == 0, found.stderr
     scores = json.loads((tmp_path / "out/scores.json").read_text())["methods"]
     for method in ("fkl", "fkl_lens"):

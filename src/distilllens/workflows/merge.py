@@ -1,4 +1,4 @@
-"""``distilllens merge``: LoRA weights added to those of their base model, as a folder of its own."""
+"""``distilllens merge``: an adapter added to its base model, as a folder of its own."""
 
 from __future__ import annotations
 

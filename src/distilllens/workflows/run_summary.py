@@ -116,7 +116,7 @@ def on_policy_in_words(value: Callable[[str], object]) -> str:
     if not share:
         return ""
     when = "all steps" if share == 1 else f"{share:g} of the steps"
-    when += f", after the first {start:g} of all steps" if start else ""
+    when += f" after the first {start:g} of them" if start else ""
     longest, heat = value("on_policy_max_new_tokens"), value("on_policy_temperature")
     return f"{when}: answers of the student, up to {longest} tokens, at temperature {heat:g}"
 

@@ -31,7 +31,7 @@ from benchmarks.rows import load
 
 ABOUT = "whole on-policy steps by ours and by TRL's GKDTrainer, processor seconds"
 ENGINES = ("TRL's GKDTrainer", "ours, JSD at the output", "ours, with the lens")
-SMALL = {"vocab": 8192, "student": (4, 256, 4), "teacher": (8, 384, 6), "limit": 128}
+TINY = {"vocab": 512, "student": (5, 64, 8), "teacher": (8, 128, 8), "limit": 128}
 TOY = {"vocab": 211, "student": (3, 16, 2), "teacher": (4, 24, 2), "limit": 6}
 # Rows of a micro-batch, accumulation, activation checkpointing (TRL's default), measured steps.
 SIZES = ((4, 8, False, 2), (32, 1, False, 2), (8, 1, True, 1))
@@ -39,7 +39,7 @@ SIZES = ((4, 8, False, 2), (32, 1, False, 2), (8, 1, True, 1))
 
 def cases(options) -> list[dict]:
     """A process for each shape of a step; in it, one engine after the other."""
-    shapes = {"toy": TOY} if options.toy else {"gpt2 small": SMALL}
+    shapes = {"toy": TOY} if options.toy else {"gpt2 tiny": TINY}
     if options.model and not options.toy:
         shapes = {
             Path(options.model).name: {

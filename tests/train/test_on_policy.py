@@ -226,14 +226,28 @@ def test_answers_differ_from_step_to_step(tmp_path):
     assert first["labels"].tolist() != second["labels"].tolist()
 
 
+def test_a_temperature_near_0_writes_the_likeliest_tokens(tmp_path):
+    """on_policy_temperature is that of the sampling; the loss has a temperature of its own."""
+    trainer = toys.trainer(tmp_path, max_steps=1, on_policy_temperature=1e-9, **ON)
+    seen, student = spied(trainer), toys.twin(trainer.model).eval()
+    trainer.train()
+    ((inputs, _),) = seen
+    for ids, labels, mask in zip(*(inputs[k].tolist() for k in KEYS), strict=True):
+        kept = [(i, label) for i, label, m in zip(ids, labels, mask, strict=True) if m]
+        first = next(n for n, (_, label) in enumerate(kept) if label != -100)
+        tokens = torch.tensor([[i for i, _ in kept]])
+        with torch.no_grad():
+            likeliest = student(tokens).logits[0].argmax(-1).tolist()
+        assert likeliest[first - 1 : -1] == [label for _, label in kept[first:]]
+
+
 def test_bf16_writes_and_trains(tmp_path):
-    """Under autocast, too, an answer is what the model's own forward says, up to near ties."""
+    """Under autocast, too, every step has answers and a finite loss."""
     trainer, (first, *_) = trained(tmp_path, bf16=True, **ON)
     assert all(math.isfinite(row["loss"]) for row in trainer.state.log_history[:-1])
     assert (first["labels"] != -100).sum() > 0
 
 
-# What an answer that ends in <eos> (0), or does not, is counted as.
 def test_answers_are_counted(tmp_path, caplog):
     """Shares of answers that were cut or are empty, and their mean length, over all rows."""
     trainer, seen = trained(tmp_path, max_steps=2, logging_steps=2, **ON)

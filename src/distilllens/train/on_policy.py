@@ -193,14 +193,13 @@ class OnPolicyTrainer(LoggedTrainer):
         super().note(named, loss)
 
     def _warn(self, name, num_counted, num_answers):
-        """Warn once, when for many answers not one was of use."""
-        if num_counted < num_answers:
-            self._in_a_row[name] = 0
-        elif self._in_a_row[name] < _MANY:
-            self._in_a_row[name] += num_answers
-            if self._in_a_row[name] >= _MANY and self.is_world_process_zero():
-                count, step = self._in_a_row[name], self.state.global_step + 1
-                logger.warning(_ADVICE[name], step, count)
+        """Warn once, as soon as many answers in a row were of no use."""
+        count = self._in_a_row[name]
+        if count >= _MANY:  # which was said
+            return
+        count = self._in_a_row[name] = count + num_answers if num_counted == num_answers else 0
+        if count >= _MANY and self.is_world_process_zero():
+            logger.warning(_ADVICE[name], self.state.global_step + 1, count)
 
 
 def prompts_of(batch: dict[str, Tensor]) -> list[list[int]]:

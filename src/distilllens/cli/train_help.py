@@ -69,6 +69,12 @@ GROUPS = {
         "cross_entropy_weight": "",
         "temperature": "",
     },
+    "on-policy distillation": {
+        "on_policy_fraction": "",
+        "on_policy_from": "",
+        "on_policy_max_new_tokens": "",
+        "on_policy_temperature": "",
+    },
     "training": {
         "num_train_epochs": "Passes over the training data.",
         "max_steps": "Stop after this many optimizer steps; overrides num_train_epochs.",

@@ -28,6 +28,7 @@ def model_card(
     lens_norm: bool,
     *,
     lens_readout: str = "logit",
+    on_policy_fraction: float = 0.0,
     dataset: str | None = None,
     more_tags: Iterable[str] = (),
     adapter_folder: str | None = None,
@@ -36,6 +37,7 @@ def model_card(
 
     Args:
         student: what training started from; the base model of an adapter.
+        on_policy_fraction: the share of steps on answers of the student's own.
         adapter_folder: where a PEFT adapter was saved, to show how to load it; None for a model.
     """
     how, tags = "supervised fine-tuning", ["trl", "sft"]
@@ -55,6 +57,8 @@ def model_card(
     read = "yes" if lens_norm else "no"
     read += ", behind a tuned lens" if lens_readout == "tuned" else ""
     rows = _sft_rows(student) if teacher is None else _rows(student, teacher, objective, read)
+    if on_policy_fraction:
+        rows.append(("steps on the student's own answers", f"{on_policy_fraction:g} of all"))
     return "\n".join(
         [
             *head,

@@ -110,6 +110,17 @@ def loss_in_words(value: Callable[[str], object]) -> str:
     )
 
 
+def on_policy_in_words(value: Callable[[str], object]) -> str:
+    """How the student writes answers in training, or ""; ``value`` as in ``loss_in_words``."""
+    share, start = value("on_policy_fraction"), value("on_policy_from")
+    if not share:
+        return ""
+    when = "all steps" if share == 1 else f"{share:g} of the steps"
+    when += f" after the first {start:g} of them" if start else ""
+    longest, heat = value("on_policy_max_new_tokens"), value("on_policy_temperature")
+    return f"{when}: answers of the student, up to {longest} tokens, at temperature {heat:g}"
+
+
 def _opening(trainer, state, student):
     args, accelerator = trainer.args, trainer.accelerator
     model = accelerator.unwrap_model(trainer.model)
@@ -125,6 +136,7 @@ def _opening(trainer, state, student):
         else loss_in_words(lambda name: getattr(args, name)),
         "layers": _layers(trainer),
         "lens": _forms(args) if lens_is_read(trainer) else "",
+        "on-policy": on_policy_in_words(lambda name: getattr(args, name)),
         "data": _data(trainer),
         "steps": _steps(args, state, accelerator.num_processes),
         "output": _output(args),

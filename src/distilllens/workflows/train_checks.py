@@ -16,6 +16,7 @@ from distilllens.train.config_checks import (
     check_save_dtype,
 )
 from distilllens.train.lens_checks import check_lens_layers
+from distilllens.train.on_policy_checks import check_named_teacher, check_on_policy
 from distilllens.workflows.outputs import check_folder
 
 _MODELS = {"student": "model_name_or_path", "teacher": "teacher_model_name_or_path"}
@@ -54,6 +55,8 @@ def check_values(values: Mapping[str, Any]):
     check_finite(values)
     check_lens_layers(values.get("lens_layers", "auto"))
     check_save_dtype(values.get("save_dtype", "auto"))
+    check_on_policy(values)
+    check_named_teacher(values)
 
 
 def check_files(values: Mapping[str, Any]):

@@ -52,7 +52,7 @@ OWNERS = {
     "rouge_score": ("evaluate/rouge.py",),
     "nltk": ("evaluate/rouge.py",),
     "sentence_transformers": ("evaluate/sbert.py",),
-    "openai": ("evaluate/judge/server.py",),
+    "openai": ("generate/server.py",),
     "lm_eval": ("evaluate/harness.py",),
     "vllm": ("generate/vllm_backend.py",),
     # workflows/report.py shows a recipe as the user would write it.

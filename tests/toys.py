@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 import yaml
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     GPT2Config,
@@ -103,6 +103,17 @@ def examples(count=8, *, seed=0, longest=9):
 def dataset(count=8, **kwargs):
     """Those examples as a Dataset."""
     return Dataset.from_list(examples(count, **kwargs))
+
+
+def stream(count=8, *, shards=3, **kwargs):
+    """Those examples as a stream of so many shards."""
+    rows = examples(count, **kwargs)
+
+    def read(first):
+        for start in first:
+            yield from rows[start::shards]
+
+    return IterableDataset.from_generator(read, gen_kwargs={"first": [*range(shards)]})
 
 
 # A few plain SGD steps: no momentum, no decay, no clipping, no saving.

@@ -23,6 +23,7 @@ _BOUNDS = {
     "dataloader_num_workers": (0, math.inf),
     "dataloader_prefetch_factor": (1, 2**20),
     "dataset_num_proc": (1, 2**20),
+    "dataset_shuffle_buffer": (0, 2**40),
     "ddp_bucket_cap_mb": (1, math.inf),
     "ddp_timeout": (1, math.inf),
     "eval_accumulation_steps": (1, math.inf),

@@ -268,7 +268,8 @@ class DistillLensTrainer(PreparedTrainer, TunedLensTrainer, OnPolicyTrainer):
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
         """Write README.md: teacher, layer map and weights of the loss; another README stays.
 
-        ``dataset_name`` and ``tags``, a text or several, are added to the hub's metadata.
+        ``dataset_name`` and ``tags``, a text or several, are added to the hub's metadata; of
+        several data sets, files among them, all are named in the table.
         """
         if not self.is_world_process_zero():
             return
@@ -283,7 +284,7 @@ class DistillLensTrainer(PreparedTrainer, TunedLensTrainer, OnPolicyTrainer):
             self.args.lens_norm,
             lens_readout=self.args.lens_readout,
             on_policy_fraction=self.args.on_policy_fraction,
-            dataset=dataset_name,
+            datasets=dataset_name or (),
             more_tags=[tags] if isinstance(tags, str) else tags or (),
             adapter_folder=self.args.output_dir if hasattr(self.model, "peft_config") else None,
         )

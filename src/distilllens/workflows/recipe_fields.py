@@ -35,6 +35,7 @@ _ELSEWHERE = {
 
 # The type of a list's elements -> what a recipe may have there, and its name.
 _ITEMS = {str: (str, "texts"), int: (int, "whole numbers"), float: (int | float, "numbers")}
+_ITEMS[dict] = (dict, "mappings such as {path: data.jsonl}")
 
 
 class UnknownField(ValueError):

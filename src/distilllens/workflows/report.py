@@ -56,8 +56,9 @@ _Fields = TypedDict(
         **dict.fromkeys((term.weight_field for term in TERMS), float),
         **{term.divergence_field: str for term in TERMS if term.divergence_field},
         "student_blocks": list[int] | int | None,
+        "datasets": list[dict[str, Any]] | None,
         "seed": float,
-        **dict.fromkeys(("chat", "use_cpu"), bool),
+        **dict.fromkeys(("chat", "use_cpu", "dataset_streaming", "streaming"), bool),
     },
     total=False,
 )
@@ -193,5 +194,7 @@ def _value_of(fields):
 def _data(fields):
     if name := fields.get("dataset_name"):
         return str(name)
+    if entries := fields.get("datasets"):
+        return ", ".join(str(entry.get("path")) for entry in entries)
     files = fields.get("train_file") or []
     return ", ".join(map(str, files if isinstance(files, list) else [files]))

@@ -28,15 +28,16 @@ class Opening(TrainerCallback):
     Args:
         student: what it started from, in words.
         chat: whether the chat template writes instruction records.
+        source: of the training data, in words; empty if it goes without saying.
     """
 
-    def __init__(self, student: str, *, chat: bool = False):
-        self.student, self.chat, self.trainer = student, chat, None
+    def __init__(self, student: str, *, chat: bool = False, source: str = ""):
+        self.student, self.chat, self.source, self.trainer = student, chat, source, None
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Once for all processes; ``trainer`` must have been set."""
         if self.trainer is not None and state.is_world_process_zero:
-            logger.info("%s", block(_opening(self.trainer, state, self.student)))
+            logger.info("%s", block(_opening(self, state)))
 
 
 def student_in_words(job, model, args) -> str:
@@ -121,7 +122,8 @@ def on_policy_in_words(value: Callable[[str], object]) -> str:
     return f"{when}: answers of the student, up to {longest} tokens, at temperature {heat:g}"
 
 
-def _opening(trainer, state, student):
+def _opening(opening, state):
+    trainer, student = opening.trainer, opening.student
     args, accelerator = trainer.args, trainer.accelerator
     model = accelerator.unwrap_model(trainer.model)
     mixed = accelerator.mixed_precision
@@ -137,7 +139,7 @@ def _opening(trainer, state, student):
         "layers": _layers(trainer),
         "lens": _forms(args) if lens_is_read(trainer) else "",
         "on-policy": on_policy_in_words(lambda name: getattr(args, name)),
-        "data": _data(trainer),
+        "data": _data(trainer, opening.source),
         "steps": _steps(args, state, accelerator.num_processes),
         "output": _output(args),
     }
@@ -204,7 +206,7 @@ def _rule(trainer):
     )
 
 
-def _data(trainer):
+def _data(trainer, source):
     unit = "packs" if trainer.args.packing else "rows"
     sizes = [
         f"{'' if kind == 'training' else f'{kind}: '}{rows:,} {unit}, {tokens:,} target tokens"
@@ -212,7 +214,7 @@ def _data(trainer):
     ]
     if len(sizes) > 1 and trainer.args.eval_strategy == "no":
         sizes[-1] += " (eval_strategy no: training does not evaluate)"
-    return "; ".join(sizes)
+    return "; ".join(filter(None, [source, *sizes]))
 
 
 def _steps(args, state, num_processes):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import toys
+import yaml
 
 from distilllens.cli import main
 from distilllens.evaluate.table import read_table
@@ -63,11 +64,11 @@ def done(tmp_path_factory):
     return folder, found
 
 
-def run(*flags, folder, command="study"):
+def run(*flags, folder, command="study", timeout=600):
     """Run the command in a process of its own."""
     words = [sys.executable, "-m", "distilllens", command, *flags]
     return subprocess.run(
-        words, cwd=folder, capture_output=True, text=True, timeout=600, env=environment()
+        words, cwd=folder, capture_output=True, text=True, timeout=timeout, env=environment()
     )
 
 
@@ -306,3 +307,47 @@ def test_bad_input_is_one_line_and_status_2(done, monkeypatch, capsys, case):
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("distilllens: error: ")
     assert message in error
+
+
+@pytest.mark.parametrize("name", ["stories260K", "smollm2"])
+def test_a_study_of_a_pretrained_model(shared, tmp_path, name):
+    """Two methods of studies/smollm2_few.yaml with two seeds and 30 steps, on real weights.
+
+    Nothing is said of which method is better: 30 steps do not show it.
+    """
+    model = shared / "models" / name
+    if not model.is_dir():
+        pytest.skip(f"{model} is not there")
+    rows = (shared / "data/alpaca_train.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in rows if 60 < len(row) < 240][:160]
+    (tmp_path / "train.jsonl").write_text("\n".join(rows[:120]) + "\n", encoding="utf-8")
+    (tmp_path / "dev.jsonl").write_text("\n".join(rows[120:]) + "\n", encoding="utf-8")
+    study = yaml.safe_load(Path("studies/smollm2_few.yaml").read_text(encoding="utf-8"))
+    blocks = json.loads((model / "config.json").read_text())["num_hidden_layers"]
+    of_this_test = {
+        "teacher_model_name_or_path": str(model),
+        "student_blocks": (blocks + 1) // 2,
+        "train_file": "train.jsonl",
+        "eval_file": "dev.jsonl",
+        "max_steps": 30,
+        "warmup_steps": 2,
+        "max_length": 512,
+        "eval_steps": 15,
+        "save_steps": 15,
+    }
+    study["base"] = {**study["base"], **of_this_test}
+    del study["base"]["num_train_epochs"], study["evaluate"]
+    study["methods"] = {key: study["methods"][key] for key in ("fkl", "fkl_lens")}
+    study |= {"seeds": 2, "learning_rates": [5e-4]}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    found = run("--config", "study.yaml", "--output", "out", folder=tmp_path, timeout=3600)
+    assert found.returncode == 0, found.stderr
+    scores = json.loads((tmp_path / "out/scores.json").read_text())["methods"]
+    for method in ("fkl", "fkl_lens"):
+        for seed in (1, 2):
+            folder = tmp_path / f"out/runs/{method}/rate-0.0005-seed-{seed}"
+            logs = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+            distance = [log["eval_output_loss"] for log in logs if "eval_output_loss" in log]
+            assert distance[-1] < distance[0]
+        (kl,) = [row for row in scores[method]["scores"] if row["metric"] == "kl"]
+        assert kl["by_seed"]["2"] == pytest.approx(distance[-1], rel=0.02)  # bf16 in training

@@ -36,6 +36,16 @@ def check_writes_text(model) -> None:
         )
 
 
+def input_of(config) -> str:
+    """What the class that a configuration names reads: "input_ids", "pixel_values" and so on."""
+    names = config.architectures or [""]
+    kind = getattr(transformers, names[0], None)
+    read = getattr(kind, "main_input_name", "input_ids")
+    # Models of images and text can be read on text alone.
+    reads_text = read == "pixel_values" and kind.can_generate() and not config.is_encoder_decoder
+    return "input_ids" if reads_text else read
+
+
 def class_of(config, every_kind: bool):
     """The automatic class of transformers that loads what a configuration names.
 

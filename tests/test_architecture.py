@@ -29,6 +29,7 @@ FLOORS = {
     "jsonl": 1,
     "marks": 1,
     "places": 1,
+    "architectures": 1,
     "lens": 2,
     "data": 2,
     "objective": 3,

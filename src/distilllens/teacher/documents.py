@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from distilllens.targets import Targets
+from distilllens.targets import Targets, target_positions
 
 KEY_BYTES = 16
 
@@ -64,6 +64,13 @@ def cut(
         for start, stop in pairwise(cuts):
             found.append(_document(row_ids[start:stop], row_valid[start:stop]))
     return [document for document in found if document.num_targets]
+
+
+def document_of(input_ids: list[int], labels: list[int]) -> Document:
+    """The document that ``cut`` finds where these tokens are a row or a part of one."""
+    ids = torch.tensor([input_ids], dtype=torch.int32)
+    mask = target_positions(torch.tensor([labels], dtype=torch.int64))
+    return _document(ids[0], mask[0])
 
 
 def _document(ids, valid):

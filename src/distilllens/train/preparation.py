@@ -15,11 +15,13 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTTrainer, is_conversational_from_value, maybe_convert_to_chatml
 
 from distilllens.data import format_instruction
+from distilllens.data.alignment import Aligner
 from distilllens.data.encode import Encoding, encode, template_fields
 from distilllens.files import sha256
 from distilllens.loading import with_chat_template
 from distilllens.targets import IGNORED, has_target
 from distilllens.train.chat_templates import assistant_tokens, check_marks, unmarked
+from distilllens.train.pairs import Pairs, check_pairable, pair_columns
 
 logger = logging.getLogger(__name__)
 # Columns of what was noticed of a row, beside its tokens and labels.
@@ -64,6 +66,7 @@ class PreparedTrainer(SFTTrainer):
         if _trains_answers(train_dataset, args, kwargs.get("formatting_func")):
             args = copy.copy(args)
             args.completion_only_loss = True
+        self.pairs = None  # of a teacher with another tokenizer
         super().__init__(
             model,
             args=args,
@@ -88,6 +91,10 @@ class PreparedTrainer(SFTTrainer):
         if packing:  # "bfd" keeps the beginning of a long row, and the others split it
             alone.truncation_mode = "keep_start"
             alone.max_length = args.max_length if args.packing_strategy == "bfd" else None
+        if getattr(args, "cross_tokenizer", None) is not None:
+            check_pairable(dataset, kind)
+            if self.pairs is None:
+                self.pairs = Pairs.of(args, processing_class)
         if "input_ids" not in first and isinstance(processing_class, PreTrainedTokenizerBase):
             row = _Row(
                 tokenizer=processing_class,
@@ -98,10 +105,13 @@ class PreparedTrainer(SFTTrainer):
                 assistant_only=args.assistant_only_loss,
                 chat_template=self.chat_template,
                 formatting_func=formatting_func,
+                aligner=None if self.pairs is None else self.pairs.aligner,
                 code=tuple(sha256(Path(getfile(part))) for part in _CODE),
             )
             with args.main_process_first(desc=f"encoding {kind} data"):
                 dataset = _encoded(dataset, [*first], row, args.dataset_num_proc)
+            if self.pairs is not None:
+                dataset = self.pairs.take(kind, dataset)
         num_given = _num_rows(dataset)
         dataset = super()._prepare_dataset(
             dataset, processing_class, alone, False, formatting_func, dataset_name
@@ -128,6 +138,7 @@ class _Row:
     assistant_only: bool
     chat_template: str | None
     formatting_func: Callable | None
+    aligner: Aligner | None
     # datasets finds rows in its cache by these fields, and would take those of older code for ours.
     code: tuple[str, ...]
 
@@ -159,7 +170,11 @@ class _Row:
         lost = ""  # of no matter where every token is a target
         if self.completion_only and found.lost:
             lost = self.tokenizer.decode(found.lost) or str(found.lost)
+        pairs = {}
+        if self.aligner is not None:
+            pairs = pair_columns(self.aligner, example, found.ids, labels, **template)
         return {
+            **pairs,
             "input_ids": found.ids,
             "labels": labels,
             "lost": lost,
@@ -202,7 +217,7 @@ def _check_marks(args, tokenizer, dataset, formatting_func):
 
 
 # What decides the tokens of a row.
-_CODE = (encode, format_instruction, assistant_tokens, _Row)
+_CODE = (encode, format_instruction, assistant_tokens, Aligner, pair_columns, _Row)
 
 
 def _is_instruction(row, text_field):

@@ -15,7 +15,7 @@ from distilllens.train.config_checks import (
     check_finite,
     check_save_dtype,
 )
-from distilllens.train.lens_checks import check_lens_layers
+from distilllens.train.lens_checks import check_cross_tokenizer, check_lens_layers
 from distilllens.workflows.outputs import check_folder
 
 _MODELS = {"student": "model_name_or_path", "teacher": "teacher_model_name_or_path"}
@@ -53,6 +53,7 @@ def check_values(values: Mapping[str, Any]):
     check_bounds(values)
     check_finite(values)
     check_lens_layers(values.get("lens_layers", "auto"))
+    check_cross_tokenizer(values.get("cross_tokenizer"))
     check_save_dtype(values.get("save_dtype", "auto"))
 
 
@@ -73,8 +74,9 @@ def check_files(values: Mapping[str, Any]):
     for role, field in _MODELS.items():
         if (name := values.get(field)) is not None:
             _check_model(f"the {role} {name!r}", name)
-    if (name := values.get("tokenizer_name_or_path")) is not None:
-        check_folder_of(f"the tokenizer of the student {name!r}", name)
+    for who, field in (("student", ""), ("teacher", "teacher_")):
+        if (name := values.get(f"{field}tokenizer_name_or_path")) is not None:
+            check_folder_of(f"the tokenizer of the {who} {name!r}", name)
     check_folders(values["output_dir"], values.get("teacher_cache"))
 
 

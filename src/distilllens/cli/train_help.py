@@ -48,6 +48,8 @@ GROUPS = {
     "teacher": {
         "teacher_model_name_or_path": "",
         "teacher_model_init_kwargs": "",
+        "teacher_tokenizer_name_or_path": "",
+        "cross_tokenizer": "",
         "teacher_cache": "",
         "teacher_cache_dtype": "",
     },

@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from distilllens.targets import Targets
+from distilllens.targets import Targets, target_positions
 
 KEY_BYTES = 16
 
@@ -84,6 +84,13 @@ def pieces(
         cuts = sorted({0, len(parts[0]), *begins[row][kept].nonzero().flatten().tolist()})
         for start, stop in pairwise(cuts):
             yield [part[start:stop] for part in parts]
+
+
+def document_of(input_ids: list[int], labels: list[int]) -> Document:
+    """The document that ``cut`` finds where these tokens are a row or a part of one."""
+    ids = torch.tensor([input_ids], dtype=torch.int32)
+    mask = target_positions(torch.tensor([labels], dtype=torch.int64))
+    return _document(ids[0], mask[0])
 
 
 def _document(ids, valid):

@@ -30,7 +30,12 @@ from distilllens.train.config_defaults import (
     follow_the_machine,
     follow_the_metric,
 )
-from distilllens.train.lens_checks import check_forms, check_lens_layers, settled_pair_weights
+from distilllens.train.lens_checks import (
+    check_forms,
+    check_lens_layers,
+    settle_cross_tokenizer,
+    settled_pair_weights,
+)
 from distilllens.train.on_policy_checks import check_on_policy
 from distilllens.train.schedule import lens_share, pair_weights
 
@@ -67,6 +72,21 @@ class DistillLensConfig(SFTConfig):
         default=None,
         metadata={
             "help": "Arguments of from_pretrained for the teacher, such as {dtype: bfloat16}."
+        },
+    )
+    teacher_tokenizer_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "The teacher's tokenizer for cross_tokenizer, if it is not in the teacher's "
+            "folder: a folder or hub id."
+        },
+    )
+    cross_tokenizer: str | None = field(
+        default=None,
+        metadata={
+            "help": "How to compare with a teacher that has another tokenizer, where both have "
+            'read the same text: "shared" (the tokens that both have, and one more for the rest) '
+            'or "uld" (sorted probabilities). Not set: another tokenizer is refused.'
         },
     )
     teacher_cache: str | None = field(
@@ -293,6 +313,7 @@ class DistillLensConfig(SFTConfig):
         check_types(self)
         check_scope(self)
         check_fraction("lens_pair_fraction", self.lens_pair_fraction)
+        settle_cross_tokenizer(self)
         check_divergences(self)
         self.objective(layer_map=None)  # checks weights, temperature, token fraction
         if isinstance(self.lens_layers, int) and not isinstance(self.lens_layers, bool):

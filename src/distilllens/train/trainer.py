@@ -18,7 +18,6 @@ from distilllens.sampling import draw_pairs, draw_tokens
 from distilllens.targets import Targets
 from distilllens.train import _trl
 from distilllens.train.arguments import teacher_and_config
-from distilllens.train.cache_fill import fill_cache
 from distilllens.train.cache_needs import name_of
 from distilllens.train.checks import (
     check_answers,
@@ -33,6 +32,7 @@ from distilllens.train.metrics import named_terms
 from distilllens.train.model_card import may_write_card, model_card
 from distilllens.train.on_policy import OnPolicyTrainer
 from distilllens.train.on_policy_checks import check_prompts
+from distilllens.train.overlap import measured_overlap
 from distilllens.train.preparation import PreparedTrainer
 from distilllens.train.projectors import (
     FeatureProjectors,
@@ -44,13 +44,7 @@ from distilllens.train.redirect import run_inside_forward
 from distilllens.train.routers import router_logits, router_loss
 from distilllens.train.saving import make_saveable
 from distilllens.train.sharding import check_parallelism, gather_head
-from distilllens.train.teachers import (
-    cached_depths,
-    check_cached_depths,
-    depths_of,
-    find_teacher,
-    layer_map_of,
-)
+from distilllens.train.teachers import depths_of, filled, find_teacher, layer_map_of
 from distilllens.train.tuned_lens import TunedLensTrainer
 
 logger = logging.getLogger(__name__)
@@ -111,7 +105,7 @@ class DistillLensTrainer(PreparedTrainer, TunedLensTrainer, OnPolicyTrainer):
         check_arguments(model, teacher_model, args, compute_loss_func)
         check_answers(args, eval_dataset, score_answers)
         check_prompts(args, teacher_model, train_dataset, kwargs.get("formatting_func"))
-        self.score_answers = score_answers
+        self.score_answers, self.overlap = score_answers, None
         logger.info("loading the student, preparing the data")
         super().__init__(
             model=model,
@@ -158,6 +152,7 @@ class DistillLensTrainer(PreparedTrainer, TunedLensTrainer, OnPolicyTrainer):
     def train(self, *args, **kwargs):
         """Fill the teacher cache with what it lacks, then train."""
         self.fill_teacher_cache()
+        self.overlap = measured_overlap(Collation.of(self), self.teacher)
         return super().train(*args, **kwargs)
 
     def fill_teacher_cache(self):
@@ -173,10 +168,8 @@ class DistillLensTrainer(PreparedTrainer, TunedLensTrainer, OnPolicyTrainer):
             return
         collation = Collation.of(self)
         self.settle_teacher_translators(collation)
-        depths = cached_depths(collation, self.teacher, self._depths)
-        cached = fill_cache(collation, self.teacher, depths, self._cache_needs)
-        check_cached_depths(collation, cached, self._depths)
-        self.teacher, self._cache_needs = cached, None
+        self.teacher = filled(collation, self.teacher, self._depths, self._cache_needs)
+        self._cache_needs = None
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The weighted total of a micro-batch over the target tokens of its optimizer step.

@@ -136,6 +136,7 @@ def _opening(opening, state):
         "loss": "cross-entropy"
         if trainer.teacher is None
         else loss_in_words(lambda name: getattr(args, name)),
+        "tokens": "" if trainer.overlap is None else str(trainer.overlap),
         "layers": _layers(trainer),
         "lens": _forms(args) if lens_is_read(trainer) else "",
         "on-policy": on_policy_in_words(lambda name: getattr(args, name)),
@@ -173,7 +174,7 @@ def _teacher(trainer):
     name = trainer.args.teacher_model_name_or_path or name_of(teacher)
     if folder is not None:
         return f"{name}: its states are read from {folder}"
-    return f"{name}: {size_in_words(teacher.lens.model)}, runs beside the student"
+    return f"{name}: {size_in_words(teacher.source.lens.model)}, runs beside the student"
 
 
 def lens_is_read(trainer) -> bool:

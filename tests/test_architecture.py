@@ -21,6 +21,7 @@ FLOORS = {
     "names": 0,
     "kernel_caches": 0,
     "cost": 0,
+    "vocabularies": 0,
     "linear_divergence": 1,
     "sampling": 1,
     "loss_terms": 1,
@@ -29,6 +30,7 @@ FLOORS = {
     "jsonl": 1,
     "marks": 1,
     "places": 1,
+    "architectures": 1,
     "lens": 2,
     "data": 2,
     "objective": 3,
@@ -63,7 +65,7 @@ OWNERS = {
 }
 # Nothing but torch and the standard library.
 MATHEMATICS = ("head", "divergence", "layer_map", "targets", "cost", "sampling", "objective")
-MATHEMATICS += ("linear_divergence", "loss_terms", "features")
+MATHEMATICS += ("vocabularies", "linear_divergence", "loss_terms", "features")
 FRAMEWORKS = ("transformers", "trl", "accelerate", "peft", "datasets", "tokenizers", "safetensors")
 FRAMEWORKS += ("numpy", "matplotlib", "yaml")
 

@@ -149,6 +149,7 @@ FORMS = {
     "exits": {"lens_layers": "exits", "lens_divergence": "forward_kl"},
     "features": {"feature_weight": 0.1},
     "tuned": {"lens_readout": "tuned"},
+    "on-policy": {"on_policy_fraction": 1.0, "on_policy_max_new_tokens": 6},
 }
 FORMS["drawn by entropy"] = {**FORMS["weighted"], **SAMPLED, "lens_layers": "1:1,2:3"}
 

@@ -48,6 +48,8 @@ GROUPS = {
     "teacher": {
         "teacher_model_name_or_path": "",
         "teacher_model_init_kwargs": "",
+        "teacher_tokenizer_name_or_path": "",
+        "cross_tokenizer": "",
         "teacher_cache": "",
         "teacher_cache_dtype": "",
     },
@@ -73,6 +75,12 @@ GROUPS = {
         "feature_loss": "",
         "cross_entropy_weight": "",
         "temperature": "",
+    },
+    "on-policy distillation": {
+        "on_policy_fraction": "",
+        "on_policy_from": "",
+        "on_policy_max_new_tokens": "",
+        "on_policy_temperature": "",
     },
     "training": {
         "num_train_epochs": "Passes over the training data.",

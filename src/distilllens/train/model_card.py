@@ -28,6 +28,7 @@ def model_card(
     lens_norm: bool,
     *,
     lens_readout: str = "logit",
+    on_policy_fraction: float = 0.0,
     datasets: str | Sequence[str] = (),
     more_tags: Iterable[str] = (),
     adapter_folder: str | None = None,
@@ -36,6 +37,7 @@ def model_card(
 
     Args:
         student: what training started from; the base model of an adapter.
+        on_policy_fraction: the share of steps on answers of the student's own.
         datasets: the id of a data set on the hub; or the names of all sources of the data, of which
             those that are such ids go into the metadata, too.
         adapter_folder: where a PEFT adapter was saved, to show how to load it; None for a model.
@@ -61,6 +63,8 @@ def model_card(
     read = "yes" if lens_norm else "no"
     read += ", behind a tuned lens" if lens_readout == "tuned" else ""
     rows = _sft_rows(student) if teacher is None else _rows(student, teacher, objective, read)
+    if on_policy_fraction:
+        rows.append(("steps on the student's own answers", f"{on_policy_fraction:g} of all"))
     rows += [("trained on", ", ".join(map(_code, sources)))] if sources else []
     return "\n".join(
         [

@@ -15,12 +15,14 @@ from transformers import PreTrainedTokenizerBase
 from trl import is_conversational_from_value, maybe_convert_to_chatml
 
 from distilllens.data import format_instruction
+from distilllens.data.alignment import Aligner
 from distilllens.data.encode import Encoding, encode, template_fields
 from distilllens.data.streams import PLACE, CountedFilter
 from distilllens.files import sha256
 from distilllens.loading import with_chat_template
 from distilllens.targets import IGNORED, has_target
 from distilllens.train.chat_templates import assistant_tokens, check_marks, unmarked
+from distilllens.train.pairs import Pairs, check_pairable, pair_columns
 from distilllens.train.streams import StreamedTrainer, settle_streams, truncated
 
 logger = logging.getLogger(__name__)
@@ -70,6 +72,7 @@ class PreparedTrainer(StreamedTrainer):
         if _trains_answers(train_dataset, args, kwargs.get("formatting_func")):
             args = copy.copy(args)
             args.completion_only_loss = True
+        self.pairs = None  # of a teacher with another tokenizer
         super().__init__(
             model,
             args=args,
@@ -94,6 +97,10 @@ class PreparedTrainer(StreamedTrainer):
         if packing:  # "bfd" keeps the beginning of a long row, and the others split it
             alone.truncation_mode = "keep_start"
             alone.max_length = args.max_length if args.packing_strategy == "bfd" else None
+        if getattr(args, "cross_tokenizer", None) is not None:
+            check_pairable(dataset, kind)
+            if self.pairs is None:
+                self.pairs = Pairs.of(args, processing_class)
         if "input_ids" not in first and isinstance(processing_class, PreTrainedTokenizerBase):
             row = _Row(
                 tokenizer=processing_class,
@@ -104,10 +111,13 @@ class PreparedTrainer(StreamedTrainer):
                 assistant_only=args.assistant_only_loss,
                 chat_template=self.chat_template,
                 formatting_func=formatting_func,
+                aligner=None if self.pairs is None else self.pairs.aligner,
                 code=tuple(sha256(Path(getfile(part))) for part in _CODE),
             )
             with args.main_process_first(desc=f"encoding {kind} data"):
                 dataset = _encoded(dataset, [*first], row, args.dataset_num_proc)
+            if self.pairs is not None:
+                dataset = self.pairs.take(kind, dataset)
         num_given, limit = _num_rows(dataset), alone.max_length
         if num_given is None:  # SFTTrainer would leave out what is cut to nothing, without a word
             alone.max_length = None
@@ -138,6 +148,7 @@ class _Row:
     assistant_only: bool
     chat_template: str | None
     formatting_func: Callable | None
+    aligner: Aligner | None
     # datasets finds rows in its cache by these fields, and would take those of older code for ours.
     code: tuple[str, ...]
 
@@ -170,7 +181,11 @@ class _Row:
         lost = ""  # of no matter where every token is a target
         if self.completion_only and found.lost:
             lost = self.tokenizer.decode(found.lost) or str(found.lost)
+        pairs = {}
+        if self.aligner is not None:
+            pairs = pair_columns(self.aligner, example, found.ids, labels, **template)
         return {
+            **pairs,
             "input_ids": found.ids,
             "labels": labels,
             "lost": lost,
@@ -217,7 +232,7 @@ def _check_marks(args, tokenizer, dataset, formatting_func):
 
 
 # What decides the tokens of a row.
-_CODE = (encode, format_instruction, assistant_tokens, _Row)
+_CODE = (encode, format_instruction, assistant_tokens, Aligner, pair_columns, _Row)
 
 
 def _is_instruction(row, text_field):

@@ -71,6 +71,7 @@ def _filled(args, tokenizer, examples, student, more):
     datasets = {role: to_dataset(rows) for role, rows in examples.items()}
     logger.info("preparing the data")
     collation = Collation.prepared(args, tokenizer, datasets["train"], datasets.get("eval"))
+    collation = collation.of_teacher
     check_counts(collation)
     name = args.teacher_model_name_or_path
     teacher, needs = find_teacher(collation, name, student)

@@ -19,7 +19,11 @@ from distilllens.train.progress import duration
 from distilllens.train.run_folder import RUN_FILE, read_run, read_state
 from distilllens.workflows.outputs import PAGE, check_count, check_page, write_page
 from distilllens.workflows.run_models import observe_run
-from distilllens.workflows.run_summary import blocks_in_words, loss_in_words
+from distilllens.workflows.run_summary import (
+    blocks_in_words,
+    loss_in_words,
+    on_policy_in_words,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -141,9 +145,11 @@ def _lead(note, fields, state):
 def _facts(note, fields, state):
     facts = {"student started from": _student(fields)}
     if teacher := _teacher(fields):
-        facts |= {"teacher": teacher, "loss": _loss(fields)}
+        facts |= {"teacher": teacher, "loss": loss_in_words(_value_of(fields))}
         if pairs := _pairs(note, state["log_history"]):
             facts["depths, student:teacher"] = ", ".join(pairs)
+        if on_policy := on_policy_in_words(_value_of(fields)):
+            facts["on-policy"] = on_policy
     else:
         facts["loss"] = "cross-entropy"
     if data := _data(fields):
@@ -179,10 +185,10 @@ def _teacher(fields):
     return str(named) if named else f"the teacher cache {cache}" if cache else None
 
 
-def _loss(fields):
-    """The weighted terms of the loss; fields that were not set have their defaults."""
+def _value_of(fields):
+    """Field -> its value; fields that were not set have their defaults."""
     defaults = DistillLensConfig.__dataclass_fields__
-    return loss_in_words(lambda name: fields.get(name, defaults[name].default))
+    return lambda name: fields.get(name, defaults[name].default)
 
 
 def _data(fields):

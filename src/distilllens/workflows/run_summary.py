@@ -111,6 +111,17 @@ def loss_in_words(value: Callable[[str], object]) -> str:
     )
 
 
+def on_policy_in_words(value: Callable[[str], object]) -> str:
+    """How the student writes answers in training, or ""; ``value`` as in ``loss_in_words``."""
+    share, start = value("on_policy_fraction"), value("on_policy_from")
+    if not share:
+        return ""
+    when = "all steps" if share == 1 else f"{share:g} of the steps"
+    when += f" after the first {start:g} of them" if start else ""
+    longest, heat = value("on_policy_max_new_tokens"), value("on_policy_temperature")
+    return f"{when}: answers of the student, up to {longest} tokens, at temperature {heat:g}"
+
+
 def _opening(opening, state):
     trainer, student = opening.trainer, opening.student
     args, accelerator = trainer.args, trainer.accelerator
@@ -125,8 +136,10 @@ def _opening(opening, state):
         "loss": "cross-entropy"
         if trainer.teacher is None
         else loss_in_words(lambda name: getattr(args, name)),
+        "tokens": "" if trainer.overlap is None else str(trainer.overlap),
         "layers": _layers(trainer),
         "lens": _forms(args) if lens_is_read(trainer) else "",
+        "on-policy": on_policy_in_words(lambda name: getattr(args, name)),
         "data": _data(trainer, opening.source),
         "steps": _steps(args, state, accelerator.num_processes),
         "output": _output(args),
@@ -161,7 +174,7 @@ def _teacher(trainer):
     name = trainer.args.teacher_model_name_or_path or name_of(teacher)
     if folder is not None:
         return f"{name}: its states are read from {folder}"
-    return f"{name}: {size_in_words(teacher.lens.model)}, runs beside the student"
+    return f"{name}: {size_in_words(teacher.source.lens.model)}, runs beside the student"
 
 
 def lens_is_read(trainer) -> bool:

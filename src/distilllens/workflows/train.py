@@ -24,6 +24,7 @@ from distilllens.train.build import build_trainer
 from distilllens.train.checkpoint import rotate
 from distilllens.train.config import HIGHER_IS_BETTER, DistillLensConfig
 from distilllens.train.metrics import SEEN
+from distilllens.train.on_policy_checks import check_prompts
 from distilllens.train.run_lock import claimed
 from distilllens.train.saving import saved_or_removed
 from distilllens.train.stopping import StopSignals
@@ -96,6 +97,7 @@ def _run(job, model, args, given):
     reader = students.as_trained(tokenizer, args)
     records = train_data.load_all(job, reader, args)
     examples = train_data.examples_of(job, args, reader, records)
+    check_prompts(args, args.teacher_model_name_or_path, examples["train"])
     if job.student_config is None:
         args = students.with_save_dtype(model, args, config)
     scorer = _scorer(job, args, records, reader, config)

@@ -16,7 +16,8 @@ from distilllens.train.config_checks import (
     check_finite,
     check_save_dtype,
 )
-from distilllens.train.lens_checks import check_lens_layers
+from distilllens.train.lens_checks import check_cross_tokenizer, check_lens_layers
+from distilllens.train.on_policy_checks import check_named_teacher, check_on_policy
 from distilllens.train.stream_checks import check_stream_settings
 from distilllens.workflows.outputs import check_folder
 
@@ -57,7 +58,10 @@ def check_values(values: Mapping[str, Any]):
     check_lens_layers(values.get("lens_layers", "auto"))
     if values.get("dataset_streaming") or values.get("streaming"):
         check_stream_settings(values)
+    check_cross_tokenizer(values.get("cross_tokenizer"))
     check_save_dtype(values.get("save_dtype", "auto"))
+    check_on_policy(values)
+    check_named_teacher(values)
 
 
 def check_files(values: Mapping[str, Any]):
@@ -77,8 +81,9 @@ def check_files(values: Mapping[str, Any]):
     for role, field in _MODELS.items():
         if (name := values.get(field)) is not None:
             _check_model(f"the {role} {name!r}", name)
-    if (name := values.get("tokenizer_name_or_path")) is not None:
-        check_folder_of(f"the tokenizer of the student {name!r}", name)
+    for who, field in (("student", ""), ("teacher", "teacher_")):
+        if (name := values.get(f"{field}tokenizer_name_or_path")) is not None:
+            check_folder_of(f"the tokenizer of the {who} {name!r}", name)
     check_folders(values["output_dir"], values.get("teacher_cache"))
 
 

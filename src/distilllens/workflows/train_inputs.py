@@ -164,7 +164,8 @@ def say_templates(args, tokenizer, examples, config):
     end = tokenizer.convert_tokens_to_ids(args.eos_token or tokenizer.eos_token)
     ends = end_tokens(generation_ends(config), end)
     notes = [unended_answers(tokenizer, ends, first)]
-    if (teacher := _teacher_tokenizer(args)) is not None:
+    teacher = _teacher_tokenizer(args) if args.cross_tokenizer is None else None
+    if teacher is not None:
         notes.append(other_template(tokenizer, teacher, first))
     for note in filter(None, notes):
         logger.warning("%s", note)

@@ -22,12 +22,11 @@ from distilllens.files import sha256
 from distilllens.loading import with_chat_template
 from distilllens.targets import IGNORED, has_target
 from distilllens.train.chat_templates import assistant_tokens, check_marks, unmarked
+from distilllens.train.encoding import encoded
 from distilllens.train.pairs import Pairs, check_pairable, pair_columns
 from distilllens.train.streams import StreamedTrainer, settle_streams, truncated
 
 logger = logging.getLogger(__name__)
-# Columns of what was noticed of a row, beside its tokens and labels.
-_NOTES = ["lost", "wrote_bos"]
 
 
 class RowError(ValueError):
@@ -115,7 +114,7 @@ class PreparedTrainer(StreamedTrainer):
                 code=tuple(sha256(Path(getfile(part))) for part in _CODE),
             )
             with args.main_process_first(desc=f"encoding {kind} data"):
-                dataset = _encoded(dataset, [*first], row, args.dataset_num_proc)
+                dataset = encoded(dataset, [*first], row, args.dataset_num_proc)
             if self.pairs is not None:
                 dataset = self.pairs.take(kind, dataset)
         num_given, limit = _num_rows(dataset), alone.max_length
@@ -257,61 +256,6 @@ def _trains_answers(dataset, args, formatting_func):
     if formatting_func or skipped or asked is not None:
         return False
     return _is_instruction(next(iter(dataset), {}), args.dataset_text_field)
-
-
-def _encoded(dataset, columns, row, num_proc):
-    """A data set as ``input_ids`` and ``labels``, after warnings of what was noticed."""
-    settings = {"with_indices": True, "remove_columns": columns}
-    if not isinstance(dataset, Dataset):
-        dataset = dataset.map(row, **settings).map(_SayOnce(row), with_indices=True)
-        return dataset.select_columns(["input_ids", "labels"])  # rows may differ in their fields
-    settings |= {"num_proc": num_proc, "desc": f"Tokenizing {row.kind} data"}
-    dataset = dataset.map(row, **settings)
-    lost = [(index, text) for index, text in enumerate(dataset["lost"]) if text]
-    if lost:
-        _say_lost(row, f"{len(lost)} of {len(dataset)}", *lost[0])
-    if num := sum(dataset["wrote_bos"]):
-        _say_bos(row, f"{num} of {len(dataset)}")
-    return dataset.remove_columns(_NOTES)
-
-
-class _SayOnce:
-    """Says what is noticed of a stream at the first row of which it is."""
-
-    def __init__(self, row):
-        self.row, self.said = row, set()
-
-    def __call__(self, example, index):
-        new = {note for note in _NOTES if example[note]} - self.said
-        self.said |= new
-        if "lost" in new:
-            _say_lost(self.row, "some", index, example["lost"])
-        if "wrote_bos" in new:
-            _say_bos(self.row, "some")
-        return {}
-
-
-def _say_lost(row, how_many, index, text):
-    logger.warning(
-        "in %s %s examples, prompt and completion together do not begin with the tokens of the "
-        "prompt alone (first in example %d, counted from 0, whose prompt alone ends in %r): their "
-        "targets begin where the two differ, and an answer is generated after other tokens than in "
-        "training; end prompts at a token's end, or use a chat template that writes a prompt the "
-        "same with and without its answer",
-        how_many,
-        row.kind,
-        index,
-        text,
-    )
-
-
-def _say_bos(row, how_many):
-    logger.warning(
-        "%s %s examples begin with %r themselves; it is not added a second time",
-        how_many,
-        row.kind,
-        row.tokenizer.bos_token,
-    )
 
 
 def _num_rows(dataset):

@@ -1,4 +1,4 @@
-"""Generate the tables of README.md and docs/performance.md from the stored rows.
+"""Generate the tables of README.md, docs/performance.md and docs/on_policy.md from the stored rows.
 
     python -m benchmarks.tables            write them between their markers
     python -m benchmarks.tables --check    exit status 1 if a page differs from the rows
@@ -26,7 +26,7 @@ from benchmarks import (
 from benchmarks.markdown import NOTHING, table
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{n}.md" for n in ("performance", "on_policy")))
 _MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 

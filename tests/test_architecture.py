@@ -21,6 +21,7 @@ FLOORS = {
     "names": 0,
     "kernel_caches": 0,
     "cost": 0,
+    "vocabularies": 0,
     "linear_divergence": 1,
     "sampling": 1,
     "loss_terms": 1,
@@ -53,7 +54,7 @@ OWNERS = {
     "rouge_score": ("evaluate/rouge.py",),
     "nltk": ("evaluate/rouge.py",),
     "sentence_transformers": ("evaluate/sbert.py",),
-    "openai": ("evaluate/judge/server.py",),
+    "openai": ("generate/server.py",),
     "lm_eval": ("evaluate/harness.py",),
     "vllm": ("generate/vllm_backend.py",),
     # workflows/report.py shows a recipe as the user would write it.
@@ -64,7 +65,7 @@ OWNERS = {
 }
 # Nothing but torch and the standard library.
 MATHEMATICS = ("head", "divergence", "layer_map", "targets", "cost", "sampling", "objective")
-MATHEMATICS += ("linear_divergence", "loss_terms", "features")
+MATHEMATICS += ("vocabularies", "linear_divergence", "loss_terms", "features")
 FRAMEWORKS = ("transformers", "trl", "accelerate", "peft", "datasets", "tokenizers", "safetensors")
 FRAMEWORKS += ("numpy", "matplotlib", "yaml")
 

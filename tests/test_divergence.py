@@ -25,6 +25,7 @@ CASES = [
     ("skew_forward_kl", {}),
     ("skew_reverse_kl", {"alpha": 0.4}),
     ("total_variation", {}),
+    ("uld", {}),
 ]
 every_divergence = pytest.mark.parametrize(("name", "params"), CASES)
 
@@ -46,6 +47,7 @@ def by_hand(name, q, p, beta=0.5, forward_weight=1, reverse_weight=1, mu=0.5, al
         "skew_forward_kl": lambda: kl(p, alpha * p + (1 - alpha) * q),
         "skew_reverse_kl": lambda: kl(q, (1 - alpha) * p + alpha * q),
         "total_variation": lambda: torch.clamp(p - q, min=0).sum(-1),
+        "uld": lambda: (p.sort().values - q.sort().values).abs().sum(-1),
     }[name]()
 
 

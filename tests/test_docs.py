@@ -44,6 +44,7 @@ WIDER_TESTS = {
     "cli/test_full_disk.py",
     "test_old_files.py",
     "train/test_agreement.py",
+    "train/test_cross_tokenizer.py",
     "train/test_answers.py",
     "train/test_distributed.py",
     "train/test_host.py",

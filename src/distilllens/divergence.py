@@ -47,15 +47,16 @@ def divergence(name: str, **params: float) -> Callable[[Tensor, Tensor], Tensor]
     skew_forward_kl     KL(p || alpha p + (1 - alpha) q)                alpha = 0.1      [0, -ln
     skew_reverse_kl     KL(q || (1 - alpha) p + alpha q)                alpha = 0.1      alpha]
     total_variation     sum |p - q| / 2                                                  [0, 1]
+    uld                 sum |p - q|, both sorted by probability                          [0, 2]
     ==================  ==============================================  ===============  =========
 
     Returns:
         A callable ``(student_logits [..., V], teacher_logits [..., V]) -> [...]`` in nats (total
-        variation is a probability), differentiable in the student only. Half precision is compared
-        in float32, float64 stays. A logit of -inf in both models contributes 0 with gradient 0; in
-        the student alone, where p > 0, it makes forward_kl, jeffreys and adaptive_kl +inf; in the
-        teacher alone, where q > 0, it makes reverse_kl, jeffreys and adaptive_kl +inf. The others
-        stay finite.
+        variation and uld are probabilities), differentiable in the student only. Half precision is
+        compared in float32, float64 stays. A logit of -inf in both models contributes 0 with
+        gradient 0; in the student alone, where p > 0, it makes forward_kl, jeffreys and adaptive_kl
+        +inf; in the teacher alone, where q > 0, it makes reverse_kl, jeffreys and adaptive_kl +inf.
+        The others stay finite.
 
     Raises:
         ValueError: an unknown name or parameter (the message lists the known ones), or a parameter
@@ -63,7 +64,7 @@ def divergence(name: str, **params: float) -> Callable[[Tensor, Tensor], Tensor]
 
     Source: arXiv 2602.13567 (jsd, jeffreys); Hinton et al. 2015 (forward_kl); Gu et al. 2024
     (reverse_kl); Agarwal et al. 2024 (jsd with beta); Wu et al. 2024 (adaptive_kl); Ko et al. 2024
-    (skew); Wen et al. 2023 (total_variation).
+    (skew); Wen et al. 2023 (total_variation); Boizard et al. 2024 (uld, which names no token).
     """
     checked = parameters(name, params)
     formula = functools.partial(_DIVERGENCES[name].formula, **checked)
@@ -222,6 +223,11 @@ def _total_variation(log_q, log_p):
     return (log_q.exp() - log_p.exp()).abs().sum(-1) / 2
 
 
+def _uld(log_q, log_p):
+    q, p = (each.exp().sort(dim=-1, descending=True).values for each in (log_q, log_p))
+    return (q - p).abs().sum(-1)
+
+
 @dataclass(frozen=True)
 class _Weight:
     """A number of at least 0."""
@@ -266,4 +272,5 @@ _DIVERGENCES = {
     "skew_forward_kl": _Divergence(_skew_forward_kl, {"alpha": _MIXED}),
     "skew_reverse_kl": _Divergence(_skew_reverse_kl, {"alpha": _MIXED}),
     "total_variation": _Divergence(_total_variation),
+    "uld": _Divergence(_uld),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -48,6 +48,21 @@ class Head:
     def vocab_size(self) -> int:
         """V, the number of rows of the weight (padding of the vocabulary included)."""
         return self.weight.shape[0]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The weight, and the bias if there is one."""
+        return [tensor for tensor in (self.weight, self.bias) if tensor is not None]
+
+    def first(self, size: int) -> Head:
+        """The head over the first tokens of its vocabulary."""
+        bias = None if self.bias is None else self.bias[:size]
+        return replace(self, weight=self.weight[:size], bias=bias)
+
+    def constant(self) -> Head:
+        """The head without gradients of its own; those of the states that it reads stay."""
+        bias = None if self.bias is None else self.bias.detach()
+        return replace(self, weight=self.weight.detach(), bias=bias)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Logits ``[..., V]`` of normed hidden states ``[..., D]``, in the model's dtype."""

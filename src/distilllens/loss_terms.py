@@ -94,6 +94,7 @@ class LossTerms:
         seen: ``[2]``, sums over the N targets: those that are the student's most likely token, and
             the entropy of its predictions in nats.
         pairs: key of a term with pairs -> the pairs of ``by_pair``.
+        num_compared: the targets that a teacher with another tokenizer was compared at.
     """
 
     total: Tensor
@@ -102,6 +103,7 @@ class LossTerms:
     num_tokens: int
     seen: Tensor | None = None
     pairs: Mapping[str, LayerMap] = field(default_factory=dict)
+    num_compared: int | None = None
 
     @property
     def cross_entropy(self) -> Tensor:

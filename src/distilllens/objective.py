@@ -17,6 +17,7 @@ from distilllens.linear_divergence import cross_entropy_term, divergence_term, l
 from distilllens.loss_terms import TERMS, WEIGHT_FIELDS, LossTerms
 from distilllens.sampling import check_fraction
 from distilllens.targets import Targets
+from distilllens.vocabularies import Compared
 
 # What float32 holds, in which the weights of tokens are; rounded down, for people.
 _MOST = 3e38
@@ -162,26 +163,32 @@ class Objective:
         """
         targets = labels if isinstance(labels, Targets) else Targets.of(labels)
         self._check(student, teacher, measure_all)
-        final = _rows(student, student.final, targets)
+        final = student.rows(student.final, targets)
         dtype = torch.promote_types(final.dtype, torch.float32)
-        seen, measured = final.new_empty(2, len(final), dtype=dtype), _Measured()
+        seen, measured = final.new_empty(2, len(final), dtype=dtype), None
         terms = {"cross_entropy": [self._cross_entropy(final, targets.ids, seen)]}
         if teacher is not None:
-            teacher_final = _rows(teacher, teacher.final, targets)
+            compared = teacher.compared
+            teacher_final = teacher.rows(teacher.final, targets)
             if self.output_weight > 0 or measure_all:
-                terms["output"] = [self._output(final, teacher_final, teacher_head)]
+                terms["output"] = [self._output(final, teacher_final, teacher_head, compared)]
             if self.needs_lens(measure_all):
-                weights = self._token_weights(teacher_final, teacher_head, student_head.vocab_size)
-                measured = self._measured(targets, weights, lens_draws, measure_all)
+                vocab_size = None if compared.vocabularies else student_head.vocab_size
+                weights = self._token_weights(teacher_final, teacher_head, vocab_size)
+                measured = self._measured(targets, weights, lens_draws, measure_all, compared)
                 terms["lens"] = self._lens(student, teacher, teacher_head, targets, measured)
         total, nats = self._evaluate(student_head, terms)
+        if "output" in nats:
+            nats["output"] = teacher.compared.weighted(nats["output"])
         if features is not None and self.needs_features():
             distances = features.distances(self.feature_map, self.feature_loss)
             total = total + self.feature_weight * distances.mean(0).sum()
             nats["feature"] = distances.detach()
         # The empty sum keeps the graph connected when no term has a weight.
         summed = self._summed(final[:0].sum() + total, nats, len(targets), measured)
-        return replace(summed, seen=seen.sum(1))
+        places = None if teacher is None else teacher.compared.places
+        num_compared = None if places is None else len(places)
+        return replace(summed, seen=seen.sum(1), num_compared=num_compared)
 
     def _check(self, student, teacher, measure_all):
         needed = self.layer_map if teacher is not None and self.needs_lens(measure_all) else ()
@@ -225,13 +232,13 @@ class Objective:
         apart = ["lens"] if self.lens_detach_head and "lens" in trained else []
         together = [key for key in trained if key not in apart]
         total, nats = 0.0, {}
-        for head, keys in ((student_head, together), (_constant(student_head), apart)):
+        for head, keys in ((student_head, together), (student_head.constant(), apart)):
             if keys:
                 more, found = linear_terms(head, [term for key in keys for term in terms[key]])
                 total, found = total + more, iter(found)
                 nats |= {key: torch.cat([next(found) for _ in terms[key]]) for key in keys}
         if apart and not together:  # a head that no process waits for in vain
-            total = total + sum(t[:0].sum() for t in _tensors(student_head))
+            total = total + sum(t[:0].sum() for t in student_head.tensors)
         with torch.no_grad():
             for key in [key for key in terms if key not in nats]:
                 nats[key] = torch.cat(linear_terms(student_head, terms[key])[1])
@@ -241,20 +248,24 @@ class Objective:
         weight = _share(final, self.cross_entropy_weight)
         return cross_entropy_term(final, targets, weight=weight, seen=seen)
 
-    def _output(self, final, teacher_final, teacher_head):
+    def _output(self, final, teacher_final, teacher_head, compared):
         options = {"temperature": self.temperature, **self.output_kwargs}
-        weight = _share(final, self.output_weight)
-        sides = (final, teacher_final, teacher_head, self.output_divergence)
-        return divergence_term(*sides, weight=weight, **options)
+        if (places := compared.targets()) is not None:
+            final = final.index_select(0, places)
+        weight = compared.weighted(_share(final, self.output_weight))
+        options |= {"weight": weight, "vocabularies": compared.vocabularies}
+        return divergence_term(
+            final, teacher_final, teacher_head, self.output_divergence, **options
+        )
 
     def _token_weights(self, teacher_final, teacher_head, vocab_size):
         """u ``[N]`` of the targets, or None for ones: one more projection of the teacher's rows.
 
-        Of the tokens that both models have, as in the divergences.
+        Of the tokens that both models have, as in the divergences; of all, with two tokenizers.
         """
         if self.lens_token_weights == "uniform":
             return None
-        teacher_head = _first(teacher_head, vocab_size)
+        teacher_head = teacher_head.first(vocab_size)
         # The engine sees the entropies of what it projects beside a cross-entropy; of no label.
         dtype = torch.promote_types(teacher_final.dtype, torch.float32)
         seen = teacher_final.new_empty(2, len(teacher_final), dtype=dtype)
@@ -263,14 +274,14 @@ class Objective:
             linear_terms(teacher_head, [cross_entropy_term(teacher_final, labels, seen=seen)])
         return -torch.expm1(-seen[1].clamp(min=0))
 
-    def _measured(self, targets, weights, draws, measure_all):
+    def _measured(self, targets, weights, draws, measure_all, compared):
         """Which targets the lens measures, their expected share, and what each weighs.
 
         Each position is drawn independently: a fixed number would depend on the micro-batch.
         """
-        fraction = self.lens_token_fraction
+        fraction, places = self.lens_token_fraction, compared.targets()
         if fraction == 1 or measure_all:
-            return _Measured(weights=weights)
+            return _Measured(compared, weights=weights)
         if draws is None or draws.shape != targets.mask.shape:
             raise ValueError(
                 f"lens_token_fraction {fraction} needs lens_draws of shape "
@@ -278,17 +289,20 @@ class Objective:
             )
         # A token drawn with probability fraction * u counts 1 / fraction: u on average.
         chance = fraction if weights is None else fraction * weights
-        drawn = draws.flatten()[targets.index] < chance
-        return _Measured(drawn.nonzero().squeeze(1), fraction)
+        index = targets.index if places is None else targets.index[places]
+        drawn = draws.flatten()[index] < chance
+        return _Measured(compared, drawn.nonzero().squeeze(1), fraction)
 
     def _lens(self, student, teacher, teacher_head, targets, measured):
         kept, pairs = measured.kept, self.layer_map.pairs
-        ours = {s: _rows(student, student[s], targets, kept) for s, _ in pairs}
-        theirs = {t: _rows(teacher, teacher[t], targets, kept) for _, t in pairs}
+        places = measured.compared.targets(kept)
+        ours = {s: student.rows(student[s], targets, places) for s, _ in pairs}
+        theirs = {t: teacher.rows(teacher[t], targets, kept) for _, t in pairs}
         # The tokens of all pairs are rows of one term, weighted for the mean over the pairs. Where
         # pairs share a depth of the teacher, each is a term: no row of the teacher is repeated.
         groups = [pairs] if len(theirs) == len(pairs) else [(pair,) for pair in pairs]
         options = {"temperature": self.temperature, **self.lens_kwargs}
+        options["vocabularies"] = measured.compared.vocabularies
         like = ours[pairs[0][0]]
         weight = _share(like, self.lens_weight / (len(pairs) * measured.fraction))
         weight = self._weighted(weight.expand(len(pairs), -1), measured)
@@ -304,16 +318,18 @@ class Objective:
         """Values ``[P, n]`` of pairs and measured tokens times the weights of both."""
         if self.lens_pair_weights:
             values = values * values.new_tensor(self.lens_pair_weights).unsqueeze(1)
+        values = measured.compared.weighted(values, measured.kept)
         return values if measured.weights is None else values * measured.weights.to(values)
 
 
 @dataclass(frozen=True, eq=False)
 class _Measured:
-    """The targets that the lens term measures: their numbers, expected share and weights.
+    """The rows of the teacher that the lens term measures: numbers, expected share and weights.
 
-    None is all targets, or a weight of 1 for each.
+    None is all rows, or a weight of 1 for each.
     """
 
+    compared: Compared
     kept: Tensor | None = None
     fraction: float = 1.0
     weights: Tensor | None = None
@@ -325,26 +341,3 @@ def _share(rows, weight):
 
 def _stacked(parts):
     return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _tensors(head):
-    return [tensor for tensor in (head.weight, head.bias) if tensor is not None]
-
-
-def _constant(head):
-    """The head without gradients of its own; those of the states that it reads stay."""
-    bias = None if head.bias is None else head.bias.detach()
-    return replace(head, weight=head.weight.detach(), bias=bias)
-
-
-def _first(head, size):
-    """The head over the first tokens of its vocabulary."""
-    bias = None if head.bias is None else head.bias[:size]
-    return replace(head, weight=head.weight[:size], bias=bias)
-
-
-def _rows(states, state, targets, kept=None):
-    """The rows of a state of ``states`` at the targets, or at the ``kept`` ones among them."""
-    if not states.gathered:
-        return targets.rows(state, kept)
-    return state if kept is None else state.index_select(0, kept)

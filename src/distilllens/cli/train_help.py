@@ -18,6 +18,11 @@ GROUPS = {
         "dataset_config": "",
         "dataset_train_split": "",
         "dataset_test_split": "",
+        "datasets": "",
+        "test_split_size": "",
+        "dataset_streaming": "",
+        "streaming": "",
+        "dataset_shuffle_buffer": "",
         "max_prompt_length": "",
         "chat": "",
         "max_length": "Truncate examples to this many tokens.",
@@ -43,6 +48,8 @@ GROUPS = {
     "teacher": {
         "teacher_model_name_or_path": "",
         "teacher_model_init_kwargs": "",
+        "teacher_tokenizer_name_or_path": "",
+        "cross_tokenizer": "",
         "teacher_cache": "",
         "teacher_cache_dtype": "",
     },
@@ -68,6 +75,12 @@ GROUPS = {
         "feature_loss": "",
         "cross_entropy_weight": "",
         "temperature": "",
+    },
+    "on-policy distillation": {
+        "on_policy_fraction": "",
+        "on_policy_from": "",
+        "on_policy_max_new_tokens": "",
+        "on_policy_temperature": "",
     },
     "training": {
         "num_train_epochs": "Passes over the training data.",

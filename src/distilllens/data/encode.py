@@ -80,11 +80,11 @@ def encode(example: Mapping, tokenizer, limit: int | None = None, **settings) ->
         ids = encode_messages(example["messages"], tokenizer, example, limit, **settings)
         return Encoding(ids, 0, [], False)
     if "text" in example:
-        text = _ended(example["text"], tokenizer)
+        text = end_text(example["text"], tokenizer)
         return Encoding(encode_text(text, tokenizer, limit), 0, [], _writes_bos(text, tokenizer))
     prompt, completion = example["prompt"], example["completion"]
     if isinstance(prompt, str):
-        text = prompt + _ended(completion, tokenizer)
+        text = prompt + end_text(completion, tokenizer)
         alone, whole = (encode_text(each, tokenizer, limit) for each in (prompt, text))
         wrote_bos = _writes_bos(text, tokenizer)
     else:
@@ -172,6 +172,12 @@ def write_messages(
         ) from error
 
 
+def end_text(text: str, tokenizer) -> str:
+    """A text with the end-of-sequence token of a tokenizer behind it, once."""
+    end = tokenizer.eos_token or ""
+    return text if text.endswith(end) else text + end
+
+
 def template_fields(record: Mapping) -> dict:
     """The fields of a record that its chat template reads, as they are in the record."""
     return {field: record[field] for field in TEMPLATE_FIELDS if field in record}
@@ -211,11 +217,6 @@ def tools_of(record: Mapping) -> list | None:
         f"{what} is {repr(wrong)[:40]}; it must be a list of tools or the JSON text of one, and a "
         'tool is an object such as {"type": "function", "function": {...}}'
     )
-
-
-def _ended(text, tokenizer):
-    end = tokenizer.eos_token or ""
-    return text if text.endswith(end) else text + end
 
 
 def _adds_bos(tokenizer):

@@ -14,6 +14,8 @@ from distilllens.lens.logit_lens import LogitLens
 from distilllens.lens.positions import with_positions
 from distilllens.lens.probe import accepts, input_name, unwrap, without_cache
 from distilllens.lens.streams import check_depths, collected, stacked_read
+from distilllens.targets import Targets
+from distilllens.vocabularies import EVERY, Compared
 
 _ANATOMIES: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
@@ -27,12 +29,21 @@ class LayerStates:
         normed: whether the final norm has been applied, so that the head can read them.
         final: the last state, ready for the head, ``[B, T, D]``; None if it was not computed.
         gathered: every state is ``[N, D]`` instead: the rows at the batch's ``Targets``.
+        compared: the targets that the rows are at, all by default, and how two vocabularies are
+            compared there.
     """
 
     states: dict[int, Tensor]
     normed: bool
     final: Tensor | None = None
     gathered: bool = False
+    compared: Compared = EVERY
+
+    def rows(self, state: Tensor, targets: Targets, kept: Tensor | None = None) -> Tensor:
+        """The rows of one of the states at the targets, or at the ``kept`` ones among them."""
+        if not self.gathered:
+            return targets.rows(state, kept)
+        return state if kept is None else state.index_select(0, kept)
 
     def __getitem__(self, depth: int) -> Tensor:
         return self.states[depth]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from contextlib import nullcontext
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,7 +12,15 @@ from torch import Tensor
 from distilllens.divergence import parameters, reading_waits
 from distilllens.head import Head
 from distilllens.linear_divergence import chunked, reference
+from distilllens.linear_divergence.precision import (
+    head_in,
+    outside_autocast,
+    projecting_head,
+    projection_dtype,
+    term_in,
+)
 from distilllens.linear_divergence.term import Term
+from distilllens.vocabularies import Vocabularies
 
 _ENGINES = ("auto", "chunked", "reference", "triton")
 _broken = set()  # devices on which "auto" no longer tries the Triton kernel
@@ -30,6 +36,7 @@ def linear_divergence(
     beta: float = 0.5,
     temperature: float = 1.0,
     weight: Tensor | None = None,
+    vocabularies: Vocabularies | None = None,
     impl: str = "auto",
     chunk_size: int | None = None,
     **params: float,
@@ -57,6 +64,8 @@ def linear_divergence(
         beta: of ``jsd``, strictly between 0 and 1; other divergences do not use it.
         temperature: divides both models' (capped) logits.
         weight: ``[N]``, a constant; None is ones.
+        vocabularies: of models with two tokenizers; then what ``Vocabularies.sides`` folds the
+            logits to is compared instead of the first tokens, in torch.
         impl: "chunked", "reference" (whole matrices), "triton" or "auto"; changes the cost, never
             the meaning. "triton" is "chunked" with one Triton kernel between the matrix products,
             on a CUDA device; float64, ``adaptive_kl`` (which sorts) and labels are still compared
@@ -82,8 +91,8 @@ def linear_divergence(
     """
     # beta has a default because of jsd; for other divergences only another value is an error.
     given = {**params, "beta": beta} if divergence == "jsd" or beta != 0.5 else params
-    options = {"temperature": temperature, "weight": weight, **given}
-    term = divergence_term(student, teacher, teacher_head, divergence, **options)
+    options = {"temperature": temperature, "weight": weight, "vocabularies": vocabularies}
+    term = divergence_term(student, teacher, teacher_head, divergence, **options, **given)
     total, (per_token,) = linear_terms(student_head, [term], impl=impl, chunk_size=chunk_size)
     return total, per_token
 
@@ -145,12 +154,12 @@ def linear_terms(
     for term in terms:
         _check_rows("student", term.student, student_head)
         _check_labels(term, student_head)
-    dtype = _projection_dtype(device.type, student_head)
-    student_head = _head_in(dtype, student_head)
-    cast = functools.cache(_projecting_head)  # terms of one teacher share one cast of its head
-    terms = [_term_in(dtype, term, cast) for term in terms]
+    dtype = projection_dtype(device.type, student_head)
+    student_head = head_in(dtype, student_head)
+    cast = functools.cache(projecting_head)  # terms of one teacher share one cast of its head
+    terms = [term_in(dtype, term, cast) for term in terms]
     kernel = _kernel(impl, device)
-    with _outside_autocast(device.type):
+    with outside_autocast(device.type):
         if impl == "reference":
             return reference.evaluate(student_head, terms)
         options = {"chunk_size": chunk_size}
@@ -174,6 +183,7 @@ def divergence_term(
     *,
     temperature: float = 1.0,
     weight: Tensor | None = None,
+    vocabularies: Vocabularies | None = None,
     **params: float,
 ) -> Term:
     """A term of ``linear_terms``: a divergence from a teacher. Arguments as ``linear_divergence``.
@@ -197,6 +207,7 @@ def divergence_term(
         teacher_head=teacher_head,
         name=divergence,
         params=params,
+        vocabularies=vocabularies,
     )
 
 
@@ -307,40 +318,3 @@ def _checked_weight(weight, student):
             f"{list(weight.shape)}"
         )
     return weight.detach().to(student.device, dtype)
-
-
-def _projection_dtype(device, head):
-    """The dtype in which a model's own head would project."""
-    dtype = head.weight.dtype
-    if _knows_autocast(device) and torch.is_autocast_enabled(device) and dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return dtype
-
-
-def _head_in(dtype, head):
-    bias = None if head.bias is None else head.bias.to(dtype)
-    return replace(head, weight=head.weight.to(dtype), bias=bias)
-
-
-def _projecting_head(head):
-    with torch.no_grad():
-        return _head_in(_projection_dtype(head.weight.device.type, head), head)
-
-
-def _term_in(dtype, term, cast):
-    """The term with the states of both models in the dtype of their heads' projections."""
-    student = term.student.to(dtype)
-    if term.labels is not None:
-        return replace(term, student=student)
-    head = cast(term.teacher_head)
-    with torch.no_grad():
-        teacher = term.teacher.to(head.weight.dtype)
-    return replace(term, student=student, teacher=teacher, teacher_head=head)
-
-
-def _outside_autocast(device):
-    return torch.autocast(device, enabled=False) if _knows_autocast(device) else nullcontext()
-
-
-def _knows_autocast(device):
-    return torch.amp.is_autocast_available(device)  # False for "meta"

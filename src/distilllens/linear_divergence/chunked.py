@@ -19,8 +19,10 @@ from torch.autograd.function import once_differentiable
 
 from distilllens.head import Head
 from distilllens.linear_divergence import gradients
+from distilllens.linear_divergence.logits import FoldedLogits, Labels, Logits
 from distilllens.linear_divergence.term import Term
-from distilllens.linear_divergence.tiles import default_chunk_size, new_tile, product_slices
+from distilllens.linear_divergence.tiles import default_chunk_size
+from distilllens.vocabularies import Side
 
 _FIRST_ADDMM = (2, 10)
 _BLOCK_BYTES = 2**20  # of one block of rows: an L2 cache; 2**17 to 2**22 differ by 3 % (LOG.md)
@@ -50,13 +52,21 @@ def evaluate(
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """What a term compares, apart from the tensors that get gradients."""
+    """What a term compares, apart from the tensors that get gradients.
+
+    Attributes:
+        sizes: the tokens that are projected, of the student and of the teacher.
+        sides: what is compared of them, for two vocabularies; None for all.
+        width: the columns that are compared.
+    """
 
     kernel: Callable
     head: Head
-    other: _Labels | tuple[Tensor, Head]
+    other: Labels | tuple[Tensor, Head]
     weight: Tensor
-    size: int
+    sizes: tuple[int, int]
+    sides: tuple[Side, Side] | None
+    width: int
     temperature: float
     chunk_size: int | None
     dtype: torch.dtype
@@ -64,97 +74,28 @@ class _Plan:
 
 
 def _plan(head, term, chunk_size, comparison):
-    kernel, other, compare_rows = gradients.cross_entropy, _Labels(term.labels, term.seen), None
+    kernel, other, compare_rows = gradients.cross_entropy, Labels(term.labels, term.seen), None
+    sides = term.sides(head)
+    width = sides[0].width if sides else term.shared_size(head)
+    sizes = (head.vocab_size, term.teacher_head.vocab_size) if sides else (width, width)
     if term.labels is None:
         kernel = gradients.kernel(term.name, term.params)
         other = (term.teacher.detach(), term.teacher_head)
-        compare_rows = comparison(term.name, term.params, term.temperature, term.dtype)
+        if sides is None:
+            compare_rows = comparison(term.name, term.params, term.temperature, term.dtype)
     return _Plan(
         kernel=kernel,
         head=head,
         other=other,
         weight=term.weight.to(term.dtype),
-        size=term.shared_size(head),
+        sizes=sizes,
+        sides=sides,
+        width=width,
         temperature=term.temperature,
         chunk_size=chunk_size,
         dtype=term.dtype,
         compare_rows=compare_rows,
     )
-
-
-class _Logits:
-    """One model's logits: one chunk at a time in a tile, read in blocks of ``plan.dtype``.
-
-    ``block`` is the number of rows of a block, 0 if a kernel reads the tile itself.
-    """
-
-    def __init__(self, hidden, head, plan, chunk, block):
-        self.hidden, self.head, self.temperature = hidden, head, plan.temperature
-        # d(logits over the temperature) / d(W h + b), but for the slope of a softcap.
-        self.constant = head.scale / plan.temperature
-        self.weight = head.weight.detach()[: plan.size]
-        self.bias = None if head.bias is None else head.bias.detach()[: plan.size]
-        self.slices = product_slices(hidden, plan.size)
-        self.tile = new_tile(hidden, chunk, plan.size)
-        # Elementwise kernels are slow on rows that are not contiguous: those get a block too.
-        in_place = self.tile.dtype == plan.dtype and self.tile.is_contiguous()
-        self.block = None if in_place else hidden.new_empty(block, plan.size, dtype=plan.dtype)
-        self.slope = None
-        if head.softcap is not None:
-            self.slope = hidden.new_empty(block, plan.size, dtype=plan.dtype)
-
-    def project(self, start, stop):
-        """Write ``W h + b`` of these rows into the tile."""
-        for words in self.slices:
-            sides = self.hidden[start:stop], self.weight[words].T
-            tile = self.tile[: stop - start, words]
-            if self.bias is None:
-                torch.mm(*sides, out=tile)
-            else:
-                torch.addmm(self.bias[words], *sides, out=tile)
-
-    def rows(self, first, last):
-        """Logits divided by the temperature, which the caller overwrites."""
-        rows = self.tile[first:last]
-        if self.block is not None:
-            rows = self.block[: last - first].copy_(rows)
-        softcap = self.head.softcap
-        if softcap is None:
-            return rows if self.constant == 1 else rows.mul_(self.constant)
-        rows.mul_(self.head.scale / softcap).tanh_()
-        torch.mul(rows, rows, out=self.slope[: last - first]).neg_().add_(1)
-        return rows.mul_(softcap / self.temperature)
-
-    def put_gradient(self, rows, first, last):
-        """Write the gradient of ``W h + b`` into the tile, but for the constant.
-
-        ``rows`` holds the gradient of what ``rows()`` returned.
-        """
-        if self.slope is not None:
-            rows.mul_(self.slope[: last - first])
-        if self.block is not None:
-            self.tile[first:last].copy_(rows)
-
-    def put_hidden_gradient(self, out):
-        """Multiply the gradient in the first rows of the tile by the weight, into ``out``."""
-        tile, (first, *rest) = self.tile[: len(out)], self.slices
-        torch.mm(tile[:, first], self.weight[first], out=out)
-        for words in rest:
-            torch.addmm(out, tile[:, words], self.weight[words], out=out)
-
-
-class _Labels:
-    """The same two steps for labels instead of a second model."""
-
-    def __init__(self, labels, seen):
-        self.labels, self.seen, self.start = labels, seen, 0
-
-    def project(self, start, stop):
-        self.start = start
-
-    def rows(self, first, last):
-        rows = slice(self.start + first, self.start + last)
-        return self.labels[rows], None if self.seen is None else self.seen[:, rows]
 
 
 class _HeadGradients:
@@ -228,13 +169,13 @@ def _run(plan, head, student, of_student, of_head, wants_gradient):
     chunk = max(1, min(chunk, len(student)))
     block = _block_rows(chunk, plan, student.device)
     in_tiles = 0 if plan.compare_rows else block
-    logits = _Logits(student, head, plan, chunk, in_tiles)
-    other = plan.other
-    if not isinstance(other, _Labels):
-        other = _Logits(*other, plan, chunk, in_tiles)
+    rows = {"chunk": chunk, "block": in_tiles}
+    logits, other = _logits(plan, 0, student, head, **rows), plan.other
+    if not isinstance(other, Labels):
+        other = _logits(plan, 1, *other, **rows)
     # The kernel needs no scratch; the bias's gradient is summed from float32 blocks.
     scratch = 2 if in_tiles else int(of_head.bias is not None)
-    work = student.new_empty(scratch, block, plan.size, dtype=plan.dtype)
+    work = student.new_empty(scratch, block, plan.width, dtype=plan.dtype)
     per_token = student.new_empty(len(student), dtype=plan.dtype)
     compare = _compare_rows if plan.compare_rows else _compare_blocks
     for start in range(0, len(student), chunk):
@@ -247,7 +188,7 @@ def _run(plan, head, student, of_student, of_head, wants_gradient):
             if of_head.bias is not None:
                 dtype = of_head.bias.dtype
                 parts = rows.T.to(dtype), row_weight[first:last].to(dtype)
-                of_head.bias[: plan.size].addmv_(*parts)
+                of_head.bias[: rows.shape[1]].addmv_(*parts)
         if not wants_gradient:
             continue
         if of_student is not None:
@@ -258,11 +199,19 @@ def _run(plan, head, student, of_student, of_head, wants_gradient):
     return per_token
 
 
+def _logits(plan, number, hidden, head, **rows):
+    """The logits of the student (0) or the teacher (1) of a plan."""
+    rows |= {"temperature": plan.temperature, "dtype": plan.dtype}
+    if plan.sides is None:
+        return Logits(hidden, head, plan.sizes[number], **rows)
+    return FoldedLogits(hidden, head, plan.sizes[number], side=plan.sides[number], **rows)
+
+
 def _default_chunk(plan, student):
     dtype = None
     if plan.compare_rows:
         dtype = max(student.dtype, plan.other[0].dtype, key=lambda dtype: dtype.itemsize)
-    return default_chunk_size(len(student), plan.size, student.device, dtype)
+    return default_chunk_size(len(student), max(plan.sizes), student.device, dtype)
 
 
 def _compare_blocks(plan, logits, other, nats, work, wants_gradient):
@@ -274,7 +223,7 @@ def _compare_blocks(plan, logits, other, nats, work, wants_gradient):
         scratch = work[:, : last - first].unbind()
         nats[first:last] = plan.kernel(rows, other.rows(first, last), scratch, wants_gradient)
         if wants_gradient:
-            logits.put_gradient(rows, first, last)
+            rows = logits.put_gradient(rows, first, last)
         yield first, last, rows
 
 
@@ -294,7 +243,7 @@ def _block_rows(chunk, plan, device):
     # An eighth of a chunk at most, so that all blocks together stay within two tiles.
     rows = chunk // 8
     if device.type == "cpu":
-        rows = min(rows, _BLOCK_BYTES // (plan.size * plan.dtype.itemsize))
+        rows = min(rows, _BLOCK_BYTES // (max(plan.sizes) * plan.dtype.itemsize))
     return max(1, rows)
 
 

@@ -176,6 +176,18 @@ def total_variation(student, teacher, work, wants_gradient):
     return value
 
 
+def uld(student, teacher, work, wants_gradient):
+    """sum |q - p| of both sorted; g = q sign(q - p), of the p of the same rank."""
+    gap, signs = work
+    q, order = torch.softmax(student, -1, out=student).sort(dim=-1, descending=True)
+    p = torch.softmax(teacher, -1, out=teacher).sort(dim=-1, descending=True).values
+    value = torch.sub(q, p, out=gap).abs().sum(-1)
+    if wants_gradient:
+        signs.scatter_(-1, order, gap.sign_())
+        _centre(student, signs.mul_(student))
+    return value
+
+
 def _probabilities(logits):
     # Never 0, so that ratios and their logarithms are finite; the mass added is below V * 1e-38.
     return torch.softmax(logits, -1, out=logits).clamp_min_(torch.finfo(logits.dtype).tiny)
@@ -218,4 +230,5 @@ DIVERGENCES = {
     "skew_forward_kl": skew_forward_kl,
     "skew_reverse_kl": skew_reverse_kl,
     "total_variation": total_variation,
+    "uld": uld,
 }

@@ -27,5 +27,9 @@ def _compare(head, term):
         return -logs.gather(-1, term.labels.unsqueeze(-1)).squeeze(-1)
     with torch.no_grad():
         teacher = term.teacher_head(term.teacher).to(term.dtype) / term.temperature
-    size = term.shared_size(head)
-    return divergence(term.name, **term.params)(student[:, :size], teacher[:, :size])
+    if sides := term.sides(head):
+        student, teacher = sides[0].fold(student), sides[1].fold(teacher)
+    else:
+        size = term.shared_size(head)
+        student, teacher = student[:, :size], teacher[:, :size]
+    return divergence(term.name, **term.params)(student, teacher)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from distilllens.head import Head
+from distilllens.vocabularies import Side, Vocabularies
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +24,7 @@ class Term:
             and 0 elsewhere, and with the entropy in nats. None fills nothing.
         teacher, teacher_head: normed hidden states ``[N, Dt]`` and their head; constants.
         name, params: of the divergence, as in ``distilllens.divergence``.
+        vocabularies: of models with two tokenizers; None for one.
     """
 
     student: Tensor
@@ -34,12 +36,20 @@ class Term:
     teacher_head: Head | None = None
     name: str = "cross_entropy"
     params: dict[str, float] = field(default_factory=dict)
+    vocabularies: Vocabularies | None = None
 
     def shared_size(self, head: Head) -> int:
         """The number of tokens compared: all, or the prefix that both vocabularies share."""
         if self.labels is not None:
             return head.vocab_size
         return min(head.vocab_size, self.teacher_head.vocab_size)
+
+    def sides(self, head: Head) -> tuple[Side, Side] | None:
+        """What is compared of the student's logits and of the teacher's; None for the prefix."""
+        if self.vocabularies is None:
+            return None
+        sizes = head.vocab_size, self.teacher_head.vocab_size
+        return self.vocabularies.sides(*sizes, self.student.device)
 
     @property
     def dtype(self) -> torch.dtype:

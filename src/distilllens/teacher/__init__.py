@@ -1,6 +1,7 @@
 """Where the teacher's states come from: a model that runs, or a cache of its states."""
 
+from distilllens.teacher.aligned import AlignedTeacher
 from distilllens.teacher.cache import CachedTeacher, CacheWriter
 from distilllens.teacher.source import LiveTeacher, TeacherSource
 
-__all__ = ["CacheWriter", "CachedTeacher", "LiveTeacher", "TeacherSource"]
+__all__ = ["AlignedTeacher", "CacheWriter", "CachedTeacher", "LiveTeacher", "TeacherSource"]

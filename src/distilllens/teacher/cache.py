@@ -69,6 +69,11 @@ class CachedTeacher:
         self.num_documents, self.num_rows = len(self._shards), self._shards.num_rows
         self._threads = None
 
+    @property
+    def source(self) -> CachedTeacher:
+        """Itself."""
+        return self
+
     def __contains__(self, key: bytes) -> bool:
         return self._shards.find(key) is not None
 

@@ -19,6 +19,7 @@ class TeacherSource(Protocol):
     """Turns a batch into the teacher's states at the targets, without a gradient."""
 
     num_layers: int
+    source: TeacherSource  # itself, or the one that it reads through another tokenizer
 
     def read(
         self, depths: Iterable[int], *, normalize: bool, targets: Targets, **inputs: Tensor
@@ -61,6 +62,11 @@ class LiveTeacher:
         self.fingerprint = fingerprint
         self._run = run
         self._gather = gather
+
+    @property
+    def source(self) -> LiveTeacher:
+        """Itself."""
+        return self
 
     @torch.no_grad()
     def read(self, depths, *, normalize, targets, **inputs):

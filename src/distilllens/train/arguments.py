@@ -36,7 +36,26 @@ def teacher_and_config(teacher, args) -> tuple[object, DistillLensConfig]:
     teacher = teacher or getattr(args, "teacher_model_name_or_path", None)
     if not isinstance(args, DistillLensConfig):
         args = _converted(args, {} if teacher else {"cross_entropy_weight": 1.0})
+    if args.cross_tokenizer is not None:
+        args = _with_teacher_tokenizer(args, teacher)
     return teacher, args
+
+
+def _with_teacher_tokenizer(args, teacher):
+    """The arguments with the name of the teacher's tokenizer, which is known of a model by name."""
+    if teacher is None and args.teacher_cache is None:
+        raise ValueError("cross_tokenizer compares with a teacher, and there is none")
+    name = args.teacher_tokenizer_name_or_path or args.teacher_model_name_or_path
+    if name is None and teacher is not None:
+        name = teacher if isinstance(teacher, str) else teacher.config.name_or_path
+    if not name:
+        raise ValueError(
+            "cross_tokenizer needs the teacher's tokenizer, and the teacher does not say where it "
+            "comes from; name it by teacher_tokenizer_name_or_path"
+        )
+    args = copy.copy(args)
+    args.teacher_tokenizer_name_or_path = name
+    return args
 
 
 def _converted(args, settings):

@@ -88,7 +88,7 @@ def requirements_of(collation: Collation, teacher) -> CacheRequirements:
         stored=args.teacher_cache_dtype,
         tokenizer=tokenizer_fingerprint(collation.tokenizer),
         precision=str(collation.accelerator.mixed_precision),
-        data={name: getattr(args, name, None) for name in _DATA_SETTINGS},
+        data={name: getattr(args, name, None) for name in _DATA_SETTINGS} | _student_of(collation),
         teacher=None if named or teacher is None else tensor_fingerprint(teacher),
         teacher_files=_files_of(teacher, args) if named else None,
         teacher_name=teacher if named or teacher is None else _name_of(teacher),
@@ -138,9 +138,10 @@ def of_main_process(value):
 
 def name_of(teacher: TeacherSource) -> str:
     """A teacher's name for people."""
-    if isinstance(teacher, CachedTeacher):
-        return teacher.manifest.teacher_name
-    return _name_of(teacher.lens.model)
+    source = teacher.source
+    if isinstance(source, CachedTeacher):
+        return source.manifest.teacher_name
+    return _name_of(source.lens.model)
 
 
 def _datasets(collation):
@@ -187,6 +188,12 @@ def _data_difference(manifest, needs):
         if was != now:
             return f"perhaps because {name} was {was!r} and is now {now!r}"
     return "other data, another prompt template, or evaluation data that are new"
+
+
+def _student_of(collation):
+    """Of a teacher with another tokenizer, the student's, which decides where it is compared."""
+    tokenizer = collation.aligned_with
+    return {} if tokenizer is None else {"student_tokenizer": tokenizer}
 
 
 def _files_of(name, args):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
@@ -11,6 +11,7 @@ from datasets import Dataset
 from distilllens.targets import IGNORED, Targets
 from distilllens.train._trl import prepare_without_student
 from distilllens.train.config import DistillLensConfig
+from distilllens.train.pairs import Pairs
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +22,8 @@ class Collation:
         train_dataset, eval_dataset: tokenised, truncated and packed; ``eval_dataset`` may be a
             dictionary of data sets, or None.
         collator: rows -> a batch of tensors, ``labels`` among them.
+        pairs: of a teacher with another tokenizer; None with one for both.
+        aligned_with: of a teacher's own batches, the fingerprint of the student's tokenizer.
     """
 
     args: DistillLensConfig
@@ -29,6 +32,8 @@ class Collation:
     train_dataset: object
     eval_dataset: object
     collator: object
+    pairs: Pairs | None = None
+    aligned_with: str | None = None
 
     @classmethod
     def of(cls, trainer) -> Collation:
@@ -40,12 +45,32 @@ class Collation:
             trainer.train_dataset,
             trainer.eval_dataset,
             trainer.data_collator,
+            trainer.pairs,
         )
 
     @classmethod
     def prepared(cls, args, tokenizer, train_dataset, eval_dataset=None) -> Collation:
         """That of a run of ``args``, for which no student is loaded and no trainer of ours made."""
         return cls.of(prepare_without_student(args, tokenizer, train_dataset, eval_dataset))
+
+    @property
+    def of_teacher(self) -> Collation:
+        """The same data as the teacher reads them; with one tokenizer, as they are."""
+        if self.pairs is None:
+            return self
+        tables = {kind: self.pairs.tables[kind] for kind, data in self.datasets() if data}
+        train, evaluation = tables.pop("training"), tables
+        if not isinstance(self.eval_dataset, dict):
+            evaluation = next(iter(tables.values()), None)
+        return replace(
+            self,
+            tokenizer=self.pairs.aligner.teacher.tokenizer,
+            train_dataset=train,
+            eval_dataset=evaluation,
+            collator=self.pairs.collator,
+            pairs=None,
+            aligned_with=self.pairs.student_tokenizer,
+        )
 
     @property
     def is_main(self) -> bool:

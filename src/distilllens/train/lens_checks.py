@@ -9,6 +9,8 @@ from distilllens.layer_map import LayerMap
 from distilllens.train.schedule import PAIR_WEIGHTS, SCHEDULES
 
 READOUTS = ("logit", "tuned")
+# How vocabularies of two tokenizers are compared; None with one tokenizer for both.
+CROSS_TOKENIZER = (None, "shared", "uld")
 
 
 def check_lens_layers(spec):
@@ -65,6 +67,59 @@ def settled_pair_weights(given, lens_layers: str) -> str | list[float]:
             f"{lens_layers}, got {len(numbers)}"
         )
     return [float(number) for number in numbers]
+
+
+def check_cross_tokenizer(given):
+    """Refuse what is no rule to compare two vocabularies by.
+
+    Raises:
+        ValueError: with the rules.
+    """
+    if given not in CROSS_TOKENIZER:
+        known = ", ".join(CROSS_TOKENIZER[1:])
+        raise ValueError(f"cross_tokenizer is one of {known}, or not set; got {given!r}")
+
+
+def settle_cross_tokenizer(args):
+    """With ``cross_tokenizer: uld`` both divergences are uld; refuse what goes with neither rule.
+
+    Raises:
+        ValueError: with the field, and what to do instead.
+    """
+    rule = args.cross_tokenizer
+    check_cross_tokenizer(rule)
+    if rule is None:
+        if args.teacher_tokenizer_name_or_path is not None:
+            raise ValueError(
+                "teacher_tokenizer_name_or_path is read with cross_tokenizer only; set that too, "
+                "or leave it out"
+            )
+        return
+    if args.feature_weight > 0:
+        raise ValueError(
+            "feature_weight does not go with cross_tokenizer: hidden states are compared at every "
+            "target token, and two tokenizers share only some; leave one of them out"
+        )
+    if getattr(args, "on_policy_fraction", 0):
+        raise ValueError(
+            "on_policy_fraction does not go with cross_tokenizer: the teacher's tokens are made "
+            "before training, and the student writes answers during it; leave one of them out"
+        )
+    splits = args.packing and args.packing_strategy != "bfd"
+    if splits or args.truncation_mode != "keep_start":
+        raise ValueError(
+            "cross_tokenizer reads whole rows, cut off at their ends: it needs "
+            "packing_strategy: bfd and truncation_mode: keep_start"
+        )
+    if rule != "uld":
+        return
+    for name, default in (("output_divergence", "reverse_kl"), ("lens_divergence", "jsd")):
+        if getattr(args, name) not in (default, "uld"):
+            raise ValueError(
+                f"cross_tokenizer uld is a distance of its own: leave {name} out, or set "
+                f"cross_tokenizer: shared for {getattr(args, name)}"
+            )
+        setattr(args, name, "uld")
 
 
 def check_forms(args):

@@ -44,9 +44,11 @@ class FeatureProjectors(nn.Module):
 
 def width_of(source: LogitLens | TeacherSource) -> int:
     """The width of the residual stream of a student's lens, or of a teacher."""
-    if isinstance(source, CachedTeacher):
-        return source.manifest.width
-    lens = source if isinstance(source, LogitLens) else source.lens
+    lens = source
+    if not isinstance(source, LogitLens):
+        if isinstance(source.source, CachedTeacher):
+            return source.source.manifest.width
+        lens = source.source.lens
     return lens.model.config.get_text_config().hidden_size
 
 
@@ -54,7 +56,7 @@ def depths_to_ask(
     teacher: TeacherSource, lens_pairs: LayerMap | None, raw_pairs: LayerMap | None
 ) -> tuple[int, ...]:
     """The depths to ask a teacher for: a cache must hand out raw states, a model is watched."""
-    more = _depths(raw_pairs) if isinstance(teacher, CachedTeacher) else ()
+    more = _depths(raw_pairs) if isinstance(teacher.source, CachedTeacher) else ()
     return tuple(dict.fromkeys((*_depths(lens_pairs), *more)))
 
 
@@ -63,11 +65,11 @@ def read_with_raw(teacher: TeacherSource, end_read, raw_pairs: LayerMap | None, 
 
     The raw rows of a cache are its states, which must be raw (``lens_norm: false``).
     """
-    depths = _depths(raw_pairs)
-    if isinstance(teacher, CachedTeacher):
+    depths, source = _depths(raw_pairs), teacher.source
+    if isinstance(source, CachedTeacher):
         states, head = end_read()
         return states, head, {depth: states[depth] for depth in depths}
-    with collected(teacher.lens.anatomy, depths) as streams:
+    with collected(source.lens.anatomy, depths) as streams:
         states, head = end_read()
     return states, head, {depth: targets.rows(streams[depth]) for depth in depths}
 

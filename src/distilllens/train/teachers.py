@@ -10,7 +10,8 @@ from distilllens.layer_map import Cut, LayerMap
 from distilllens.lens import LogitLens
 from distilllens.lens.surgery import cut_of
 from distilllens.loading import check_tokenizers, find_tokenizer, load_model
-from distilllens.teacher import CachedTeacher, LiveTeacher, TeacherSource
+from distilllens.teacher import AlignedTeacher, CachedTeacher, LiveTeacher, TeacherSource
+from distilllens.train.cache_fill import fill_cache
 from distilllens.train.cache_needs import (
     CacheRequirements,
     of_main_process,
@@ -50,6 +51,19 @@ def find_teacher(
     Raises:
         ValueError: a teacher that training cannot read, or a cache that does not fit the run.
     """
+    source, needs = _find_source(collation.of_teacher, teacher, student)
+    return aligned(collation, source), needs
+
+
+def aligned(collation: Collation, source: TeacherSource | None) -> TeacherSource | None:
+    """A teacher as the student's batches ask it: with another tokenizer, through ``pairs``."""
+    pairs = collation.pairs
+    if pairs is None or source is None:
+        return source
+    return AlignedTeacher(source, pairs, pairs.vocabularies(), pairs.collator)
+
+
+def _find_source(collation, teacher, student):
     folder = collation.args.teacher_cache
     if folder is None:
         return (None if teacher is None else load_teacher(collation, teacher)), None
@@ -91,6 +105,20 @@ def load_teacher(collation: Collation, teacher) -> LiveTeacher:
         return run_inside_forward(wrapper, teacher, method, **inputs)
 
     return LiveTeacher(lens, run=run, gather=gathered_head, fingerprint=fingerprint)
+
+
+def filled(
+    collation: Collation, teacher: TeacherSource, student: StudentDepths, needs: CacheRequirements
+) -> TeacherSource:
+    """The teacher of a run whose cache a live one has filled with what it lacked.
+
+    Raises:
+        ValueError, OSError: as ``fill_cache``.
+    """
+    depths = cached_depths(collation, teacher, student)
+    cached = fill_cache(collation.of_teacher, teacher.source, depths, needs)
+    check_cached_depths(collation, cached, student)
+    return aligned(collation, cached)
 
 
 def layer_map_of(args, student: StudentDepths, teacher: TeacherSource | None) -> LayerMap | None:
@@ -140,6 +168,15 @@ def _load(name, args, collation):
     }
     hub = {key: kwargs[key] for key in ("revision", "trust_remote_code") if key in kwargs}
     tokenizer = find_tokenizer("teacher", name, **hub)
-    if tokenizer is not None:
-        check_shared(check_tokenizers(collation.tokenizer, tokenizer), collation)
+    if tokenizer is not None and args.cross_tokenizer is None:
+        _check_tokenizer(collation, tokenizer)
     return load_model("teacher", name, **kwargs)
+
+
+def _check_tokenizer(collation, tokenizer):
+    try:
+        check_shared(check_tokenizers(collation.tokenizer, tokenizer), collation)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; cross_tokenizer: shared compares what both read (docs/tokenizers.md)"
+        ) from error

@@ -43,19 +43,21 @@ class TunedLensTrainer(CompanionTrainer):
         if ours is not None:
             self.add_companion("translators", ours)
             self.student_lens = self.student_lens.tuned(ours)
-        if isinstance(self.teacher, CachedTeacher):
-            theirs = cache.translators_of(self.teacher.folder)
+        source = self.teacher.source
+        if isinstance(source, CachedTeacher):
+            theirs = cache.translators_of(source.folder)
         else:
-            theirs = new_translators(self.teacher.lens, layer_map.teacher_depths)
-            self.teacher.lens = self.teacher.lens.tuned(theirs)
+            theirs = new_translators(source.lens, layer_map.teacher_depths)
+            source.lens = source.lens.tuned(theirs)
         self._keep_teacher_translators(theirs)
         self._is_fitted = False
 
     def settle_teacher_translators(self, collation: Collation):
         """Before its cache is filled, give a tuned teacher the cache's translators, or fit them."""
-        if self.teacher.lens.translators is not None:
-            translators_for_cache(self.teacher, collation)
-            self._keep_teacher_translators(self.teacher.lens.translators)
+        live = self.teacher.source
+        if live.lens.translators is not None:
+            translators_for_cache(live, collation.of_teacher)
+            self._keep_teacher_translators(live.lens.translators)
 
     def _keep_teacher_translators(self, theirs):
         if theirs is not None:
@@ -72,9 +74,9 @@ class TunedLensTrainer(CompanionTrainer):
         collation, ours = Collation.of(self), self.student_lens.translators
         if ours is not None:
             fit_translators("student", LiveTeacher(self.student_lens.tuned(None)), ours, collation)
-        if isinstance(self.teacher, LiveTeacher) and self.teacher.lens.translators is not None:
-            theirs = self.teacher.lens.translators
-            fit_translators("teacher", self.teacher, theirs, collation)
+        source = None if self.teacher is None else self.teacher.source
+        if isinstance(source, LiveTeacher) and source.lens.translators is not None:
+            fit_translators("teacher", source, source.lens.translators, collation.of_teacher)
         self._is_fitted = True
 
     def train(self, resume_from_checkpoint=None, **kwargs):

@@ -238,6 +238,26 @@ def test_equal_flops_and_hours_that_are_spent(done):
     assert not (folder / "hours/scores.md").exists()
 
 
+def test_equal_seconds(done):
+    """The steps of a method are what the baseline's seconds suffice for; timings are kept."""
+    folder, _ = done
+    text = STUDY[: STUDY.index("learning_rates")].replace("max_steps: 4", "max_steps: 6")
+    text = text.replace("seeds: 2", "seeds: 1") + "equal: seconds\n"
+    (folder / "seconds.yaml").write_text(text)
+    trials = folder / "seconds/trials"
+    trials.mkdir(parents=True)
+    shutil.copy(folder / "out/study.json", folder / "seconds")  # a study that was begun
+    for method, seconds in {"kd": 0.1, "lens": 0.14}.items():
+        trial = {"seconds": seconds, "flops": 1.0, "steps": 6.0}
+        (trials / f"{method}.json").write_text(json.dumps(trial))
+    found = run("--config", "seconds.yaml", "--output", "seconds", folder=folder)
+    assert found.returncode == 0, found.stderr
+    assert "timing" not in found.stderr and "equal seconds: steps of kd 6, lens 4" in found.stderr
+    for method, steps in {"kd": 6, "lens": 4}.items():
+        state = folder / f"seconds/runs/{method}/seed-1/trainer_state.json"
+        assert json.loads(state.read_text())["global_step"] == steps
+
+
 def test_a_rate_that_is_too_high_is_an_answer(done, tmp_path):
     """It is told, the other rate goes on; and another teacher of that name is refused."""
     shutil.copytree(done[0], tmp_path, ignore=shutil.ignore_patterns("out*"), dirs_exist_ok=True)

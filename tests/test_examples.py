@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import statistics
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,35 @@ def test_compare_prints_a_row_for_every_model(tmp_path, monkeypatch, capsys):
     assert same[:2] == alone[:2]
     assert [float(value) for value in same[2:]] == [0, 0, 0]
     assert min(float(value) for value in other[2:]) > 0.01
+
+
+def test_the_image_study_runs_and_its_table_is_of_its_rows(tmp_path, monkeypatch, capsys):
+    """At a tiny size: a row for each run, the table's means, and an interval by hand."""
+    pytest.importorskip("sklearn")
+    script = str(EXAMPLES / "image_classifier" / "distil.py")
+    monkeypatch.chdir(tmp_path)
+    words = "distil.py --output rows.json --seeds 3 --epochs 2 --width 16 --limit 40"
+    monkeypatch.setattr("sys.argv", words.split())
+    runpy.run_path(script, run_name="__main__")
+    printed = capsys.readouterr().out
+    rows = json.loads(Path("rows.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == ["teacher"] * 2 + ["kd"] * 7 + ["kd_lens"] * 7
+    kl = {m: [r["kl"] for r in rows if r["method"] == m][-3:] for m in ("kd", "kd_lens")}
+    apart = [ours - theirs for theirs, ours in zip(*kl.values(), strict=True)]
+    # Student's t with 2 degrees of freedom: 4.3027 holds 95 % between -t and t.
+    half, middle = 4.3027 * statistics.stdev(apart) / 3**0.5, statistics.mean(apart)
+    line = next(line for line in printed.splitlines() if line.startswith("| KL"))
+    assert f"| {statistics.mean(kl['kd']):.4f} ± {statistics.stdev(kl['kd']):.4f} |" in line
+    assert line.endswith(f"| {middle:+.4f} [{middle - half:+.4f}, {middle + half:+.4f}] |")
+    monkeypatch.setattr("sys.argv", ["distil.py", "--output", "rows.json", "--table"])
+    runpy.run_path(script, run_name="__main__")
+    assert capsys.readouterr().out == printed
+
+
+def test_the_kept_rows_of_the_image_study_give_the_published_table(capsys, monkeypatch):
+    """Of the folder's page, from the rows beside the script."""
+    pytest.importorskip("sklearn")
+    folder = EXAMPLES / "image_classifier"
+    monkeypatch.setattr("sys.argv", ["distil.py", "--output", str(folder / "rows.json"), "--table"])
+    runpy.run_path(str(folder / "distil.py"), run_name="__main__")
+    assert capsys.readouterr().out in (folder / "README.md").read_text(encoding="utf-8")

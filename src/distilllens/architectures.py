@@ -10,12 +10,14 @@ from transformers import (
     AutoModelForSeq2SeqLM,
 )
 
-# What loads models other than causal LMs, and which ones.
+# What loads which models. The first that fits: some classes are causal and masked LMs.
 _KINDS = (
+    (AutoModelForCausalLM, transformers.MODEL_FOR_CAUSAL_LM_MAPPING),
     (AutoModelForImageTextToText, transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING),
     (AutoModelForSeq2SeqLM, transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING),
     (AutoModelForMaskedLM, transformers.MODEL_FOR_MASKED_LM_MAPPING),
 )
+_OTHER = (AutoModelForSeq2SeqLM, AutoModelForMaskedLM)
 
 
 def check_writes_text(model) -> None:
@@ -51,9 +53,16 @@ def class_of(config, every_kind: bool):
 
     Args:
         every_kind: also encoder-decoders and masked LMs; else causal and vision-language models.
+
+    Raises:
+        ValueError: one of the other kinds, where it is not wanted. Some would load without a word,
+            as a decoder without its encoder.
     """
-    for kind, mapping in _KINDS if every_kind else _KINDS[:1]:
+    for kind, mapping in _KINDS:
         known = type(config) in mapping and mapping[type(config)].__name__
-        if known and known in (config.architectures or ()):
-            return kind
+        if not known or known not in (config.architectures or ()):
+            continue
+        if kind in _OTHER and not every_kind:
+            raise ValueError(f"it is a {known}, and no causal language model")
+        return kind
     return AutoModelForCausalLM

@@ -7,7 +7,7 @@ import model_kinds as kinds
 import pytest
 import torch
 
-from distilllens import LogitLens, capture, divergence
+from distilllens import LogitLens, capture, divergence, student_from_blocks
 from distilllens.lens import divergence_by_depth, read_states, trajectory, tuned_lens
 from distilllens.lens.kind import WHY_NOT_TRAINED, check_same_kind, kind_of
 from distilllens.lens.reading import Passage
@@ -282,6 +282,33 @@ def test_a_kind_is_found_by_what_its_logits_see():
         config.initializer_range = 0.3
         model = BertLMHeadModel(config).eval()
         assert LogitLens(model.to(torch.bfloat16)).kind == expected
+
+
+@pytest.mark.parametrize("name", ["Qwen2-VL", "Gemma 3", "SmolVLM", "Mixtral"])
+@torch.no_grad()
+def test_a_student_is_cut_from_a_kind_that_can_be_trained(name, built):
+    """With the blocks 0 and 2: the teacher's own forward in which block 1 returns its input."""
+    model, _ = built(name)
+    student, pairs = student_from_blocks(model, [0, 2])
+    block = model.get_submodule(kinds.ALL[name].blocks)[1]
+    form = []
+    hook = block.register_forward_hook(lambda module, args, output: form.append((args, output)))
+    model(**inputs_of(name))
+    hook.remove()
+    is_tensor = isinstance(form[0][1], torch.Tensor)
+    block.forward = lambda hidden, *args, **kwargs: hidden if is_tensor else (hidden,)
+    try:
+        truth = model(**inputs_of(name)).logits
+    finally:
+        del block.forward
+    assert pairs == [(1, 1), (2, 3)]
+    assert error(student(**inputs_of(name)).logits, truth) <= EXACT
+
+
+def test_an_encoder_decoder_is_not_cut(built):
+    """Its configuration counts the blocks of its encoder as well."""
+    with pytest.raises(ValueError, match=r"T5ForCond.+ cannot be cut: it has an encoder"):
+        student_from_blocks(built("T5")[0], 2)
 
 
 def table():

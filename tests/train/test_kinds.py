@@ -21,6 +21,8 @@ REFUSED = {
     **{name: model_kinds.IMAGES[name] for name in ("ViT", "BEiT")},
 }
 PAIR = (1, 2)
+# Those of which the routers' loss is kept, as the model's own forward computes it.
+ROUTED = {*model_kinds.EXPERTS, "Jamba", "Granite-MoE-hybrid", "Qwen3-Next"}
 EXACT = 2e-5  # float32, against float64 formulas on float32 logits
 
 
@@ -100,6 +102,14 @@ def test_a_kind_is_trained_as_student_and_teacher(name, tmp_path):
     output, lens = expected(made, before, teacher.eval(), batch, seen[0]["labels"])
     assert row["output_loss"] == pytest.approx(output, rel=EXACT)
     assert row["lens_loss"] == pytest.approx(lens, rel=EXACT)
+    assert ("aux_loss" in row) == (name in ROUTED)
+    total = output + lens
+    if name in ROUTED:
+        with torch.no_grad():
+            routed = float(before(**batch, output_router_logits=True).aux_loss)
+        assert row["aux_loss"] == pytest.approx(routed, rel=EXACT)
+        total += before.config.router_aux_loss_coef * routed
+    assert row["loss"] == pytest.approx(total, rel=EXACT)
     moved = toys.drift(toys.weights(before), toys.weights(student))
     assert moved > 0
 

@@ -22,6 +22,8 @@ examples:
   distilllens inspect ... --figures figures/      PNG and SVG files for a paper
 
 With --prompt every token is shown; with --data only those that predict a response, as in training.
+Masked LMs show the token in each place, encoder-decoders the text of their decoder: the response,
+or what the first model answers to --prompt.
 """
 _SEVERAL = {"action": "extend", "nargs": "+"}
 _READOUTS = {"choices": ("logit", "tuned"), "default": "logit"}

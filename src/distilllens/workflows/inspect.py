@@ -114,10 +114,7 @@ def write_inspection(
         passages, source = _passages(records, tokenizer, limit, length, encodes)
         if lens_readout == "tuned":
             fitting = _fitting_passages(records[limit:], tokenizer, limit, length, encodes)
-    ids = [tokens_of(passage) for passage in passages]
-    names_of_texts = [f"text {number}" for number in range(1, len(passages) + 1)]
-    for unshared in differences:
-        unshared.check(ids, tokenizer, names_of_texts)
+    _check_shared(differences, passages, tokenizer)
     found, note = _read(models, passages, fitting, lens_layers, dtype, loading)
     labels = _labels(names)
     sections = inspector_sections(found, labels, partial(token_text, tokenizer))
@@ -179,6 +176,14 @@ def _shared_tokenizer(models, **loading):
         except ValueError as error:
             raise ValueError(f"{name!r} beside {there[0][0]!r}: {error}") from error
     return there[0][1], differences
+
+
+def _check_shared(differences, passages, tokenizer):
+    """Refuse texts with tokens that not all of the models have."""
+    ids = [tokens_of(passage) for passage in passages]
+    names = [f"text {number}" for number in range(1, len(passages) + 1)]
+    for unshared in differences:
+        unshared.check(ids, tokenizer, names)
 
 
 def _lens(role, name, dtype, **loading):

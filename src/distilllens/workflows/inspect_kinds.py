@@ -63,7 +63,8 @@ def encode_pairs(examples, tokenizer, names: Sequence[str], length: int) -> list
         if not isinstance(prompt, str) or not isinstance(completion, str):
             raise ValueError(f"{name} is no prompt with a response, which an encoder-decoder reads")
         answer = tokenizer(text_target=completion.strip(), verbose=False)["input_ids"]
-        pair = encode_text(prompt.strip(), tokenizer, length), answer[:length]
+        # The decoder has one token more, which starts it.
+        pair = encode_text(prompt.strip(), tokenizer, length), answer[: max(1, length - 1)]
         found.append(tuple(torch.tensor(ids, dtype=torch.long) for ids in pair))
     return found
 

@@ -14,7 +14,15 @@ import re
 import sys
 from pathlib import Path
 
-from benchmarks import cost_tables, gpu_tables, loss_tables, precision, rows, step_tables
+from benchmarks import (
+    cost_tables,
+    gpu_tables,
+    loss_tables,
+    on_policy,
+    precision,
+    rows,
+    step_tables,
+)
 from benchmarks.markdown import NOTHING, table
 
 ROOT = Path(__file__).parents[1]
@@ -82,6 +90,7 @@ TABLES = {
     **step_tables.TABLES,
     **precision.TABLES,
     "generation": generation_table,
+    **on_policy.TABLES,
     **cost_tables.TABLES,
     **gpu_tables.TABLES,
     "figure": lambda folder: figure_line(),

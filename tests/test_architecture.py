@@ -30,6 +30,7 @@ FLOORS = {
     "jsonl": 1,
     "marks": 1,
     "places": 1,
+    "architectures": 1,
     "lens": 2,
     "data": 2,
     "objective": 3,
@@ -53,7 +54,7 @@ OWNERS = {
     "rouge_score": ("evaluate/rouge.py",),
     "nltk": ("evaluate/rouge.py",),
     "sentence_transformers": ("evaluate/sbert.py",),
-    "openai": ("evaluate/judge/server.py",),
+    "openai": ("generate/server.py",),
     "lm_eval": ("evaluate/harness.py",),
     "vllm": ("generate/vllm_backend.py",),
     # workflows/report.py shows a recipe as the user would write it.

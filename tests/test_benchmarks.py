@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 NAMES = ("chunks", "dolly", "loss", "meter", "rivals", "rows", "run", "scaling")
-NAMES += ("pipelines", "precision", "steps", "step_tables", "tables", "generation")
+NAMES += ("pipelines", "precision", "steps", "step_tables", "tables", "generation", "on_policy")
 NAMES += ("gpu", "gpu_loss", "gpu_steps", "gpu_tables")
 bench = {name: importlib.import_module(f"benchmarks.{name}") for name in NAMES}
 TOY = {**bench["loss"].TOY, "tokens": 24, "dtype": "float32", "repeats": 1}
@@ -367,6 +367,19 @@ def test_the_list_says_how_long(capsys):
     assert bench["run"].main(["--list"]) == 0
     said = capsys.readouterr().out
     assert all(f"{part}: " in said for part in bench["run"].PARTS) and "all: about" in said
+
+
+def test_toy_on_policy_steps_measure_and_make_a_table(tmp_path, monkeypatch):
+    """Three engines on the same prompts: 4 answers of at most 6 tokens in a step."""
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    on_policy, rows = bench["on_policy"], bench["rows"]
+    case = on_policy.cases(options())[0]
+    for row in on_policy.measure(case):
+        assert json.loads(json.dumps(row)) == row
+        assert all(4 <= tokens <= 24 for tokens in row["tokens"]) and len(row["tokens"]) == 1
+        rows.store(tmp_path, "on_policy", row)
+    table = on_policy.on_policy_table(tmp_path)
+    assert table.count("\n") == 2 + 3 and table.splitlines()[2].endswith("| 1.0 |")
 
 
 def test_synthetic_rows_have_dollys_lengths():

@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 import yaml
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     GPT2Config,
@@ -105,6 +105,17 @@ def dataset(count=8, **kwargs):
     return Dataset.from_list(examples(count, **kwargs))
 
 
+def stream(count=8, *, shards=3, **kwargs):
+    """Those examples as a stream of so many shards."""
+    rows = examples(count, **kwargs)
+
+    def read(first):
+        for start in first:
+            yield from rows[start::shards]
+
+    return IterableDataset.from_generator(read, gen_kwargs={"first": [*range(shards)]})
+
+
 # A few plain SGD steps: no momentum, no decay, no clipping, no saving.
 SETTINGS = {
     "max_steps": 3,
@@ -138,6 +149,7 @@ FORMS = {
     "exits": {"lens_layers": "exits", "lens_divergence": "forward_kl"},
     "features": {"feature_weight": 0.1},
     "tuned": {"lens_readout": "tuned"},
+    "on-policy": {"on_policy_fraction": 1.0, "on_policy_max_new_tokens": 6},
 }
 FORMS["drawn by entropy"] = {**FORMS["weighted"], **SAMPLED, "lens_layers": "1:1,2:3"}
 

@@ -118,6 +118,25 @@ METHODS = (
         (FORMULA, DEFINITION),
     ),
     Method(
+        "GKD (Agarwal et al. 2024)",
+        {
+            "output_divergence": "jsd",
+            "output_divergence_kwargs": {"beta": 0.5},
+            "lens_weight": 0,
+            "on_policy_fraction": 0.5,
+            "on_policy_max_new_tokens": 48,
+        },
+        ("train.on_policy.OnPolicyTrainer", "Objective"),
+        ("tests/train/test_on_policy.py::test_the_loss_is_that_of_trls_gkd_on_equal_text",),
+        "half of the steps [on the student's own answers](on_policy.md)",
+    ),
+    Method(
+        "DistillLens, on-policy",
+        {"on_policy_fraction": 0.5, "on_policy_from": 0.25, "on_policy_max_new_tokens": 48},
+        ("train.on_policy.OnPolicyTrainer", "Objective"),
+        ("tests/train/test_on_policy.py::test_a_step_reads_the_students_own_answers",),
+    ),
+    Method(
         "DistillLens as published",
         {"lens_norm": False},
         ("Objective",),

@@ -34,19 +34,24 @@ def fingerprint(name: str, config) -> dict:
     folder = Path(name)
     folders = [folder, *_base_folder(folder)] if folder.is_dir() else []
     for file in (f for each in folders for p in _WEIGHTS for f in sorted(each.glob(p))):
-        size = file.stat().st_size
-        weights.update(f"{file.name} {size}".encode())
-        last = max(size - _SAMPLE_BYTES, 0)
-        with open(file, "rb") as stream:
-            for at in sorted({last * sample // (_SAMPLES - 1) for sample in range(_SAMPLES)}):
-                stream.seek(at)
-                weights.update(stream.read(_SAMPLE_BYTES))
+        add_samples(weights, file, name=file.name)
     for file in sorted(folder.glob("*.py")) if folder.is_dir() else ():
         weights.update(file.read_bytes())
     return {
         "config": hashlib.sha256(_settings(config)).hexdigest()[:16],
         "weights": weights.hexdigest()[:16],
     }
+
+
+def add_samples(digest, file: Path, name: str = ""):
+    """Add the size of a file, its name and 512 evenly spaced samples of 4 KiB to a hash."""
+    size = file.stat().st_size
+    digest.update(f"{name} {size}".encode())
+    last = max(size - _SAMPLE_BYTES, 0)
+    with open(file, "rb") as stream:
+        for at in sorted({last * sample // (_SAMPLES - 1) for sample in range(_SAMPLES)}):
+            stream.seek(at)
+            digest.update(stream.read(_SAMPLE_BYTES))
 
 
 def _base_folder(adapter):

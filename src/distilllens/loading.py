@@ -12,6 +12,7 @@ from typing import TypedDict
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from distilllens.architectures import check_writes_text, class_of
 from distilllens.errors import first_line, named
 from distilllens.fingerprints import Unshared, compare_tokenizers
 from distilllens.marks import check_noted_weights
@@ -29,6 +30,7 @@ _ADAPTER = "adapter_config.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 # Not left open: transformers would then ask on standard input, and take a "y" there for consent.
 _NO_REMOTE_CODE = {"trust_remote_code": False}
+_HUB = ("cache_dir", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
 
 
 class _AdapterConfig(TypedDict):
@@ -67,7 +69,7 @@ def check_architectures(name: str, config):
     """Refuse a configuration that names no class of model: the trainer loads a student by it.
 
     Raises:
-        ValueError: with what config.json must name.
+        ValueError: with what config.json must name; also as ``check_writes_text``.
     """
     names = config.architectures
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
@@ -75,6 +77,7 @@ def check_architectures(name: str, config):
             f"cannot train the student {str(name)!r}: in its config.json, architectures is "
             f'{names!r}; it must name its class, such as ["LlamaForCausalLM"]'
         )
+    check_writes_text(names[0])
 
 
 def load_tokenizer(role: str, name: str, *, advice: str = "", **settings):
@@ -141,11 +144,12 @@ def with_chat_template(tokenizer, path: str):
     return made
 
 
-def load_model(role: str, name: str, **settings):
-    """The causal LM ``name``, with every weight found in its files.
+def load_model(role: str, name: str, *, every_kind: bool = False, **settings):
+    """The causal or vision-language model ``name``, with every weight found in its files.
 
     Args:
         role: what messages call it.
+        every_kind: also encoder-decoders and masked LMs, where its configuration names one.
         settings: of ``from_pretrained``, such as ``dtype`` and ``revision``.
 
     Raises:
@@ -158,9 +162,10 @@ def load_model(role: str, name: str, **settings):
         what, advice = f"{what}, an adapter of {base!r}", _base_advice(name)
     check_noted_weights(what, name)
     with _one_line(what, name, "weights", advice):
-        model, found = AutoModelForCausalLM.from_pretrained(
-            name, output_loading_info=True, **_NO_REMOTE_CODE | settings
-        )
+        settings = _NO_REMOTE_CODE | settings
+        hub = {k: settings[k] for k in _HUB if k in settings and (base is None or k != "revision")}
+        kind = class_of(AutoConfig.from_pretrained(base or name, **hub), every_kind)
+        model, found = kind.from_pretrained(name, output_loading_info=True, **settings)
     # transformers would initialise them at random, with no more than a warning.
     if missing := [*sorted(found["missing_keys"]), *sorted(map(str, found["mismatched_keys"]))]:
         raise ValueError(

@@ -1,6 +1,6 @@
-"""Which pairs and tokens of the lens term a step measures.
+"""Which pairs and tokens of the lens term a step measures, and whether it is on-policy.
 
-A draw is a hash of the seed, the step and the pair or token, so it is the same in every
+A draw is a hash of the seed, the step and what is drawn, so it is the same in every
 micro-batch, on every process and after a resume. No random generator is used or advanced.
 """
 
@@ -14,8 +14,8 @@ from distilllens.layer_map import LayerMap
 # splitmix64 (Steele, Lea and Flood, 2014), its constants as the int64 of the same bits.
 _GAMMA = -0x61C8864680B583EB
 _ROUNDS = ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15))
-# Pairs and tokens of one step are drawn independently.
-_PAIRS, _TOKENS = 1, 2
+# What a step draws, each independently of the others.
+_PAIRS, _TOKENS, _STEP, _ANSWERS = 1, 2, 3, 4
 
 
 def draw_pairs(layer_map: LayerMap, fraction: float, *, seed: int, step: int) -> LayerMap:
@@ -66,9 +66,17 @@ def draw_tokens(
     # Integer sums wrap around, which does no harm here; float sums would depend on their order.
     place = _sum_since(first, seen)
     prefix = _sum_since(first, _splitmix(_splitmix(ids) + place) * seen)
-    # float32 holds 24 bits exactly; mps has no float64.
-    bits = _splitmix(prefix + _key(seed, step, _TOKENS)) >> 40 & 0xFFFFFF
-    return bits.to(torch.float32) * 2.0**-24
+    return _uniform(_splitmix(prefix + _key(seed, step, _TOKENS)))
+
+
+def draw_step(*, seed: int, step: int) -> float:
+    """A number in [0, 1) for a step as a whole, uniform over seeds and steps."""
+    return float(_uniform(_key(seed, step, _STEP)))
+
+
+def answer_seed(*, seed: int, step: int) -> int:
+    """The seed of the answers that the student writes in a step: another one in every step."""
+    return int(_key(seed, step, _ANSWERS))
 
 
 def check_fraction(name: str, value: float):
@@ -85,6 +93,11 @@ def _sum_since(first, values):
     """Sums of ``[B, T]`` values from the column ``first`` of each position up to the position."""
     sums = values.cumsum(-1)
     return sums - (sums - values).gather(-1, first)
+
+
+def _uniform(bits):
+    # float32 holds 24 bits exactly; mps has no float64.
+    return (bits >> 40 & 0xFFFFFF).to(torch.float32) * 2.0**-24
 
 
 def _key(seed, step, purpose):

@@ -65,6 +65,19 @@ def has_target(labels) -> bool:
     return any(label != IGNORED for label in labels[1:])
 
 
+def prompt_length(labels) -> int:
+    """How many tokens stand before the last answer of a list of labels, its last run of targets.
+
+    0 where a row begins with its answer, or has none.
+    """
+    start = len(labels)
+    while start and labels[start - 1] == IGNORED:
+        start -= 1
+    while start and labels[start - 1] != IGNORED:
+        start -= 1
+    return start
+
+
 def without_targets(labels: Tensor, where: Tensor) -> Tensor:
     """Labels in which the tokens at the mask ``where`` are no targets."""
     return labels.masked_fill(where, IGNORED)

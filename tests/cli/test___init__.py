@@ -49,6 +49,7 @@ FLAGS = [
     for command, flags in {
         "demo": "output steps seed",
         "prune": "model blocks by limit max_length dtype output data",
+        "merge": "output dtype",
         "generate": "model data output limit seeds temperature backend",
         "evaluate": "model benchmark output limit seeds teacher judge_url batch_size",
         "inspect": "teacher student model prompt data lens_layers output figures",
@@ -113,6 +114,7 @@ def test_values(word):
         ("generate", "--seeds"),
         ("study", "--config"),
         ("prune", "--output"),
+        ("merge", "--output"),
         ("inspect", "--teacher"),
         ("demo", "--steps"),
     ],

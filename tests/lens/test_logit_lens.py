@@ -121,15 +121,6 @@ def test_a_model_without_its_head_is_refused(family):
         LogitLens(family("llama").model)
 
 
-def test_an_encoder_decoder_is_refused():
-    """T5 has an encoder; its decoder alone predicts nothing."""
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    config = T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-    with pytest.raises(ValueError, match="T5ForConditionalGeneration: it is an encoder-decoder"):
-        LogitLens(T5ForConditionalGeneration(config))
-
-
 def test_a_broken_forward_is_refused_by_name(family):
     """An error inside the model is reported as the probe's, with the cause attached."""
     model = families.build("llama")

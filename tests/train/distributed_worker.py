@@ -1,7 +1,7 @@
 """Started by torchrun: a few toy steps on two gloo processes; each saves what it found.
 
 usage: distributed_worker.py {ddp,fsdp2} OUTPUT
-           [--untied] [--lora] [--cached] [--answers] [--form NAME]
+           [--untied] [--lora] [--cached] [--answers] [--stream] [--form NAME]
 """
 
 import sys
@@ -44,7 +44,8 @@ def main(kind, output, *flags):
         args,
         student=toys.llama(tied="--untied" not in flags),
         teacher=None if "--cached" in flags else "default",
-        eval_dataset=toys.dataset(7, seed=3),
+        data=toys.stream(7) if "--stream" in flags else None,
+        eval_dataset=(toys.stream if "--stream" in flags else toys.dataset)(7, seed=3),
         peft_config=toys.lora() if "--lora" in flags else None,
         score_answers=toys.score_answers() if "--answers" in flags else None,
     )

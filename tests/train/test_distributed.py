@@ -32,7 +32,7 @@ def on_two_processes(tmp_path, kind, *flags):
     "flags",
     [
         *((), ("--untied",), ("--lora",), ("--cached",), ("--answers",)),
-        *(("--form", form) for form in ("sampled", "weighted", "features", "tuned")),
+        *(("--form", form) for form in ("sampled", "weighted", "features", "tuned", "on-policy")),
     ],
     ids=lambda flags: " ".join(flags).replace("-", "") or "tied",
 )
@@ -43,12 +43,13 @@ def test_two_processes_step_like_one(tmp_path, kind, wrapper, flags):
     """Batch 2 on each of two processes ends at the weights of batch 4 on one, to 1e-6.
 
     "cached": both write a cache with the (sharded) teacher, and train from it. "answers": each
-    answers its share of the evaluation data; under FSDP2 that is refused, and so are projectors and
-    translators.
+    answers its share of the evaluation data; under FSDP2 that is refused, and so are projectors,
+    translators and on-policy steps.
     """
     refused = {"--answers": "eval_generate needs the whole student"}
     beside = "are trained beside the student, which is not"
     refused |= {"features": f"feature_projectors {beside}", "tuned": f"translators {beside}"}
+    refused["on-policy"] = "on_policy_fraction needs the whole student"
     for flag in refused.keys() & {*flags} if kind == "fsdp2" else ():
         with pytest.raises(AssertionError, match=refused[flag]):
             on_two_processes(tmp_path, kind, *flags)
@@ -78,7 +79,9 @@ def test_two_processes_step_like_one(tmp_path, kind, wrapper, flags):
     rows = [row for row in alone.state.log_history if "loss" in row]
     for a, b in zip([row for row in found["log"] if "loss" in row], rows, strict=True):
         terms = [key for key in b if "loss" in key or "entropy" in key]
-        assert len(terms) == {"sampled": 6, "features": 10}.get(flags[-1] if flags else "", 7)
+        assert len(terms) == {"sampled": 6, "on-policy": 6, "features": 10}.get(
+            flags[-1] if flags else "", 7
+        )
         for key in terms:
             assert math.isclose(a[key], b[key], rel_tol=1e-5), key
     if kind == "ddp":

@@ -252,7 +252,8 @@ def test_streams_are_prepared_as_well(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert [row["input_ids"] for row in found] == list(whole["input_ids"])
     assert caplog.messages == [
-        "some training examples begin with '<s>' themselves; it is not added a second time"
+        "1 of the first 1 streamed training examples have no response token; they are left out",
+        "some training examples begin with '<s>' themselves; it is not added a second time",
     ]
 
 

@@ -120,9 +120,7 @@ def test_rows_of_a_data_set_by_name_count():
     assert first_difference(before, now) is None
     assert first_difference(old, before) is None
     other = recipe_identity(given, [], MODELS, 1, {"train": "c"})
-    assert first_difference(before, other) == (
-        "the train rows of dataset_name were 'a' and are now 'c'"
-    )
+    assert first_difference(before, other) == ("the train rows were 'a' and are now 'c'")
 
 
 def test_a_run_of_an_older_version_notes_no_tokenizer():

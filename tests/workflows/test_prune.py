@@ -11,6 +11,7 @@ from distilllens import LogitLens
 from distilllens.data import format_prompt
 from distilllens.layer_map import Cut
 from distilllens.lens.surgery import cut_of
+from distilllens.workflows import model_folder
 from distilllens.workflows import prune as room
 from distilllens.workflows.prune import block_changes, most_important, prune
 
@@ -117,7 +118,7 @@ def test_a_failure_leaves_nothing_behind(workshop, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(room, "find_tokenizer", lambda *a, **k: toys.tokenizer())
-    monkeypatch.setattr(room, "make_saveable", lambda student, tokenizer: None)
+    monkeypatch.setattr(model_folder, "make_saveable", lambda student, tokenizer: None)
     monkeypatch.setattr(
         "transformers.PreTrainedTokenizerFast.save_pretrained", lambda self, folder: fail(folder)
     )

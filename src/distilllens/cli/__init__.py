@@ -17,6 +17,7 @@ COMMANDS = {
     "demo": "distil a small built-in teacher into two students, offline, in about two minutes",
     "train": "train a student: SFT, knowledge distillation or DistillLens",
     "prune": "cut blocks out of a model, as a student to train",
+    "merge": "merge the adapter of a LoRA run into its base model",
     "cache": "run a teacher once and store its hidden states, to train without the teacher",
     "generate": "write a model's answers to prompts, as data to train on",
     "report": "rebuild the HTML report of a training run",

@@ -23,6 +23,10 @@ A row keeps the fields and the kind of its record; the model's answer takes the 
 completion or the last turn of the assistant. Records need no answer. Answers that are cut at
 --max_new_tokens are left out, and so are empty ones. Answers are appended to OUTPUT.part as they
 are given: the same command goes on after an interruption, and OUTPUT appears when it is whole.
+
+With --server, vLLM, transformers serve or any other OpenAI-compatible server answers, --batch_size
+requests at a time: texts by its completions, and messages (of records, or by --chat) by its chat
+completions.
 """
 _DATA = {"action": "extend", "nargs": "+", "required": True}
 _SEEDS = {"type": seeds, "default": (10,)}
@@ -47,6 +51,10 @@ _GROUPS = {
         *DECODING,
     ),
     "machine": MACHINE,
+    "server": (
+        ("server", str, "URL", "ask this OpenAI-compatible server; --model is its name for it"),
+        ("server_key", "OPENAI_API_KEY", "VARIABLE", "environment variable with the API key"),
+    ),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_origin
 
 from trl import TrlParser
 
@@ -32,12 +32,16 @@ def declared_fields() -> list[Field]:
             type=kind if kind in ("int", "float", "bool") and "str" not in known else "str",
             kinds=sorted(known | {"bool"} if action.const is True else known),
             default=getattr(action.default, "value", action.default),
-            items={int: "int", float: "float"}.get(items.get(action.dest), "str"),
+            items=_name_of(items.get(action.dest)),
             nargs="+" if "list" in known else action.nargs,
             choices=choices or None,
             help=action.help or "",
         )
     return list(found.values())
+
+
+def _name_of(items):
+    return {int: "int", float: "float", dict: "dict"}.get(get_origin(items) or items, "str")
 
 
 def make_parser(command: str, description: str) -> OneLineParser:

@@ -13,15 +13,12 @@ from distilllens.workflows.field_table import KINDS, Field
 from distilllens.workflows.recipe_fields import UnknownField, check_recipe, located, meant_field
 from distilllens.workflows.recipe_file import Recipe, parse_list, parse_mapping
 
+_OF_A_NAME = ("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split")
 # A flag -> the fields of a recipe that it replaces.
 _INSTEAD = {
-    "dataset_name": ("train_file", "eval_file"),
-    "train_file": (
-        "dataset_name",
-        "dataset_config",
-        "dataset_train_split",
-        "dataset_test_split",
-    ),
+    "dataset_name": ("train_file", "eval_file", "datasets", "test_split_size"),
+    "datasets": ("train_file", *_OF_A_NAME),
+    "train_file": ("datasets", "test_split_size", *_OF_A_NAME),
     "model_name_or_path": ("student_config", "student_blocks"),
     "student_config": ("model_name_or_path", "model_revision", "student_blocks"),
     "student_blocks": ("model_name_or_path", "model_revision", "student_config"),
@@ -56,7 +53,7 @@ def _type_of(field):
         return read(text)
 
     read.__name__ = read_item.__name__ = field.type
-    return read if field.items == "str" else read_item
+    return read if field.items in ("str", "dict") else read_item
 
 
 def flag_parser(command: str, description: str, fields: Iterable[Field]) -> OneLineParser:
@@ -112,9 +109,19 @@ def merged(parser: OneLineParser, recipe: Mapping[str, Any], flags: list[str]) -
         what, kinds = f"--{name}" if name in given else name, actions[name].kinds
         if isinstance(value, str) and dict in kinds:
             values[name] = parse_mapping(value, what, may_be_text=name in _FILES)
+        elif actions[name].items is dict and isinstance(value, list):
+            values[name] = [each for text in value for each in _mappings(text, what)]
         elif isinstance(value, str) and list in kinds and value.startswith("["):
             values[name] = parse_list(value, what)
     return values
+
+
+def _mappings(value, what):
+    """The mappings that a value of a field of mappings, or a text of one or of several, holds."""
+    if not isinstance(value, str):
+        return [value]
+    is_list = value.startswith("[")
+    return parse_list(value, what) if is_list else [parse_mapping(value, what)]
 
 
 def split_flags(words: Iterable[str]) -> list[list[str]]:

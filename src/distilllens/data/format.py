@@ -118,6 +118,17 @@ def _example(record, chat):
     return example | (template_fields(record) if conversation else {})
 
 
+def example_fields(record: dict, *, chat: bool = False) -> str:
+    """The form in which a record is trained on, in words: "prompt and completion", "messages" ...
+
+    Args:
+        chat: as in ``to_training_examples``.
+    """
+    example = _example(canonical(record), chat)
+    names = " and ".join(name for name in example if name not in TEMPLATE_FIELDS)
+    return f"{names} of messages" if isinstance(example.get("prompt"), list) else names
+
+
 def to_dataset(records: Iterable[dict], *, chat: bool = False):
     """The training examples of records as a ``datasets.Dataset`` in memory, each row unchanged.
 
@@ -194,6 +205,18 @@ def drop_long_prompts(
             f"tokens; the shortest has {min(lengths)}"
         )
     return kept, len(records) - len(kept)
+
+
+def has_short_prompt(example: dict, tokenizer, max_prompt_length: int, place: str) -> bool:
+    """Whether the prompt of a training example has at most ``max_prompt_length`` tokens.
+
+    Args:
+        place: of the example, for messages.
+
+    Raises:
+        ValueError: a conversation that the chat template cannot write.
+    """
+    return _prompt_lengths([example], [place], tokenizer)[0] <= max_prompt_length
 
 
 def _prompt_lengths(examples, places, tokenizer):

@@ -6,10 +6,11 @@ import logging
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 
 from distilllens.data.tables import arrow_tables, csv_rows, table_rows
-from distilllens.data.text_files import json_lines, json_list, read_text
+from distilllens.data.text_files import json_lines, json_list, read_lines
 from distilllens.errors import first_line
 
 _OWN = (".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz")
@@ -19,7 +20,7 @@ _PLACES = ("name", "version", "data_dir", "data_files", "description")
 
 
 def hub_rows(
-    dataset_name: str, split: str, config: str | None, *, warn: bool
+    dataset_name: str, split: str, config: str | None, *, warn: bool, **place
 ) -> Iterator[tuple[str, object]]:
     """``(where, row)`` of one split.
 
@@ -28,17 +29,21 @@ def hub_rows(
     only found and downloaded by it, and read as ``load_records`` reads them; where that cannot be,
     a warning says so (unless ``warn`` is False).
 
+    Args:
+        place: ``data_dir`` and ``data_files``, as ``datasets.load_dataset`` takes them.
+
     Raises:
         ValueError: the data set or split cannot be loaded, or a JSON or CSV file is broken.
     """
     import datasets
 
     try:
-        files = _own_files(datasets, dataset_name, config)
+        files = _own_files(datasets, dataset_name, config, **place)
         if files is None:
             # Under a README, datasets' cache of a folder does not notice that a file has changed.
             mode = "force_redownload" if Path(dataset_name, "README.md").exists() else None
-            rows = datasets.load_dataset(dataset_name, config, split=split, download_mode=mode)
+            settings = {"split": split, "download_mode": mode, **place}
+            rows = datasets.load_dataset(dataset_name, config, **settings)
         else:
             local = datasets.DownloadManager().download(files)
     except Exception as error:  # datasets, huggingface_hub and requests have their own classes
@@ -66,6 +71,47 @@ def hub_rows(
             yield from rows[part.splitname][part.from_ : part.to]
 
 
+def streamed_files(
+    dataset_name: str, split: str, config: str | None, **place
+) -> tuple[str, ...] | None:
+    """Paths or URLs of the JSON and CSV files of a split; None if ``datasets`` must read them.
+
+    Raises:
+        ValueError: the data set cannot be found, or has no such split.
+    """
+    import datasets
+
+    try:
+        files = _own_files(datasets, dataset_name, config, whole=False, **place)
+    except Exception as error:  # as in hub_rows
+        raise _cannot_load(dataset_name, split, error) from error
+    if files is not None and split not in files:
+        raise ValueError(
+            f"cannot stream split {split!r} of {dataset_name!r}: it has {', '.join(files)}, and a "
+            "part of a split is not streamed"
+        )
+    return None if files is None else tuple(files[split])
+
+
+def streamed_rows(
+    dataset_name: str, split: str, config: str | None, **place
+) -> Iterator[tuple[str, object]]:
+    """``(where, row)`` of a split that is a table, read when they are asked for.
+
+    Raises:
+        ValueError: the data set or split cannot be loaded.
+    """
+    import datasets
+
+    try:
+        found = datasets.load_dataset(dataset_name, config, split=split, streaming=True, **place)
+        tables = (row for table in arrow_tables(found) for row in table_rows(table))
+        for number, row in enumerate(tables):
+            yield f"{dataset_name}[{split}]:{number}", row
+    except Exception as error:  # as in hub_rows
+        raise _cannot_load(dataset_name, split, error) from error
+
+
 def _cannot_load(dataset_name, split, error):
     # "An error occurred while generating the dataset" is all that the first line would say.
     if type(error).__name__ == "DatasetGenerationError" and error.__cause__ is not None:
@@ -76,16 +122,16 @@ def _cannot_load(dataset_name, split, error):
     return ValueError(f"cannot load the data set {dataset_name!r}, split {split!r}: {reason}")
 
 
-def _own_files(datasets, dataset_name, config):
+def _own_files(datasets, dataset_name, config, *, whole=True, **place):
     """Split -> paths or URLs of its files; None if they are not ours to read."""
-    builder = datasets.load_dataset_builder(dataset_name, config)
+    builder = datasets.load_dataset_builder(dataset_name, config, **place)
     files = {
         str(k): list(map(str, paths)) for k, paths in (builder.config.data_files or {}).items()
     }
     every = [path for paths in files.values() for path in paths]
     if not every or not all(path.endswith(_OWN) for path in every) or _has_settings(builder.config):
         return None
-    if not Path(dataset_name).is_dir():
+    if whole and any("://" in path for path in every):
         with suppress(Exception):  # the table is all that datasets finds when the hub is away
             builder.download_and_prepare()
     return files
@@ -107,10 +153,26 @@ def _may_differ(datasets, rows):
     return rows.info.builder_name == "csv" or (rows.info.builder_name == "json" and nested)
 
 
+def file_rows(name: str, path: str) -> Iterator[tuple[str, object]]:
+    """``(NAME:LINE, row)`` of a JSON or CSV file, or of a URL.
+
+    Raises:
+        ValueError: it cannot be read, with the line.
+    """
+    lines = read_lines(path, name)
+    if name.endswith((".csv", ".csv.gz")):
+        return csv_rows(name, lines)
+    begun = []
+    for line in lines:
+        begun.append(line)
+        if line.strip():
+            break
+    whole = chain(begun, lines)
+    # .json files on the hub hold a list or lines.
+    if begun and begun[-1].lstrip().startswith("["):
+        return json_list(name, "\n".join(whole))
+    return json_lines(name, whole)
+
+
 def _file_rows(names, paths):
-    for name, path in zip(names, paths, strict=True):
-        text = read_text(Path(path), name)
-        if name.endswith((".csv", ".csv.gz")):
-            yield from csv_rows(name, text)
-        else:  # .json files on the hub hold a list or lines
-            yield from (json_list if text.lstrip().startswith("[") else json_lines)(name, text)
+    return chain.from_iterable(map(file_rows, names, paths))

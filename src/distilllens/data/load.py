@@ -11,7 +11,7 @@ from pathlib import Path
 from distilllens.data.hub import hub_rows
 from distilllens.data.records import canonical, kind_of, read_record, with_answer
 from distilllens.data.tables import arrow_rows, csv_rows, parquet_rows
-from distilllens.data.text_files import json_lines, json_list, read_text, stories
+from distilllens.data.text_files import json_lines, json_list, read_lines, read_text, stories
 
 TEXT_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".txt", ".txt.gz")
 TABLE_SUFFIXES = (".csv", ".csv.gz", ".parquet", ".arrow")
@@ -51,9 +51,9 @@ def load_records(
             record is invalid, records are of two kinds, or none of a file has a target; the message
             starts with ``FILE:LINE``, or ``FILE:ROW`` for tables, rows counted from 0.
     """
-    intake = _Intake(skip_empty, chat)
+    intake = Intake(skip_empty, chat)
     for file in data_files(source, warn=warn):
-        intake.add(_rows(file), f"{file}:1: the file")
+        intake.add(rows_of(file), f"{file}:1: the file")
     return intake.finish(warn)
 
 
@@ -70,10 +70,10 @@ def load_prompts(
     Raises:
         ValueError: as ``load_records``, or a record has no prompt.
     """
-    intake, places = _Intake(skip_empty=False, chat=chat), []
+    intake, places = Intake(skip_empty=False, chat=chat), []
 
     def rows(file):
-        for where, row in _rows(file):
+        for where, row in rows_of(file):
             places.append(where)
             yield where, _to_answer(row, where)
 
@@ -99,7 +99,7 @@ def load_hub(
             starts with ``FILE:LINE`` for JSON files and else with ``NAME[SPLIT]:ROW``, rows counted
             from 0 as on the hub.
     """
-    intake = _Intake(skip_empty=True, chat=chat)
+    intake = Intake(skip_empty=True, chat=chat)
     rows = hub_rows(dataset_name, split, config, warn=warn)
     intake.add(rows, f"{dataset_name}[{split}]")
     return intake.finish(warn)
@@ -122,7 +122,7 @@ def _to_answer(row, where):
     return record
 
 
-class _Intake:
+class Intake:
     """Records of one kind, and what is to be said about them when all are there."""
 
     def __init__(self, skip_empty, chat=False):
@@ -233,10 +233,16 @@ def _known():
     return ", ".join(SUFFIXES)
 
 
-def _rows(file: Path) -> Iterator[tuple[str, object]]:
-    """``(where, value)`` for every row of a file."""
+def rows_of(file: Path) -> Iterator[tuple[str, object]]:
+    """``(where, value)`` for every row of a file; only lists of JSON are read whole.
+
+    Raises:
+        ValueError: a file that cannot be read, with file and line.
+    """
     stem, name = file.name.removesuffix(".gz"), str(file)
     if stem.endswith((".parquet", ".arrow")):
         return parquet_rows(file) if stem.endswith(".parquet") else arrow_rows(file)
-    rows = {".jsonl": json_lines, ".json": json_list, ".txt": stories, ".csv": csv_rows}
-    return rows[Path(stem).suffix](name, read_text(file, name))
+    if stem.endswith(".json"):
+        return json_list(name, read_text(file, name))
+    rows = {".jsonl": json_lines, ".txt": stories, ".csv": csv_rows}
+    return rows[Path(stem).suffix](name, read_lines(file, name))

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from distilllens.data.conversations import parsed
 from distilllens.errors import first_line
 
+_NUM_ROWS = 1000  # of a table that are in memory
 
-def csv_rows(name: str, text: str) -> Iterator[tuple[str, dict]]:
-    """``(FILE:LINE, row)`` of a comma-separated text whose first line names the columns.
+
+def csv_rows(name: str, lines: Iterable[str]) -> Iterator[tuple[str, dict]]:
+    """``(FILE:LINE, row)`` of comma-separated lines, of which the first names the columns.
 
     An empty cell is None, except for the prompt of a completion. ``prompt`` and ``completion``
     may be the JSON text of messages.
@@ -23,24 +24,23 @@ def csv_rows(name: str, text: str) -> Iterator[tuple[str, dict]]:
         ValueError: the text is not CSV, two columns have one name, or a row has another number
             of cells than the header.
     """
-    reader, header, line = csv.reader(io.StringIO(text, newline=""), strict=True), None, 1
-    with _cells_up_to(len(text)):
-        try:
-            for cells in reader:
-                start, line = line, reader.line_num + 1
-                if not cells:
-                    continue
-                if header is None:
-                    header = _header(cells, f"{name}:{start}")
-                elif len(cells) != len(header):
-                    raise ValueError(
-                        f"{name}:{start}: the row has {len(cells)} cells, but the header names "
-                        f"{len(header)} columns"
-                    )
-                else:
-                    yield f"{name}:{start}", _csv_row(header, cells)
-        except csv.Error as error:
-            raise ValueError(f"{name}:{line}: broken CSV ({error})") from error
+    reader, header, line = csv.reader((f"{each}\n" for each in lines), strict=True), None, 1
+    try:
+        for cells in _of_any_length(reader):
+            start, line = line, reader.line_num + 1
+            if not cells:
+                continue
+            if header is None:
+                header = _header(cells, f"{name}:{start}")
+            elif len(cells) != len(header):
+                raise ValueError(
+                    f"{name}:{start}: the row has {len(cells)} cells, but the header names "
+                    f"{len(header)} columns"
+                )
+            else:
+                yield f"{name}:{start}", _csv_row(header, cells)
+    except csv.Error as error:
+        raise ValueError(f"{name}:{line}: broken CSV ({error})") from error
 
 
 def parquet_rows(file: Path) -> Iterator[tuple[str, dict]]:
@@ -49,11 +49,14 @@ def parquet_rows(file: Path) -> Iterator[tuple[str, dict]]:
     Raises:
         ValueError: it cannot be read.
     """
+    import pyarrow
     import pyarrow.parquet
 
-    yield from _file_rows(
-        file, "Parquet", lambda: [pyarrow.parquet.read_table(file, partitioning=None)]
-    )
+    def tables():
+        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(_NUM_ROWS):
+            yield pyarrow.Table.from_batches([batch])
+
+    yield from _file_rows(file, "Parquet", tables)
 
 
 def arrow_rows(file: Path) -> Iterator[tuple[str, dict]]:
@@ -69,7 +72,7 @@ def arrow_rows(file: Path) -> Iterator[tuple[str, dict]]:
 
 def arrow_tables(dataset) -> Iterator:
     """The rows of a ``datasets.Dataset`` as Arrow tables."""
-    yield from dataset.with_format("arrow").iter(batch_size=1000)
+    yield from dataset.with_format("arrow").iter(batch_size=_NUM_ROWS)
 
 
 def table_rows(table) -> Iterator[dict]:
@@ -138,11 +141,14 @@ def _cell(column, text):
     return text
 
 
-@contextmanager
-def _cells_up_to(length):
-    # csv has one limit for the whole process, 131072 characters.
-    before = csv.field_size_limit(max(length, 1))
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
+def _of_any_length(reader):
+    """The rows of a reader; csv has one limit of cells for the whole process, and it stays."""
+    while True:
+        before = csv.field_size_limit(sys.maxsize)
+        try:
+            cells = next(reader, None)
+        finally:
+            csv.field_size_limit(before)
+        if cells is None:
+            return
+        yield cells

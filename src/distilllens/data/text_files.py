@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
 
+from distilllens.errors import first_line
+
 STORY_SEPARATOR = "<|endoftext|>"
+_MOST_LINES = 1000  # that one object of printed JSON is looked for on
 
 
 def _object(pairs):
@@ -31,39 +37,72 @@ def read_text(file: Path, name: str) -> str:
         name: the file as messages call it.
 
     Raises:
-        ValueError: it cannot be read, or is not gzip or UTF-8.
+        ValueError: as ``read_lines``.
     """
+    return "\n".join(read_lines(file, name))
+
+
+def read_lines(file: Path | str, name: str) -> Iterator[str]:
+    """The lines of a file, one at a time and without their ends; it may be compressed by gzip.
+
+    Only a line feed ends a line: JSON strings may contain U+2028 and other separators.
+
+    Args:
+        file: a path, or a URL that fsspec opens.
+        name: the file as messages call it.
+
+    Raises:
+        ValueError: it cannot be read, or is not gzip or UTF-8; with the line.
+    """
+    line, begun = 0, codecs.BOM_UTF8
     try:
-        content = file.read_bytes()
-        if name.endswith(".gz"):
-            content = gzip.decompress(content)
+        with _opened(file, name) as content:
+            for raw in content:
+                line += 1
+                yield raw.removeprefix(begun).removesuffix(b"\n").decode()
+                begun = b""
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{name}:1: broken gzip ({error}); compress the file again") from error
+        raise ValueError(
+            f"{name}:{line + 1}: broken gzip ({error}); compress the file again"
+        ) from error
     except OSError as error:
-        raise ValueError(f"{name}: cannot be read ({error.strerror})") from error
-    try:
-        return content.decode("utf-8-sig")
+        reason = error.strerror or first_line(error)
+        raise ValueError(f"{name}: cannot be read ({reason})") from error
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        byte = content[error.start]
+        byte = error.object[error.start]
         raise ValueError(
             f"{name}:{line}: byte 0x{byte:02x} is not UTF-8 ({error.reason}); save it as UTF-8"
         ) from error
 
 
-def json_lines(name: str, text: str) -> Iterator[tuple[str, object]]:
+@contextmanager
+def _opened(file, name):
+    if "://" in str(file):
+        import fsspec
+
+        with fsspec.open(
+            str(file), "rb", compression="gzip" if name.endswith(".gz") else None
+        ) as f:
+            yield f
+    else:
+        with (gzip.open if name.endswith(".gz") else open)(file, "rb") as f:
+            yield f
+
+
+def json_lines(name: str, lines: Iterable[str]) -> Iterator[tuple[str, object]]:
     """``(FILE:LINE, value)`` of every line that is not blank.
 
     Raises:
         ValueError: a line is not JSON, or an object on it has two fields of one name.
     """
-    # Not splitlines(): JSON strings may contain U+2028 and other separators.
-    for line, content in enumerate(text.split("\n"), 1):
+    lines = iter(lines)
+    for line, content in enumerate(lines, 1):
         if content.strip():
             try:
                 yield f"{name}:{line}", _DECODER.decode(content)
             except (ValueError, RecursionError) as error:
-                raise _broken_json(name, line, error, _hint(text, line)) from error
+                rest = "\n".join([content, *islice(lines, _MOST_LINES)])
+                raise _broken_json(name, line, error, _hint(rest)) from error
 
 
 def json_list(name: str, text: str) -> Iterator[tuple[str, object]]:
@@ -99,13 +138,13 @@ def json_list(name: str, text: str) -> Iterator[tuple[str, object]]:
             position = _skip_space(text, position + 1)
 
 
-def stories(name: str, text: str) -> Iterator[tuple[str, dict]]:
+def stories(name: str, lines: Iterable[str]) -> Iterator[tuple[str, dict]]:
     """``(FILE:LINE, {"text": story})`` of the texts between lines ``<|endoftext|>``.
 
     Blank stories are left out.
     """
     story, start = [], 1
-    for line, content in enumerate([*text.split("\n"), STORY_SEPARATOR], 1):
+    for line, content in enumerate(chain(lines, [STORY_SEPARATOR]), 1):
         if content.strip() == STORY_SEPARATOR:
             if joined := "\n".join(story).strip():
                 yield f"{name}:{start}", {"text": joined}
@@ -128,11 +167,10 @@ def _broken_json(name, line, error, hint=""):
     return ValueError(f"{name}:{line}: broken JSON ({reason}{where}){hint}")
 
 
-def _hint(text, line):
-    """What to do if a value begins on this line and ends on a later one."""
-    rest = text.split("\n", line - 1)[-1].lstrip()
+def _hint(text):
+    """What to do if the value that begins a text ends on a later line."""
     try:
-        value, _ = json.JSONDecoder().raw_decode(rest)
+        value, _ = json.JSONDecoder().raw_decode(text.lstrip())
     except (ValueError, RecursionError):
         return ""
     if isinstance(value, list):

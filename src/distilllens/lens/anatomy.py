@@ -11,6 +11,7 @@ from distilllens.lens.probe import (
     NUM_ROWS,
     NUM_TOKENS,
     Call,
+    inputs_around,
     logits_of,
     probe_ids,
     record,
@@ -73,7 +74,7 @@ class Anatomy:
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """The tiny forward, recorded: every call, the stream by depth, the logits ``[B, T, V]``."""
+    """The tiny forward, recorded: every call, the stream by depth, the logits."""
 
     calls: list[Call]
     block_calls: list[Call]
@@ -101,7 +102,7 @@ def locate(model: nn.Module) -> tuple[Anatomy, Probe]:
     reason = None
     for nesting in (1, 2):
         with undisturbed(model):
-            calls, output = record(model, {"input_ids": ids}, nesting)
+            calls, output = record(model, inputs_around(model, ids), nesting)
         path, run, key, reason = _find_blocks(model, calls, reason)
         if run is not None:
             break
@@ -143,13 +144,26 @@ def _find_blocks(model, calls, reason):
             continue
         run = [r[0] for r in ran]
         key = _stream_argument(run)
-        if key is not None:
+        if key is not None and (outer := _stages_around(model, path)):
+            reason = f"its blocks lie in the stages of {outer}, not in one list"
+        elif key is not None:
             size = sum(p.numel() for p in module.parameters())
             found.append((len(run), size, path, run, key))
     if not found:
         return None, None, None, reason
     _, _, path, run, key = max(found, key=lambda item: item[:2])
     return path, run, key, reason
+
+
+def _stages_around(model, path):
+    """The path of a list with several members around the list at ``path``; "" if there is none."""
+    parts = path.split(".")
+    for end in range(1, len(parts)):
+        outer = ".".join(parts[:end])
+        module = model.get_submodule(outer)
+        if isinstance(module, nn.ModuleList) and len(module) > 1:
+            return outer
+    return ""
 
 
 def _stream_argument(run):

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from distilllens.lens.anatomy import Anatomy, locate
+from distilllens.lens.kind import WHY_NOT_TRAINED
 from distilllens.lens.logit_lens import LogitLens
 from distilllens.lens.positions import with_positions
-from distilllens.lens.probe import accepts, unwrap, without_cache
+from distilllens.lens.probe import accepts, input_name, unwrap, without_cache
 from distilllens.lens.streams import check_depths, collected, stacked_read
 from distilllens.targets import Targets
 from distilllens.vocabularies import EVERY, Compared
@@ -63,26 +64,32 @@ def capture(model, depths, **inputs) -> LayerStates:
     Equals hooks on the blocks of ``model(**inputs, use_cache=False)``, but keeps only the requested
     depths and never builds the logits ``[B, T, V]``. ``labels`` are dropped: no state depends on
     them. Rows may be padded on either side: positions are counted from the first token that is no
-    padding, unless ``position_ids`` are given.
+    padding, unless ``position_ids`` are given. An encoder-decoder gives the stream of its decoder;
+    if no ``decoder_input_ids`` are given, they are made from the labels as the model does it.
 
     Args:
-        model: a transformers causal LM (optionally wrapped by PEFT) or its LogitLens. The blocks of
+        model: a model of transformers (optionally wrapped by PEFT) or its LogitLens. The blocks of
             a bare model are located once, by a tiny forward.
         depths: integers from 0 (embeddings) to L (before the final norm), in any order.
         inputs: ``input_ids [B, T]``, ``attention_mask`` and so on, passed on to the model.
 
     Raises:
         ValueError: a depth outside 0..L, a model whose blocks cannot be found, or rows padded on
-            the left for a model that cannot read them.
+            the left for a model that cannot read them, or an encoder-decoder without a text for its
+            decoder.
     """
     if isinstance(model, LogitLens):
         model, anatomy = model.model, model.anatomy
     else:
         model, anatomy = _located(model)
     depths = check_depths(depths, anatomy.num_layers)
-    inputs = {name: value for name, value in inputs.items() if name != "labels"}
+    labels = inputs.pop("labels", None)
+    if input_name(model) == "decoder_input_ids":
+        inputs = with_decoder_inputs(model, labels, inputs)
     module, inputs = _without_logits(model, anatomy, inputs)
-    inputs = with_positions(model, module, without_cache(module, inputs))
+    inputs = without_cache(module, inputs)
+    if input_name(model) == "input_ids":
+        inputs = with_positions(model, module, inputs)
     with collected(anatomy, depths) as states:
         module(**inputs)
     return LayerStates({depth: states[depth] for depth in depths}, normed=False)
@@ -101,15 +108,21 @@ def read_states(lens: LogitLens, depths, *, normalize: bool = True, **inputs) ->
         normalize: False leaves ``states`` un-normed; ``final`` is always normed.
 
     Raises:
-        ValueError: no LogitLens; a depth outside 0..L; a mode that is not "closed";
-            ``normalize=False`` of a tuned lens, or where the stream's width is not the head's; rows
-            padded on the left as for ``capture``.
+        ValueError: no LogitLens; a depth outside 0..L; a mode that is not "closed"; an
+            encoder-decoder; ``normalize=False`` of a tuned lens, or where the stream's width is not
+            the head's; rows padded on the left as for ``capture``.
 
     Source: arXiv 2602.13567.
     """
     if not isinstance(lens, LogitLens):
         kind = type(lens).__name__
         raise ValueError(f"read_states takes a LogitLens, got {kind}; make one: LogitLens(model)")
+    if (name := input_name(lens.model)) != "input_ids":
+        why = WHY_NOT_TRAINED["images" if name == "pixel_values" else "encoder-decoder"]
+        raise ValueError(
+            f"read_states does not read {type(lens.model).__name__}: {why}; use capture and "
+            "lens.logits"
+        )
     lens.require_closed("states for training")
     if lens.translators is not None and not normalize:
         raise ValueError("a tuned lens reads translated states through the final norm: normalize")
@@ -122,6 +135,26 @@ def read_states(lens: LogitLens, depths, *, normalize: bool = True, **inputs) ->
                 f"{final.shape[-1]}: {type(lens.model).__name__} does not support normalize=False"
             )
     return LayerStates(states, normed=normalize, final=final)
+
+
+def with_decoder_inputs(model, labels, inputs: dict) -> dict:
+    """``inputs`` of an encoder-decoder with ``decoder_input_ids``, made from labels if missing.
+
+    Raises:
+        ValueError: neither is given. Some models would take the encoder's text instead.
+    """
+    if any(inputs.get(name) is not None for name in ("decoder_input_ids", "decoder_inputs_embeds")):
+        return inputs
+    if labels is None:
+        raise ValueError(
+            f"{type(model).__name__} is an encoder-decoder: pass decoder_input_ids, the text whose "
+            "predictions are to be read, or labels"
+        )
+    if not hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        raise ValueError(
+            f"{type(model).__name__} makes no decoder_input_ids from labels: pass decoder_input_ids"
+        )
+    return inputs | {"decoder_input_ids": model.prepare_decoder_input_ids_from_labels(labels)}
 
 
 def _located(model) -> tuple[torch.nn.Module, Anatomy]:
@@ -142,10 +175,18 @@ def _without_logits(model, anatomy, inputs):
     The model is preferred because sharding and a patched forward (autocast) are attached to it.
     ``logits_to_keep`` is an empty index and not 0, which would mean all positions.
     """
-    if accepts(model, "logits_to_keep", by_name=True) or anatomy.backbone is None:
+    keeps = accepts(model, "logits_to_keep", by_name=True)
+    if keeps or not _backbone_reads(input_name(model), anatomy.backbone):
         device = next(model.parameters()).device
         nothing = torch.zeros(0, dtype=torch.long, device=device)
         if accepts(model, "logits_to_keep"):
             inputs = {**inputs, "logits_to_keep": nothing}
         return model, inputs
     return anatomy.backbone, inputs
+
+
+def _backbone_reads(name, backbone):
+    """Whether there is a backbone, and it reads what the model does; T5's is only its decoder."""
+    if backbone is None or name != "decoder_input_ids":
+        return backbone is not None
+    return accepts(backbone, name, by_name=True)

@@ -1,15 +1,17 @@
-"""The logit lens: what a causal language model would predict if it ended at some block."""
+"""The logit lens: what a model would predict if it ended at some block."""
 
 from __future__ import annotations
 
 import copy
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from distilllens.head import Head
 from distilllens.lens.anatomy import locate
-from distilllens.lens.probe import undisturbed, unwrap
+from distilllens.lens.kind import WHY_NOT_TRAINED, Kind, check_kind, kind_of
+from distilllens.lens.probe import input_name, undisturbed, unwrap
 from distilllens.lens.readout import read_out
 from distilllens.lens.stand_in import (
     logits_around_backbone,
@@ -27,13 +29,16 @@ class LogitLens:
     """The model's own read-out (final norm and head), applied at any depth.
 
     ``lens.logits(h)`` equals the logits of the model's own forward with every block replaced by
-    ``return h``. One tiny forward finds the blocks, the final norm and the head. The constructor
-    then verifies that equality at every depth, or raises. The model is left unchanged.
+    ``return h``; of an encoder-decoder, with every block of the decoder. One tiny forward finds
+    the blocks, the final norm and the head. The constructor then verifies that equality at every
+    depth, or raises. The model is left unchanged.
 
     ``mode`` is how logits are computed:
         - "closed": final norm -> head -> scale and soft cap, on ``[..., D]``; for training.
         - "head": the model's own forward around a backbone that returns the normed state.
         - "stub": the model's own forward around blocks that return the state.
+
+    ``kind`` is what is predicted: "causal", "bidirectional", "encoder-decoder" or "images".
 
     Build it after wrapping the model with PEFT, in the dtype and with the adapters it is used with.
 
@@ -61,7 +66,7 @@ class LogitLens:
 
     def _examine(self):
         model = self.model
-        _check_kind(model)
+        check_kind(model)
         self.anatomy, probe = locate(model)
         self._filler = int(probe.ids[-1, -1])
         with undisturbed(model):
@@ -133,6 +138,20 @@ class LogitLens:
             return float("inf")
         return error
 
+    @cached_property
+    def kind(self) -> Kind:
+        """What the logits predict, and where (``kind_of``)."""
+        return kind_of(self.model)
+
+    @property
+    def reads_rows(self) -> bool:
+        """Whether ``logits`` takes chosen rows of ``normalize``'s result, of any position."""
+        return self.mode != "stub" and not self._is_of_images
+
+    @property
+    def _is_of_images(self):
+        return input_name(self.model) == "pixel_values"
+
     def __repr__(self):
         return f"LogitLens({self._name}, num_layers={self.num_layers}, mode={self.mode!r})"
 
@@ -178,7 +197,8 @@ class LogitLens:
     def logits(self, hidden: Tensor, normalize: bool = True) -> Tensor:
         """The logits ``[..., V]`` of a stream ``[..., D]`` (for a normed state: normalize=False).
 
-        In mode "stub" the stream must have the shape returned by ``capture``.
+        In mode "stub", and for images (``[B, T, D]`` -> ``[B, C]``), the stream must have the shape
+        returned by ``capture``.
         """
         if not normalize:
             return self._project(self.mode, hidden)
@@ -231,6 +251,9 @@ class LogitLens:
 
     def _why_not_trainable(self) -> str:
         try:
+            mode = "" if self.mode == "closed" else self._not_closed("a head")
+            if reasons := list(filter(None, [mode, WHY_NOT_TRAINED.get(self.kind)])):
+                return "; ".join(reasons)
             head = self.head
             if not self.anatomy.batch_first or not self._direct:
                 return "its blocks do not pass on a [B, T, D] stream that its backbone can compute"
@@ -255,10 +278,13 @@ class LogitLens:
             ValueError: the mode is not "closed", and why.
         """
         if self.mode != "closed":
-            raise ValueError(
-                f"{self._name} gives {what} only in mode 'closed', and its mode is '{self.mode}': "
-                f"{self._reason}"
-            )
+            raise ValueError(self._not_closed(what))
+
+    def _not_closed(self, what):
+        return (
+            f"{self._name} gives {what} only in mode 'closed', and its mode is '{self.mode}': "
+            f"{self._reason}"
+        )
 
     def _logits(self, mode, hidden):
         if mode != "stub":
@@ -277,38 +303,32 @@ class LogitLens:
             return self._readout.project(normed)
         if self.backbone is None:
             raise ValueError(f"{self._name} has no backbone to replace by a stand-in")
-        rows = normed if normed.ndim == 3 else normed.reshape(1, -1, normed.shape[-1])
+        whole = normed.ndim == 3
+        self._check_shape(normed, whole or not self._is_of_images)
+        rows = normed if whole else normed.reshape(1, -1, normed.shape[-1])
         ids = self._ids(rows.shape[:2], rows.device)
         logits = logits_around_backbone(self.model, self.anatomy, rows, ids)
-        return logits.reshape(*normed.shape[:-1], logits.shape[-1])
+        return logits if whole else logits.reshape(*normed.shape[:-1], logits.shape[-1])
 
     def _framed(self, hidden, forward):
         """Run a stubbed forward on a stream in the model's shape, or on rows ``[..., D]``."""
         batch, token, extra = self.anatomy.axes()
-        stream = hidden
-        if hidden.ndim != len(self.anatomy.stream_shape):
-            if not self.anatomy.batch_first:
-                raise ValueError(
-                    f"{self._name}'s stream has {len(self.anatomy.stream_shape)} axes, got shape "
-                    f"{list(hidden.shape)}: pass it as returned by capture"
-                )
-            stream = hidden.reshape(1, -1, hidden.shape[-1])
+        whole = hidden.ndim == len(self.anatomy.stream_shape)
+        self._check_shape(hidden, whole or (self.anatomy.batch_first and not self._is_of_images))
+        stream = hidden if whole else hidden.reshape(1, -1, hidden.shape[-1])
         shape = (stream.shape[batch], stream.shape[token] - extra)
         out = forward(self.model, self.anatomy, stream, self._ids(shape, stream.device))
-        return out if stream is hidden else out.reshape(*hidden.shape[:-1], out.shape[-1])
+        return out if whole else out.reshape(*hidden.shape[:-1], out.shape[-1])
+
+    def _check_shape(self, hidden, fits):
+        if not fits:
+            raise ValueError(
+                f"{self._name}'s stream has {len(self.anatomy.stream_shape)} axes, got shape "
+                f"{list(hidden.shape)}: pass it as returned by capture"
+            )
 
     def _ids(self, shape, device):
         return torch.full(tuple(shape), self._filler, device=device)
-
-
-def _check_kind(model):
-    config = getattr(model, "config", None)
-    if config is None or not hasattr(model, "get_output_embeddings"):
-        raise ValueError("it is not a transformers model with a language-model head")
-    if getattr(config, "is_encoder_decoder", False):
-        raise ValueError("it is an encoder-decoder, not a causal language model")
-    if model.get_output_embeddings() is None:
-        raise ValueError("it has no output embedding, so no logits over a vocabulary")
 
 
 def _tolerance(tensor) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ from distilllens.lens.structure import first_float, named_floats, rebuild
 
 # Unequal, and unlike usual widths, so that they identify the axes of a stream.
 NUM_ROWS, NUM_TOKENS = 2, 7
+_NUM_ENCODED = 5
 
 
 @dataclass(eq=False)
@@ -98,15 +100,61 @@ def without_cache(module: nn.Module, inputs: dict) -> dict:
     return {"use_cache": False, **inputs} if takes else inputs
 
 
+def input_name(model: nn.Module) -> str:
+    """What a model predicts at: "input_ids", "decoder_input_ids", or "pixel_values" of a class."""
+    if getattr(model.config, "is_encoder_decoder", False):
+        return "decoder_input_ids"
+    if getattr(model, "main_input_name", "") == "pixel_values":
+        # Models of images and text have an output embedding, and can be read on text alone.
+        return "pixel_values" if model.get_output_embeddings() is None else "input_ids"
+    return "input_ids"
+
+
+def inputs_around(model: nn.Module, ids: Tensor) -> dict:
+    """The inputs of a forward that predicts at ``ids [B, T]``, or of B images.
+
+    An encoder does not run: its output is made up, because only the decoder's blocks read it.
+    """
+    name = input_name(model)
+    if name == "pixel_values":
+        return {name: _made_up(model, ids, _image_shape(model.config))}
+    if name == "input_ids":
+        return {name: ids}
+    encoder = getattr(model.config, "encoder", None) or model.config
+    return {
+        name: ids,
+        "encoder_outputs": (_made_up(model, ids, (_NUM_ENCODED, encoder.hidden_size)),),
+    }
+
+
+def _made_up(model, ids, shape):
+    """Numbers ``[B, *shape]`` from -1 to 1; rows with equal first tokens are equal."""
+    steps = torch.arange(1, math.prod(shape) + 1, device=ids.device)
+    waves = torch.cos(steps * (ids[:, :1] + 1.0))
+    return waves.view(-1, *shape).to(model.dtype)
+
+
+def _image_shape(config):
+    """(channels, height, width) of the images that a classifier was trained on."""
+    config = getattr(config, "vision_config", config)
+    size, channels = (getattr(config, name, None) for name in ("image_size", "num_channels"))
+    if size is None or channels is None:
+        raise ValueError("its configuration does not say how large its images are")
+    return channels, *((size, size) if isinstance(size, int) else size)
+
+
 def probe_ids(model: nn.Module, num_rows=NUM_ROWS, num_tokens=NUM_TOKENS) -> Tensor:
     """Token ids ``[num_rows, num_tokens]``, none of which is a special token of the config."""
-    embedding = model.get_input_embeddings()
+    size, device = 64, next(model.parameters()).device
+    if input_name(model) != "pixel_values":
+        embedding = model.get_input_embeddings()
+        size = getattr(embedding, "num_embeddings", None) or min(size, embedding.weight.shape[0])
+        device = embedding.weight.device
     special = set(numbers(model.config.to_dict(), "token_id"))
-    size = getattr(embedding, "num_embeddings", None) or min(64, embedding.weight.shape[0])
     usable = [i for i in range(3, size) if i not in special][:61] or [0]
     count = num_rows * num_tokens
     ids = [usable[(7 * i + 3) % len(usable)] for i in range(count)]
-    return torch.tensor(ids, device=embedding.weight.device).view(num_rows, num_tokens)
+    return torch.tensor(ids, device=device).view(num_rows, num_tokens)
 
 
 def numbers(tree, ending: str = "") -> list[float]:
@@ -122,7 +170,7 @@ def numbers(tree, ending: str = "") -> list[float]:
 
 
 def logits_of(output) -> Tensor:
-    """The logits in a causal LM's output, an object or a tuple."""
+    """The logits in a model's output, an object or a tuple."""
     logits = getattr(output, "logits", None)
     return first_float(output) if logits is None else logits
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from distilllens.layer_map import LayerMap
 from distilllens.lens.capture import capture
 from distilllens.lens.comparison import Comparison, compare_rows, partners
+from distilllens.lens.kind import check_same_kind
 from distilllens.lens.logit_lens import LogitLens
 from distilllens.lens.probe import accepts
 from distilllens.lens.trajectory import most_likely
@@ -21,9 +22,12 @@ class Passage:
     """A tokenized text and the positions to read.
 
     Args:
-        ids: ``[T]``.
+        ids: ``[T]``; of an encoder-decoder, what its decoder reads.
         positions: ``[N]``, ascending, each 0 to T - 1. Reading a position means reading the
             prediction of the token after it.
+        source: what an encoder reads, ``[S]``.
+        own: a position predicts the token in its own place instead, as in a masked LM;
+            ``inspect_models`` sets it by the models that read.
 
     Raises:
         ValueError: no position, or a position outside of the text.
@@ -31,6 +35,8 @@ class Passage:
 
     ids: Tensor
     positions: Tensor
+    source: Tensor | None = None
+    own: bool = False
 
     def __post_init__(self):
         if self.positions.numel() == 0:
@@ -44,8 +50,36 @@ class Passage:
 
     @property
     def targets(self) -> Tensor:
-        """The next token ``[N]`` of each position; -1 after the last token of the text."""
+        """The token ``[N]`` that each position predicts; -1 after the last token of the text."""
+        if self.own:
+            return self.ids[self.positions]
         return torch.cat([self.ids[1:], self.ids.new_tensor([-1])])[self.positions]
+
+
+def inputs_of(lens: LogitLens, passage: Passage) -> dict:
+    """What a model reads of a passage: a batch of one text, and of an encoder's text if it has any.
+
+    Raises:
+        ValueError: a text for an encoder and a model without one, or the other way round; a model
+            that reads no text.
+    """
+    name, model = type(lens.model).__name__, lens.model
+    device = next(model.parameters()).device
+    if lens.kind == "images" or getattr(model, "main_input_name", "input_ids") != "input_ids":
+        what = "images" if lens.kind == "images" else f"{model.main_input_name}, not text"
+        raise ValueError(f"{name} reads {what}; lens.trajectory reads it with its own inputs")
+    if (passage.source is None) == (lens.kind == "encoder-decoder"):
+        has = "needs a passage with a source" if passage.source is None else "has no encoder"
+        raise ValueError(f"{name} {has}, which an encoder reads")
+    ids = passage.ids[None].to(device)
+    if passage.source is not None:
+        source = passage.source[None].to(device)
+        mask = torch.ones_like(source)
+        return {"input_ids": source, "attention_mask": mask, "decoder_input_ids": ids}
+    inputs = {"input_ids": ids}
+    if accepts(model, "attention_mask"):  # without it, pad tokens in a text warn
+        inputs["attention_mask"] = torch.ones_like(ids)
+    return inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +126,7 @@ class Inspection:
 
     @property
     def targets(self) -> Tensor:
-        """The next token ``[N]`` of each position; -1 where there is none."""
+        """The token ``[N]`` that each position predicts; -1 where there is none."""
         return torch.cat([passage.targets for passage in self.passages])
 
 
@@ -113,17 +147,19 @@ def inspect_models(
     logits of a depth are computed once, ``chunk_size`` positions at a time, and not kept.
 
     Args:
-        teacher: a causal LM or its LogitLens; it can be read without students.
+        teacher: a model of text or its LogitLens; it can be read without students.
         passages: read one at a time.
-        students: causal LMs or LogitLenses that share the teacher's tokens.
+        students: models or LogitLenses of the teacher's kind that share its tokens.
         trained: a LayerMap, or pairs, for each student; default: none.
         top_k: how many tokens to keep per depth.
 
     Raises:
         ValueError: no passage, a depth that a model does not have, a model that the lens cannot
-            read, top_k outside 1..V.
+            read or that reads no text, models of different kinds, top_k outside 1..V.
     """
     lenses = [m if isinstance(m, LogitLens) else LogitLens(m) for m in (teacher, *students)]
+    check_same_kind(*lenses)
+    own = lenses[0].kind == "bidirectional"
     num_layers, *theirs = (lens.num_layers for lens in lenses)
     trained = tuple(tuple(pairs) for pairs in trained or [()] * len(students))
     for pairs, layers in zip(trained, theirs, strict=True):
@@ -133,7 +169,7 @@ def inspect_models(
     parts = _Parts(lenses, maps, top_k)
     seen = []
     for passage in passages:
-        seen.append(passage)
+        seen.append(passage := replace(passage, own=own))
         parts.add(passage, chunk_size)
     if not seen:
         raise ValueError("nothing to read: no passage was given")
@@ -197,10 +233,7 @@ class _Rows:
     def __init__(self, lens, passage):
         device = next(lens.model.parameters()).device
         depths = range(lens.num_layers + 1)
-        inputs = {"input_ids": passage.ids[None].to(device)}
-        if accepts(lens.model, "attention_mask"):  # without it, pad tokens in a text warn
-            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-        states = capture(lens, depths, **inputs)
+        states = capture(lens, depths, **inputs_of(lens, passage))
         self.lens, self.positions = lens, passage.positions.to(device)
         self.states = [lens.translate(depth, states[depth]) for depth in depths]
         if lens.mode != "stub":

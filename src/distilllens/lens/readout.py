@@ -96,6 +96,8 @@ def read_out(model: nn.Module, anatomy: Anatomy, probe: Probe) -> tuple[Readout 
         return None, "an operation outside of any module follows its last block"
     readout = Readout(tail)
     module = model.get_output_embeddings()
+    if module is None:
+        return readout, "its classifier reads its positions together"
     heads = [c for c in probe.calls if c.module is module]
     if len(heads) != 1 or heads[0].parent not in probe.around or len(heads[0].inputs) != 1:
         return readout, "its output embedding is only a part of a larger head"

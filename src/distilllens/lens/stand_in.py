@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from distilllens.lens.anatomy import Anatomy
-from distilllens.lens.probe import logits_of, without_cache
+from distilllens.lens.probe import inputs_around, logits_of, without_cache
 from distilllens.lens.structure import first_float, rebuild, with_first
 
 
@@ -66,19 +66,20 @@ def stopped(anatomy: Anatomy, hidden: Tensor, *, noise: bool = False) -> dict:
 
 
 def logits_around_blocks(model, anatomy: Anatomy, hidden: Tensor, ids: Tensor, **how) -> Tensor:
-    """The model's logits ``[B, T, V]`` when every block returns ``hidden``."""
+    """The model's logits ``[B, T, V]``, of images ``[B, C]``, when blocks return ``hidden``."""
     with standing_in(model, stopped(anatomy, hidden, **how)):
-        return logits_of(model(**without_cache(model, {"input_ids": ids})))
+        return logits_of(model(**without_cache(model, inputs_around(model, ids))))
 
 
 def normed_around_blocks(model, anatomy: Anatomy, hidden: Tensor, ids: Tensor) -> Tensor:
     """The backbone's output ``[B, T, D]`` when every block returns ``hidden``."""
     with standing_in(model, stopped(anatomy, hidden)):
-        return first_float(anatomy.backbone(**without_cache(anatomy.backbone, {"input_ids": ids})))
+        inputs = without_cache(anatomy.backbone, inputs_around(model, ids))
+        return first_float(anatomy.backbone(**inputs))
 
 
 def logits_around_backbone(model, anatomy: Anatomy, normed: Tensor, ids: Tensor) -> Tensor:
-    """The model's logits ``[B, T, V]`` when its backbone returns ``normed``."""
+    """The model's logits, as above, when its backbone returns ``normed``."""
     output = with_first(anatomy.backbone_output, normed)
     with standing_in(model, {anatomy.backbone: lambda *args, **kwargs: output}):
-        return logits_of(model(**without_cache(model, {"input_ids": ids})))
+        return logits_of(model(**without_cache(model, inputs_around(model, ids))))

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from distilllens.lens.anatomy import Anatomy
 from distilllens.lens.positions import learn_positions, with_positions
-from distilllens.lens.probe import accepts, logits_of, probe_ids, undisturbed, without_cache
+from distilllens.lens.probe import (
+    accepts,
+    inputs_around,
+    logits_of,
+    probe_ids,
+    undisturbed,
+    without_cache,
+)
 from distilllens.lens.stand_in import standing_in, stopped
 from distilllens.lens.structure import first_float, floats, same, with_first, worst
 
@@ -132,7 +139,7 @@ def same_block_arguments(model, anatomy: Anatomy, probe) -> bool:
 
         forwards = {b: watching(f) for b, f in stopped(anatomy, probe.states[-1]).items()}
         with standing_in(model, forwards):
-            module(**without_cache(module, {"input_ids": probe.ids}))
+            module(**without_cache(module, inputs_around(model, probe.ids)))
         return found
 
     try:

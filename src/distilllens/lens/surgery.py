@@ -122,6 +122,8 @@ def _listed(cut):
 def _reason_against(lens):
     """Why a model cannot be cut, whatever the blocks; None if nothing is known against it."""
     model, anatomy = lens.model, lens.anatomy
+    if lens.kind == "encoder-decoder":
+        return "it has an encoder, of whose blocks the configuration speaks too"
     if lens.mode != "closed":
         return (
             f"its lens is not closed (mode {lens.mode!r}), so its blocks may do more than it sees"

@@ -8,14 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distilllens.lens.capture import capture
+from distilllens.lens.capture import capture, with_decoder_inputs
+from distilllens.lens.kind import check_same_kind
 from distilllens.lens.logit_lens import LogitLens
-from distilllens.targets import Targets
+from distilllens.lens.probe import input_name
+from distilllens.targets import IGNORED, Targets
 
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """Predictions of the next token at each depth.
+    """Predictions at each depth: of the next token, or what else the model's logits are.
+
+    Of an encoder-decoder ``[B, T]`` are the positions of its decoder; of an image classifier there
+    is one prediction for each of B images, ``[K, B, top_k]``, and no T.
 
     Args:
         depths: K depths, 0 = embeddings.
@@ -52,9 +57,9 @@ def trajectory(model, *, depths=None, top_k: int = 5, chunk_size: int = 512, **i
     Equals ``softmax(lens.logits(states[d]))`` sorted, at ``chunk_size`` positions at a time.
 
     Args:
-        model: a causal LM or its LogitLens.
+        model: a model or its LogitLens.
         depths: default: all, 0 to L.
-        inputs: ``input_ids [B, T]`` and any other inputs of the model.
+        inputs: ``input_ids [B, T]`` and any other inputs of the model, as ``capture`` takes them.
 
     Raises:
         ValueError: a depth outside 0..L; top_k outside 1..V; a model that the lens cannot read.
@@ -63,8 +68,10 @@ def trajectory(model, *, depths=None, top_k: int = 5, chunk_size: int = 512, **i
     """
     lens = model if isinstance(model, LogitLens) else LogitLens(model)
     depths = tuple(range(lens.num_layers + 1)) if depths is None else tuple(depths)
+    if input_name(lens.model) == "decoder_input_ids":
+        inputs = with_decoder_inputs(lens.model, inputs.pop("labels", None), inputs)
     layer_states = capture(lens, depths, **inputs)
-    every = torch.ones(_shape(inputs), dtype=torch.bool)
+    every = torch.ones(_shape(lens, inputs), dtype=torch.bool)
     found = []
     for depth in depths:
         parts = []
@@ -95,22 +102,29 @@ def divergence_by_depth(
     """The mean divergence, in nats, of two models at pairs of depths, on one batch.
 
     Equals ``divergence(student_logits, teacher_logits).mean()`` over the positions whose next label
-    is not -100, at ``chunk_size`` positions at a time. If the vocabularies differ in size, their
+    is not -100, at ``chunk_size`` positions at a time. Models that are not causal are compared
+    where their labels lie: bidirectional ones and encoder-decoders at the position itself, image
+    classifiers at each image. If the vocabularies differ in size, their
     shared prefix is compared; the rest is cut off before the softmax.
 
     Args:
-        student, teacher: causal LMs or their LogitLenses.
+        student, teacher: models or their LogitLenses.
         pairs: (student depth, teacher depth), such as a LayerMap.
         divergence: ``([N, V], [N, V]) -> [N]``, the student first (``distilllens.divergence``).
-        labels: ``[B, T]``, not shifted; default: ``input_ids`` where ``attention_mask`` is not 0.
-        inputs: of both models, including ``input_ids [B, T]``.
+        labels: ``[B, T]``, not shifted; default: ``input_ids`` where ``attention_mask`` is not 0
+            (of an encoder-decoder, its decoder's).
+        inputs: of both models, such as ``input_ids [B, T]``.
 
     Raises:
-        ValueError: a depth outside 0..L, or no position to compare.
+        ValueError: a depth outside 0..L, no position to compare, or models that predict different
+            things.
     """
     student, teacher = (m if isinstance(m, LogitLens) else LogitLens(m) for m in (student, teacher))
     pairs = tuple((int(s), int(t)) for s, t in pairs)
-    valid = _valid(labels, inputs)
+    check_same_kind(student, teacher)
+    if student.kind == "encoder-decoder":
+        inputs = with_decoder_inputs(student.model, labels, inputs)
+    valid = _valid(student, labels, inputs)
     count = int(valid.sum())
     if count == 0:
         raise ValueError("no position to compare: every next label is -100 or masked")
@@ -146,29 +160,34 @@ def most_likely(log_p: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
     return best.indices, best.values.exp(), torch.special.entr(log_p.exp()).sum(-1)
 
 
-def _shape(inputs):
-    given = inputs.get("input_ids")
-    given = inputs["inputs_embeds"][..., 0] if given is None else given
-    return given.shape
+def _shape(lens, inputs):
+    """The shape of a model's predictions: ``[B, T]``, or ``[B]`` of images."""
+    name = input_name(lens.model)
+    if name == "pixel_values":
+        return inputs[name].shape[:1]
+    if inputs.get(name) is None:
+        return inputs[name.replace("input_ids", "inputs_embeds")].shape[:2]
+    return inputs[name].shape
 
 
-def _valid(labels, inputs):
-    """Mask ``[B, T]`` of the positions that predict a label; never the last position."""
+def _valid(lens, labels, inputs):
+    """Mask of the predictions to compare: ``[B, T]``, or ``[B]`` of images."""
     if labels is not None:
-        return Targets.of(labels.cpu()).mask
-    valid = torch.zeros(_shape(inputs), dtype=torch.bool)
-    if inputs.get("attention_mask") is not None:
-        mask = inputs["attention_mask"].cpu() != 0
-        valid[:, :-1] = mask[:, 1:] & mask[:, :-1]
-    else:
-        valid[:, :-1] = True
+        return Targets.of(labels.cpu()).mask if lens.kind == "causal" else labels.cpu() != IGNORED
+    valid = torch.ones(_shape(lens, inputs), dtype=torch.bool)
+    name = input_name(lens.model).replace("input_ids", "attention_mask")
+    if lens.kind != "images" and inputs.get(name) is not None:
+        valid = inputs[name].cpu() != 0
+    if lens.kind == "causal":  # a position, and the token after it
+        valid[:, :-1] &= valid[:, 1:].clone()
+        valid[:, -1] = False
     return valid
 
 
 def _logits_in_chunks(lens, depth, states, mask, chunk_size):
     """Logits ``[n, V]`` of the masked positions of the state at a depth, a chunk at a time."""
     state = lens.translate(depth, states[depth])
-    if lens.mode == "stub":  # reads streams only in the model's own shape
+    if not lens.reads_rows:
         yield from lens.logits(state)[mask.to(state.device)].split(chunk_size)
         return
     for rows in lens.normalize(state)[mask.to(state.device)].split(chunk_size):

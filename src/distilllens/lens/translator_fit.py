@@ -11,8 +11,7 @@ from torch import Tensor
 from distilllens.head import Head
 from distilllens.lens.capture import capture
 from distilllens.lens.logit_lens import LogitLens
-from distilllens.lens.probe import accepts
-from distilllens.lens.reading import Passage
+from distilllens.lens.reading import Passage, inputs_of
 from distilllens.lens.translators import Translators
 from distilllens.linear_divergence import linear_divergence
 
@@ -38,16 +37,13 @@ def tuned_lens(lens: LogitLens, passages: Iterable[Passage]) -> tuple[LogitLens,
     Raises:
         ValueError: fewer than two positions, or a stream that is not ``[B, T, D]``.
     """
-    if not lens.anatomy.batch_first:
+    if not lens.anatomy.batch_first and lens.kind != "images":
         raise ValueError(f"{lens!r} has no stream [B, T, D], which a tuned lens needs")
     device = next(lens.model.parameters()).device
     last, width = lens.num_layers, lens.anatomy.stream_shape[-1]
     fit = TranslatorFit(range(last), width, device)
     for passage in passages:
-        inputs = {"input_ids": passage.ids[None].to(device)}
-        if accepts(lens.model, "attention_mask"):
-            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-        states = capture(lens, range(last + 1), **inputs)
+        states = capture(lens, range(last + 1), **inputs_of(lens, passage))
         at = passage.positions.to(device)[: ROWS_PER_NUMBER * width - fit.num_rows]
         rows = {depth: states[depth][0, at] for depth in states}
         fit.add(rows, rows[last], None)

@@ -17,7 +17,12 @@ _DIVERGENCE = (
     "with the teacher depth at the nearest relative depth."
 )
 _SHAPE = "Each model on its own: what it would predict if it ended at each depth."
-_PREDICTS = "The most likely next tokens at every depth, from the output down to the embeddings."
+_PREDICTS = "The most likely {}tokens at every depth, from the output down to the embeddings."
+_OF_NEXT = (
+    "with the token that follows it below. Each cell is one depth's top prediction of that next "
+    "token"
+)
+_OF_OWN = "which is predicted in its own place. Each cell is one depth's top prediction of it"
 _CONFIDENCE = (
     "Whether a student puts its probability on the same tokens as the teacher, and whether the "
     "confidence of each model matches its accuracy."
@@ -47,10 +52,11 @@ def inspector_sections(
     readings, students = [inspection.teacher, *inspection.students], names[1:]
     targets = inspection.targets
     table = lens_table(inspection, names, text_of)
+    predicts = _PREDICTS.format("" if table["own"] else "next ")
     sections = [
         Section("At a glance", _coverage(inspection), (_summary(inspection, names),)),
         Section("How a prediction takes shape", _SHAPE, shape_plots(readings, names)),
-        Section("What each depth predicts", _PREDICTS, (_lens(table),)),
+        Section("What each depth predicts", predicts, (_lens(table),)),
     ]
     confidence = [reliability_plot(readings, targets, names)] if (targets >= 0).any() else []
     if students:
@@ -91,15 +97,14 @@ def _summary(inspection, names):
 def _lens(table):
     compared = " Rows at the same height are compared; ◆ marks depths paired by lens_layers."
     pairs = compared if len(table["models"]) > 1 else ""
-    num = table["left_out"]
+    num, of = table["left_out"], _OF_OWN if table["own"] else _OF_NEXT
     rest = (
         f" To keep the page small, {num:,} more tokens appear only in the figures." if num else ""
     )
     return Widget(
         "lens",
         "Lens table",
-        "Each column is one token of the text, with the token that follows it below. Each cell is "
-        f"one depth's top prediction of that next token, in bold where it is correct.{pairs} "
+        f"Each column is one token of the text, {of}, in bold where it is correct.{pairs} "
         f"Hover, tap, or use the arrow keys to see the ten most likely tokens.{rest}",
         table,
         "lens_table.js",

@@ -39,7 +39,7 @@
       make("tr", {}, make("th", { scope: "col" }, label), ...places.map((place) =>
         make("th", { scope: "col", title: `${of}: ${word(place)}` }, word(place))));
     const table = make("table", { role: "grid", "aria-label": `${name}: depth by token` },
-      make("thead", {}, head("read", read, "read"), head("next", next, "next in the text")));
+      make("thead", {}, head("read", read, "read"), head(lens.own ? "here" : "next", next, lens.own ? "to predict" : "next in the text")));
     const body = make("tbody");
     rows.forEach((_, row) => {
       const depth = depthOf(model, row);
@@ -52,7 +52,7 @@
         line.append(make("td", {
           role: "gridcell", tabindex: "-1", "data-row": row, "data-token": token,
           class: found.top[0] === next[token] ? "right" : null,
-          "aria-label": `${name}, depth ${depth}, after ${word(place)}: ${best}, ${percent(found.p[0])}`,
+          "aria-label": `${name}, depth ${depth}, ${lens.own ? "at" : "after"} ${word(place)}: ${best}, ${percent(found.p[0])}`,
         }, best));
       });
       body.append(line);
@@ -91,7 +91,7 @@
     const { row, token } = place;
     const { read, next } = text();
     const distance = state.student ? `, JSD ${jsd(row, token).toFixed(3)} nats` : "";
-    const follows = next[token] === null ? " ends the text" :
+    const follows = lens.own ? ", predicted in its own place" : next[token] === null ? " ends the text" :
       [" is followed by ", make("q", {}, word(next[token]))];
     const title = make("p", { class: "where" }, `Token ${token + 1}, `,
       make("q", {}, word(read[token])), ...[follows].flat(), distance);

@@ -30,8 +30,9 @@ def lens_table(
     Returns:
         ``words`` (distinct texts of tokens; every token below is an index into it), ``models``
         (name and number of depths), ``pairs`` of each student, the ``trained`` student depths, the
-        number of tokens ``left_out``, and ``documents``, one per text: the tokens ``read``, the
-        tokens ``next``, the ``cells`` of each model and depth (top tokens, their probabilities and
+        number of tokens ``left_out``, whether each position predicts its ``own`` token instead of
+        the next one, and ``documents``, one per text: the tokens ``read``, the tokens ``next`` (to
+        predict), the ``cells`` of each model and depth (top tokens, their probabilities and
         entropy, by token; None for a depth that is not shown), and the ``jsd`` of each student, by
         depth and token.
     """
@@ -45,6 +46,7 @@ def lens_table(
         ],
         "pairs": [c.pairs for c in inspection.comparisons],
         "trained": [[s for s, _ in pairs] for pairs in inspection.trained],
+        "own": any(passage.own for passage in inspection.passages),
         "left_out": len(inspection.targets) - sum(shown),
         "documents": list(_texts(inspection, shown, words)),
         "words": words.all,

@@ -20,6 +20,7 @@ TERMS = {"loss": "total", **{t.log_name: t.label for t in objective.TERMS if not
 _DISTANCES = {"feature_loss": "feature loss"}
 _DISTANCES |= {f"eval_{name}": f"evaluation: {label}" for name, label in _DISTANCES.items()}
 _SCORES = {"eval_rouge_l": "Rouge-L", "eval_exact_match": "exact match"}
+_ANSWERS = {"on_policy_truncated": "cut", "on_policy_empty": "ended at once"}
 _SPEEDS = {
     "target_tokens_per_second": "Target tokens of all processes per second since the last log; "
     "time spent in evaluations is excluded.",
@@ -46,6 +47,8 @@ def training_plots(rows: Rows) -> tuple[Plot, ...]:
         *(_plot(rows, *loss, scaled=True) for loss in _loss_plots(pairs)),
         _plot(rows, *_DISTANCE_PLOT, ylabel="distance", scaled=True),
         _plot(rows, *_SCORE_PLOT, ylabel="score (%)"),
+        _plot(rows, *_ANSWER_PLOT, ylabel="share of answers"),
+        _plot(rows, *_LENGTH_PLOT, ylabel="tokens"),
         _plot(rows, *_RATE_PLOT, ylabel="learning rate"),
         _plot(rows, *_speed_plot(speed), ylabel="tokens / s"),
         _plot(rows, *_NORM_PLOT, ylabel="norm"),
@@ -89,6 +92,19 @@ _SCORE_PLOT = (
     "Scores of answers",
     _SCORES,
     "Scores of answers generated for the evaluation data, in percent: 100 is the best.",
+)
+_ANSWER_PLOT = (
+    "answers",
+    "Answers of the student in training",
+    _ANSWERS,
+    "Of the answers that the student wrote in on-policy steps since the last log: the share that "
+    "was cut at on_policy_max_new_tokens, and the share that ended at once.",
+)
+_LENGTH_PLOT = (
+    "lengths",
+    "Their mean length",
+    {"on_policy_length": "mean length"},
+    "In tokens, the end of an answer included.",
 )
 _RATE_PLOT = (
     "rate",

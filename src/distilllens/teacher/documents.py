@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import pairwise
@@ -39,8 +40,6 @@ def cut(
 ) -> list[Document]:
     """The documents of a batch that have a target, in the order of the targets.
 
-    A document begins at the start of a row and wherever ``position_ids`` are 0; padding belongs to
-    none.
     So ``targets.rows(hidden)`` is the concatenation of the documents' rows, in order.
 
     Args:
@@ -50,20 +49,41 @@ def cut(
         position_ids: ``[B, T]``, starting from 0 in each packed document.
         inputs: other inputs of the model; ignored.
     """
-    real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    begins = torch.zeros_like(input_ids) if position_ids is None else position_ids == 0
-    tables = (input_ids, targets.mask, real != 0, begins.expand(input_ids.shape))
-    # One copy: every copy from an accelerator waits for it.
-    ids, valid, real, begins = torch.stack([each.to(torch.int32) for each in tables]).cpu()
-    valid, real, begins = valid.bool(), real.bool(), begins.bool()
-    found = []
-    for row in range(len(ids)):
-        kept = real[row]
-        row_ids, row_valid = ids[row][kept], valid[row][kept]
-        cuts = sorted({0, len(row_ids), *begins[row][kept].nonzero().flatten().tolist()})
-        for start, stop in pairwise(cuts):
-            found.append(_document(row_ids[start:stop], row_valid[start:stop]))
+    tables = (input_ids, targets.mask)
+    parts = pieces(tables, attention_mask=attention_mask, position_ids=position_ids)
+    found = [_document(ids, valid.bool()) for ids, valid in parts]
     return [document for document in found if document.num_targets]
+
+
+def pieces(
+    tables: Sequence[Tensor],
+    *,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+) -> Iterator[list[Tensor]]:
+    """The documents of a batch: of each, its part of every table, int32 on the CPU.
+
+    A document begins at the start of a row and wherever ``position_ids`` are 0; padding belongs to
+    none.
+
+    Args:
+        tables: ``[B, T]`` each, of numbers that int32 holds.
+        attention_mask: ``[B, T]``, 0 on padding.
+        position_ids: ``[B, T]``, starting from 0 in each packed document.
+    """
+    like = tables[0]
+    real = torch.ones_like(like) if attention_mask is None else attention_mask
+    begins = torch.zeros_like(like) if position_ids is None else position_ids == 0
+    tables = (*tables, real != 0, begins.expand(like.shape))
+    # One copy: every copy from an accelerator waits for it.
+    *tables, real, begins = torch.stack([each.to(torch.int32) for each in tables]).cpu()
+    real, begins = real.bool(), begins.bool()
+    for row in range(len(like)):
+        kept = real[row]
+        parts = [table[row][kept] for table in tables]
+        cuts = sorted({0, len(parts[0]), *begins[row][kept].nonzero().flatten().tolist()})
+        for start, stop in pairwise(cuts):
+            yield [part[start:stop] for part in parts]
 
 
 def document_of(input_ids: list[int], labels: list[int]) -> Document:

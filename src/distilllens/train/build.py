@@ -10,6 +10,7 @@ from peft import PeftModel
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from distilllens.data import to_dataset
+from distilllens.data.streams import RecordStream
 from distilllens.loading import (
     base_model_name,
     config_error,
@@ -26,7 +27,7 @@ def build_trainer(
     model: ModelConfig,
     args: DistillLensConfig,
     tokenizer,
-    records: dict[str, list[dict]],
+    records: dict[str, list[dict] | RecordStream],
     **more,
 ) -> DistillLensTrainer:
     """The trainer of a student, a model or its name, on ``{"train": records, "eval": records}``.
@@ -44,7 +45,10 @@ def build_trainer(
         student, quantization = _adapted(student, args, quantization), None
         args = copy.copy(args)
         args.model_init_kwargs = None
-    examples = {role: to_dataset(rows) for role, rows in records.items()}
+    examples = {
+        role: rows.dataset() if isinstance(rows, RecordStream) else to_dataset(rows)
+        for role, rows in records.items()
+    }
     try:
         return DistillLensTrainer(
             student,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datasets import Dataset, IterableDataset
 
+from distilllens.architectures import check_writes_text
 from distilllens.fingerprints import Unshared
 from distilllens.loading import check_lengths, check_vocabulary
 from distilllens.objective import WEIGHT_FIELDS
@@ -15,8 +16,10 @@ def check_arguments(model, teacher, args, compute_loss_func):
     """Refuse arguments of a trainer that leave nothing to learn, or that replace the loss.
 
     Raises:
-        ValueError: with the argument.
+        ValueError: with the argument; or a student that does not write text.
     """
+    if not isinstance(model, str):
+        check_writes_text(model)
     if teacher is None and args.teacher_cache is None and args.cross_entropy_weight == 0:
         raise ValueError(
             "nothing to learn from: there is no teacher and cross_entropy_weight is 0; set "

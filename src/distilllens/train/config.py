@@ -12,7 +12,7 @@ from trl import ModelConfig as ModelConfig  # the student of a recipe, and how t
 from trl import SFTConfig
 
 from distilllens.layer_map import LayerMap
-from distilllens.objective import TERMS, Objective
+from distilllens.objective import Objective
 from distilllens.sampling import check_fraction
 from distilllens.train.config_checks import (
     check_bounds,
@@ -25,23 +25,22 @@ from distilllens.train.config_checks import (
     check_types,
     settle_numbers,
 )
-from distilllens.train.config_defaults import follow_the_answers, follow_the_machine
+from distilllens.train.config_defaults import (
+    follow_the_answers,
+    follow_the_machine,
+    follow_the_metric,
+)
 from distilllens.train.lens_checks import (
     check_forms,
     check_lens_layers,
     settle_cross_tokenizer,
     settled_pair_weights,
 )
+from distilllens.train.on_policy_checks import check_on_policy
 from distilllens.train.schedule import lens_share, pair_weights
 
 # Scores of answers.
 HIGHER_IS_BETTER = ("rouge_l", "exact_match")
-
-
-def is_loss(metric: str) -> bool:
-    """Whether a metric is better where it is smaller: a loss of ours, or called one."""
-    ours = {term.log_name for term in TERMS} | {"entropy"}
-    return metric.split("/")[0] in ours or metric.endswith("loss")
 
 
 @dataclass
@@ -231,6 +230,29 @@ class DistillLensConfig(SFTConfig):
         },
     )
 
+    on_policy_fraction: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the steps, from 0 to 1, in which the student answers the prompts "
+            "itself and is compared with the teacher on what it wrote, without a cross-entropy."
+        },
+    )
+    on_policy_from: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of all steps, below 1, that train on the answers of the data before the "
+            "student writes any."
+        },
+    )
+    on_policy_max_new_tokens: int = field(
+        default=128,
+        metadata={"help": "Longest answer that the student writes in training, in tokens."},
+    )
+    on_policy_temperature: float = field(
+        default=1.0,
+        metadata={"help": "Temperature, above 0, at which the student samples these answers."},
+    )
+
     eval_generate: bool = field(
         default=False,
         metadata={
@@ -282,10 +304,7 @@ class DistillLensConfig(SFTConfig):
         settle_numbers(self)
         follow_the_machine(self)
         follow_the_answers(self)
-        if self.greater_is_better is None and self.metric_for_best_model is not None:
-            # transformers prefers larger values unless the name ends in "loss".
-            name = self.metric_for_best_model.removeprefix("eval_")
-            self.greater_is_better = not is_loss(name)
+        follow_the_metric(self)
         check_bounds(self)
         check_texts(self)
         super().__post_init__()
@@ -302,6 +321,7 @@ class DistillLensConfig(SFTConfig):
         check_lens_layers(self.lens_layers)
         self.lens_pair_weights = settled_pair_weights(self.lens_pair_weights, self.lens_layers)
         check_forms(self)
+        check_on_policy(vars(self))
         check_save_dtype(self.save_dtype)
 
     def objective(self, layer_map: LayerMap | None) -> Objective:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from distilllens.loss_terms import TERMS
+
 
 def follow_the_machine(args):
     """Set what is not set and depends on the machine: precision, checkpointing, pinned memory."""
@@ -47,3 +49,14 @@ def follow_the_answers(args):
     args.load_best_model_at_end = True
     if args.metric_for_best_model is None:
         args.metric_for_best_model = "rouge_l"
+
+
+def follow_the_metric(args):
+    """Set whether larger values of ``metric_for_best_model`` are better.
+
+    transformers takes them to be, unless the name ends in "loss".
+    """
+    if args.greater_is_better is None and args.metric_for_best_model is not None:
+        name = args.metric_for_best_model.removeprefix("eval_")
+        ours = {term.log_name for term in TERMS} | {"entropy"}
+        args.greater_is_better = not (name.split("/")[0] in ours or name.endswith("loss"))

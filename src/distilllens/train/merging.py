@@ -21,6 +21,18 @@ def load_merged(role: str, name: str, **settings):
     """
     if not is_adapter_folder(name):
         return load_model(role, name, **settings)
+    return load_adapted(role, name, **settings).merge_and_unload(safe_merge=True)
+
+
+def load_adapted(role: str, name: str, **settings) -> PeftModel:
+    """The base model of the adapter in the folder ``name``, with it and not merged.
+
+    Args:
+        role, settings: as of ``load_merged``.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
     settings.pop("revision", None)
     base = load_model(role, base_model_name(Path(name)), **settings)
-    return load_adapter(PeftModel, base, name).merge_and_unload(safe_merge=True)
+    return load_adapter(PeftModel, base, name)

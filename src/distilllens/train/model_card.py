@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,7 +28,8 @@ def model_card(
     lens_norm: bool,
     *,
     lens_readout: str = "logit",
-    dataset: str | None = None,
+    on_policy_fraction: float = 0.0,
+    datasets: str | Sequence[str] = (),
     more_tags: Iterable[str] = (),
     adapter_folder: str | None = None,
 ) -> str:
@@ -36,6 +37,9 @@ def model_card(
 
     Args:
         student: what training started from; the base model of an adapter.
+        on_policy_fraction: the share of steps on answers of the student's own.
+        datasets: the id of a data set on the hub; or the names of all sources of the data, of which
+            those that are such ids go into the metadata, too.
         adapter_folder: where a PEFT adapter was saved, to show how to load it; None for a model.
     """
     how, tags = "supervised fine-tuning", ["trl", "sft"]
@@ -49,12 +53,19 @@ def model_card(
         library, tags = "peft", {**tags, "lora": None}
     # The hub takes names of its own alone.
     base = [f"base_model: {student}"] if _is_hub_id(student) else []
-    data = ["datasets:", f"- {json.dumps(dataset)}"] if dataset else []
+    sources = [] if isinstance(datasets, str) else [*datasets]
+    ids = [name.partition("[")[0] for name in sources]  # of org/name[split]
+    ids = [name for name in dict.fromkeys(ids) if "/" in name and _is_hub_id(name)]
+    ids = [datasets] if isinstance(datasets, str) else ids
+    data = ["datasets:", *(f"- {json.dumps(name)}" for name in ids)] if ids else []
     lists = ["tags:", *(f"- {_plain(tag)}" for tag in tags), *data]
     head = ["---", f"library_name: {library}", *base, *lists, "---"]
     read = "yes" if lens_norm else "no"
     read += ", behind a tuned lens" if lens_readout == "tuned" else ""
     rows = _sft_rows(student) if teacher is None else _rows(student, teacher, objective, read)
+    if on_policy_fraction:
+        rows.append(("steps on the student's own answers", f"{on_policy_fraction:g} of all"))
+    rows += [("trained on", ", ".join(map(_code, sources)))] if sources else []
     return "\n".join(
         [
             *head,

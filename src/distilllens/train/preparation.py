@@ -12,16 +12,18 @@ from pathlib import Path
 
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
-from trl import SFTTrainer, is_conversational_from_value, maybe_convert_to_chatml
+from trl import is_conversational_from_value, maybe_convert_to_chatml
 
 from distilllens.data import format_instruction
 from distilllens.data.alignment import Aligner
 from distilllens.data.encode import Encoding, encode, template_fields
+from distilllens.data.streams import PLACE, CountedFilter
 from distilllens.files import sha256
 from distilllens.loading import with_chat_template
 from distilllens.targets import IGNORED, has_target
 from distilllens.train.chat_templates import assistant_tokens, check_marks, unmarked
 from distilllens.train.pairs import Pairs, check_pairable, pair_columns
+from distilllens.train.streams import StreamedTrainer, settle_streams, truncated
 
 logger = logging.getLogger(__name__)
 # Columns of what was noticed of a row, beside its tokens and labels.
@@ -35,17 +37,20 @@ class RowError(ValueError):
         kind: of the data, such as "training".
         index: of the row, from 0.
         reason: what is wrong with it.
+        place: the file and line of a streamed row, or None.
     """
 
-    def __init__(self, kind: str, index: int, begins: str, reason: str):
-        super().__init__(kind, index, begins, reason)  # processes hand it on by these
+    def __init__(self, kind: str, index: int, begins: str, reason: str, place: str | None = None):
+        super().__init__(kind, index, begins, reason, place)  # processes hand it on by these
         self.kind, self.index, self.begins, self.reason = kind, index, begins, reason
+        self.place = place
 
     def __str__(self):
-        return f"{self.kind} example {self.index} (counted from 0{self.begins}): {self.reason}"
+        what = f"{self.kind} example {self.index} (counted from 0{self.begins})"
+        return f"{self.place or what}: {self.reason}"
 
 
-class PreparedTrainer(SFTTrainer):
+class PreparedTrainer(StreamedTrainer):
     """``SFTTrainer`` whose rows are encoded by ``distilllens.data``, as everywhere else.
 
     Its tokens and labels are those of SFTTrainer, except that a beginning-of-sequence token which a
@@ -61,6 +66,7 @@ class PreparedTrainer(SFTTrainer):
     def __init__(self, model, args=None, *, train_dataset=None, processing_class=None, **kwargs):
         if isinstance(train_dataset, Dataset) and len(train_dataset) == 0:
             raise ValueError("the training data hold no example; they need at least one")
+        settle_streams(args, train_dataset, kwargs.get("eval_dataset"))
         if getattr(args, "assistant_only_loss", False):
             _check_marks(args, processing_class, train_dataset, kwargs.get("formatting_func"))
         if _trains_answers(train_dataset, args, kwargs.get("formatting_func")):
@@ -112,11 +118,15 @@ class PreparedTrainer(SFTTrainer):
                 dataset = _encoded(dataset, [*first], row, args.dataset_num_proc)
             if self.pairs is not None:
                 dataset = self.pairs.take(kind, dataset)
-        num_given = _num_rows(dataset)
+        num_given, limit = _num_rows(dataset), alone.max_length
+        if num_given is None:  # SFTTrainer would leave out what is cut to nothing, without a word
+            alone.max_length = None
         dataset = super()._prepare_dataset(
             dataset, processing_class, alone, False, formatting_func, dataset_name
         )
-        dataset = _with_targets(dataset, num_given, f"{kind} examples", alone.max_length)
+        if num_given is None:
+            dataset = truncated(dataset, limit, alone.truncation_mode)
+        dataset = _with_targets(dataset, num_given, f"{kind} examples", limit)
         if packing:
             dataset = super()._prepare_dataset(
                 dataset, processing_class, args, True, None, dataset_name
@@ -146,7 +156,8 @@ class _Row:
         try:
             return self._encoded(row)
         except ValueError as error:
-            raise RowError(self.kind, index, _begins(row), str(error)) from error
+            place = row.get(PLACE)
+            raise RowError(self.kind, index, _begins(row), str(error), place) from error
 
     def _encoded(self, row):
         example = self._example(row)
@@ -186,6 +197,7 @@ class _Row:
             return {"text": self.formatting_func(row)}
         row = {name: value for name, value in row.items() if value is not None}
         row = _in_messages(row)
+        row.pop(PLACE, None)
         for fields in (("prompt", "completion"), ("messages",)):
             if {*fields} <= row.keys():
                 return {name: row[name] for name in fields} | template_fields(row)
@@ -201,18 +213,21 @@ class _Row:
 
 def _in_messages(row):
     """A row whose turns have "from" and "value" with role and content, as SFTTrainer reads it."""
-    return maybe_convert_to_chatml(row) if is_conversational_from_value(row) else row
+    if not is_conversational_from_value(row):
+        return row
+    return maybe_convert_to_chatml(copy.deepcopy(row))  # it writes into the turns
 
 
 def _check_marks(args, tokenizer, dataset, formatting_func):
     """``check_marks`` of a data set, as far as it and its tokenizer are there already."""
-    if not isinstance(dataset, Dataset) or not isinstance(tokenizer, PreTrainedTokenizerBase):
+    is_known = isinstance(dataset, Dataset | IterableDataset)
+    if not is_known or not isinstance(tokenizer, PreTrainedTokenizerBase):
         return  # which SFTTrainer says
-    if formatting_func or {"input_ids", "images", "image"} & {*dataset.column_names}:
+    row = {n: value for n, value in next(iter(dataset), {}).items() if value is not None}
+    if formatting_func or not row or {"input_ids", "images", "image"} & row.keys():
         return
     if args.chat_template_path is not None:
         tokenizer = with_chat_template(tokenizer, args.chat_template_path)
-    row = {name: value for name, value in dataset[0].items() if value is not None}
     check_marks(tokenizer, _in_messages(row))
 
 
@@ -248,8 +263,8 @@ def _encoded(dataset, columns, row, num_proc):
     """A data set as ``input_ids`` and ``labels``, after warnings of what was noticed."""
     settings = {"with_indices": True, "remove_columns": columns}
     if not isinstance(dataset, Dataset):
-        say = _SayOnce(row)
-        return dataset.map(row, **settings).map(say, with_indices=True, remove_columns=_NOTES)
+        dataset = dataset.map(row, **settings).map(_SayOnce(row), with_indices=True)
+        return dataset.select_columns(["input_ids", "labels"])  # rows may differ in their fields
     settings |= {"num_proc": num_proc, "desc": f"Tokenizing {row.kind} data"}
     dataset = dataset.map(row, **settings)
     lost = [(index, text) for index, text in enumerate(dataset["lost"]) if text]
@@ -311,7 +326,9 @@ def _with_targets(dataset, num_given, what, max_length=None):
         ValueError: none has one.
     """
     if num_given is None:
-        return dataset.filter(_has_target)
+        advice = "raise max_length, shorten the prompts, or check their labels"
+        counted = CountedFilter(_has_target, what, "have no response token", advice)
+        return dataset.filter(counted, with_indices=True)
     kept = dataset.filter(_has_target, desc=f"Counting {what}")
     within = "" if max_length is None else f" within max_length {max_length}"
     if len(kept) == 0:

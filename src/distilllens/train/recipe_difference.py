@@ -19,6 +19,9 @@ _DATA = {"train": "train_file", "eval": "eval_file"}
 _MODELS = {"student": "model_name_or_path", "teacher": "teacher_model_name_or_path"}
 # Fields of a run's data that have a default.
 _DEFAULTS = {"dataset_train_split": "train", "chat": False}
+_DEFAULTS |= {"dataset_streaming": False, "dataset_shuffle_buffer": 1000}
+# A mixture is compared by its rows; the other is another name of dataset_streaming.
+_IN_ROWS = ("datasets", "streaming")
 # A second configuration with these would replace what the hosts remember of the first.
 _GLOBAL = {"accelerator_config", "deepspeed", "fsdp", "fsdp_config", "parallelism_config"}
 
@@ -47,7 +50,7 @@ def first_difference(before: Mapping, now: Mapping) -> str | None:
 
 def _in_fields(before, now) -> Iterator[str]:
     old, new = before.get("fields", {}), now.get("fields", {})
-    names = sorted((old.keys() | new.keys()) - set(_DATA.values()))
+    names = sorted((old.keys() | new.keys()) - {*_DATA.values(), *_IN_ROWS})
     # What is not set has its default, or a value that follows from other fields and the machine.
     for default in (_plain, _derived):
         if names:
@@ -107,7 +110,7 @@ def _in_rows(before, now) -> Iterator[str]:
     for role in sorted(old.keys() & new.keys()):
         if old[role] != new[role] and (role == "train" or best):
             shown = f"were {_shown(old[role])} and are now {_shown(new[role])}"
-            yield f"the {role} rows of dataset_name {shown}"
+            yield f"the {role} rows {shown}"
 
 
 def _data_difference(place, before, now):

@@ -28,9 +28,10 @@ from distilllens.train.checks import (
 )
 from distilllens.train.collation import Collation
 from distilllens.train.finite import check_weights
-from distilllens.train.logged_trainer import LoggedTrainer
 from distilllens.train.metrics import named_terms
 from distilllens.train.model_card import may_write_card, model_card
+from distilllens.train.on_policy import OnPolicyTrainer
+from distilllens.train.on_policy_checks import check_prompts
 from distilllens.train.overlap import measured_overlap
 from distilllens.train.preparation import PreparedTrainer
 from distilllens.train.projectors import (
@@ -49,7 +50,7 @@ from distilllens.train.tuned_lens import TunedLensTrainer
 logger = logging.getLogger(__name__)
 
 
-class DistillLensTrainer(PreparedTrainer, TunedLensTrainer, LoggedTrainer):
+class DistillLensTrainer(PreparedTrainer, TunedLensTrainer, OnPolicyTrainer):
     """Train a student by cross-entropy, an output divergence and a lens divergence.
 
     Use it like ``SFTTrainer``: it takes the same data (and instruction/input/output records) and
@@ -103,6 +104,7 @@ class DistillLensTrainer(PreparedTrainer, TunedLensTrainer, LoggedTrainer):
         teacher_model, args = teacher_and_config(teacher_model, args)
         check_arguments(model, teacher_model, args, compute_loss_func)
         check_answers(args, eval_dataset, score_answers)
+        check_prompts(args, teacher_model, train_dataset, kwargs.get("formatting_func"))
         self.score_answers, self.overlap = score_answers, None
         logger.info("loading the student, preparing the data")
         super().__init__(
@@ -136,6 +138,7 @@ class DistillLensTrainer(PreparedTrainer, TunedLensTrainer, LoggedTrainer):
         self.objective = args.objective(layer_map_of(args, self._depths, self.teacher))
         self.project = self._projectors()
         self.add_translators()
+        self.add_answers()
 
     def _projectors(self):
         """What brings the student's states to the teacher's width, trained along where it must."""
@@ -239,7 +242,7 @@ class DistillLensTrainer(PreparedTrainer, TunedLensTrainer, LoggedTrainer):
         # seed, not data_seed: the latter keeps the order of the data while everything else varies.
         key = {"seed": self.args.seed, "step": self.state.global_step}
         weight = self.args.lens_weight_at(self.state.global_step, self.state.max_steps)
-        objective, draws = replace(self.objective, lens_weight=weight), None
+        objective, draws = self.of_policy(replace(self.objective, lens_weight=weight)), None
         if not objective.needs_lens():
             return objective, None
         if objective.lens_token_fraction < 1:
@@ -258,7 +261,8 @@ class DistillLensTrainer(PreparedTrainer, TunedLensTrainer, LoggedTrainer):
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
         """Write README.md: teacher, layer map and weights of the loss; another README stays.
 
-        ``dataset_name`` and ``tags``, a text or several, are added to the hub's metadata.
+        ``dataset_name`` and ``tags``, a text or several, are added to the hub's metadata; of
+        several data sets, files among them, all are named in the table.
         """
         if not self.is_world_process_zero():
             return
@@ -272,9 +276,10 @@ class DistillLensTrainer(PreparedTrainer, TunedLensTrainer, LoggedTrainer):
             self.objective,
             self.args.lens_norm,
             lens_readout=self.args.lens_readout,
-            dataset=dataset_name,
+            on_policy_fraction=self.args.on_policy_fraction,
+            datasets=dataset_name or (),
             more_tags=[tags] if isinstance(tags, str) else tags or (),
-            adapter_folder=str(self.args.output_dir) if _is_adapter(self.model) else None,
+            adapter_folder=self.args.output_dir if hasattr(self.model, "peft_config") else None,
         )
         file = Path(self.args.output_dir) / "README.md"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -282,7 +287,3 @@ class DistillLensTrainer(PreparedTrainer, TunedLensTrainer, LoggedTrainer):
             logger.warning("%s is no model card of distilllens and stays; none is written", file)
             return
         write_atomically(file, card)
-
-
-def _is_adapter(model):
-    return hasattr(model, "peft_config")

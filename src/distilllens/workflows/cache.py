@@ -21,7 +21,7 @@ from distilllens.train.teachers import (
     load_teacher,
 )
 from distilllens.train.tuned_lens import new_translators, translators_for_cache
-from distilllens.workflows import students, train_inputs
+from distilllens.workflows import students, train_data, train_inputs
 from distilllens.workflows.identity import check_depths
 from distilllens.workflows.train import one_line_errors
 from distilllens.workflows.train_checks import check_cache
@@ -52,9 +52,12 @@ def write_cache(
     config = students.load_student_config(job, model, args, tokenizer)
     check_depths(args, config)
     reader = students.as_trained(tokenizer, args)
-    examples = train_inputs.examples_of(job, args, reader, train_inputs.load_all(job, reader))
+    records = train_data.load_all(job, reader, args)
+    examples = train_data.examples_of(job, args, reader, records)
+    if source := train_data.described(job, records):
+        logger.info("caching states of the rows %s", source)
     train_inputs.say_templates(args, reader, examples, config)
-    with one_line_errors("the cache cannot be written"), train_inputs.placed(examples):
+    with one_line_errors("the cache cannot be written"), train_data.placed(examples):
         cached = _filled(args, tokenizer, examples, depths_of(config), depths)
     return (
         f"the teacher cache {args.teacher_cache} holds {cached.num_documents} documents, "

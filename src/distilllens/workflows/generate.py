@@ -22,6 +22,7 @@ from distilllens.generate.vllm_backend import VllmBackend
 from distilllens.loading import size_in_words
 from distilllens.workflows.evaluate_checks import check_flags, check_seeds
 from distilllens.workflows.generate_inputs import prepare
+from distilllens.workflows.generate_served import answer_served, check_served, prepare_served
 from distilllens.workflows.provenance import command_line, versions
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ class Plan:
         keep_truncated: keep answers that were cut at ``max_new_tokens``.
         dtype: dtype of the weights; "auto" is the one they were saved in.
         backend: "transformers" or "vllm".
+        server: the address of an OpenAI-compatible server that has the model, or None.
+        server_key: the environment variable with its key; the key is written nowhere.
         trust_remote_code: whether code that comes with the model may run.
 
     Raises:
@@ -61,6 +64,8 @@ class Plan:
     dtype: str = "auto"
     device: str | None = None
     backend: str = "transformers"
+    server: str | None = None
+    server_key: str = "OPENAI_API_KEY"
     trust_remote_code: bool = False
 
     def __post_init__(self):
@@ -69,6 +74,8 @@ class Plan:
         else:
             check_seeds(self.seeds)
         check_flags(self)
+        if self.server is not None:
+            check_served(self)
 
 
 def generate(plan: Plan) -> str:
@@ -85,7 +92,7 @@ def generate(plan: Plan) -> str:
     with ExitStack() as stack:
         with process.together():
             file.check_place()
-            prepared = prepare(plan, process)
+            prepared = prepare_served(plan, process) if plan.server else prepare(plan, process)
             settings = prepared.settings | {"keep_truncated": plan.keep_truncated}
             if process.is_main and not file.is_finished(settings):
                 stack.enter_context(file.claimed(prepared.settings))
@@ -99,7 +106,10 @@ def generate(plan: Plan) -> str:
                 raise ValueError(f"--output {plan.output} must be a file that all processes see")
             before, began = file.answers(), time.perf_counter()
         with _going_on(file), process.together():
-            _answer(plan, process, prepared, file, before.keys())
+            if plan.server:
+                answer_served(plan, prepared, file, before.keys())
+            else:
+                _answer(plan, process, prepared, file, before.keys())
         with process.together():
             if process.is_main:
                 about = _finish(plan, prepared, file, settings)

@@ -45,20 +45,10 @@ def prepare(plan, process: Process) -> Prepared:
     """
     if plan.backend == "vllm":
         check_vllm(plan.decoding, process.size)
-    paths = [path_of(source) for source in plan.data]
-    _check_apart(Path(plan.output), paths)
-    places, records = zip(*load_prompts(paths, chat=plan.chat)[: plan.limit], strict=True)
-    _check_chat(plan, records[0], places[0])
-    records = [_writable(record, place) for record, place in zip(records, places, strict=True)]
-    examples = [
-        replace(example, place=place)
-        for example, place in zip(examples_of(records, "", plan.chat), places, strict=True)
-    ]
+    records, data, hashes = read_data(plan)
     (candidate,) = find_models([plan.model], trust_remote_code=plan.trust_remote_code)
     if plan.chat and candidate.tokenizer.chat_template is None:
         raise ValueError(f"--chat: the tokenizer of {plan.model} has no chat template")
-    hashes = [sha256(file) for file in data_files(paths, warn=False)]
-    data = Benchmark(", ".join(plan.data), plan.data[0], hashes[0], tuple(examples))
     task = make_task(data, [candidate], plan.decoding, plan.max_prompt_length)
     settings = {
         "model": candidate.hashes,
@@ -69,6 +59,26 @@ def prepare(plan, process: Process) -> Prepared:
         "backend": plan.backend,
     }
     return Prepared(candidate, records, task, settings)
+
+
+def read_data(plan) -> tuple[list[dict], Benchmark, list[str]]:
+    """``(records, the prompts in them, hashes of the files)`` of the data of a plan.
+
+    Raises:
+        ValueError: data that cannot be used, or an output that would be read as data.
+    """
+    paths = [path_of(source) for source in plan.data]
+    _check_apart(Path(plan.output), paths)
+    places, records = zip(*load_prompts(paths, chat=plan.chat)[: plan.limit], strict=True)
+    _check_chat(plan, records[0], places[0])
+    records = [_writable(record, place) for record, place in zip(records, places, strict=True)]
+    examples = [
+        replace(example, place=place)
+        for example, place in zip(examples_of(records, "", plan.chat), places, strict=True)
+    ]
+    hashes = [sha256(file) for file in data_files(paths, warn=False)]
+    data = Benchmark(", ".join(plan.data), plan.data[0], hashes[0], tuple(examples))
+    return records, data, hashes
 
 
 def _check_apart(output, paths):

@@ -35,6 +35,13 @@ from distilllens.report import (
     token_text,
 )
 from distilllens.workflows.inspect_checks import check_inspection
+from distilllens.workflows.inspect_kinds import (
+    as_read,
+    check_kinds,
+    encode_pairs,
+    note_of,
+    tokens_of,
+)
 from distilllens.workflows.outputs import check_figures, write_page
 
 logger = logging.getLogger(__name__)
@@ -62,7 +69,8 @@ def write_inspection(
         output: the page to write.
         teacher, students: folders or hub ids; or
         model: a single model, for the classic logit lens.
-        prompt: a text of which every token is read; or
+        prompt: a text of which every token is read; of encoder-decoders, what the encoder reads,
+            and every token of the first model's answer is read; or
         data: data files of which the tokens that predict a response are read.
         limit: number of records of ``data`` to read.
         max_length: number of tokens to read of a record.
@@ -95,6 +103,7 @@ def write_inspection(
     models = list(zip(roles, names, strict=True))
     loading = {"trust_remote_code": trust_remote_code}
     configs = [load_config(role, name, **loading) for role, name in models]
+    encodes = check_kinds(models, configs)
     tokenizer, differences = _shared_tokenizer(models, **loading)
     positions = least_positions(configs)
     fitting = ()
@@ -102,13 +111,14 @@ def write_inspection(
         passages, source = [_prompt(prompt, tokenizer, positions)], "one prompt"
     else:
         length, records = min(max_length, positions or max_length), load_records(data)
-        passages, source = _passages(records, tokenizer, limit, length)
+        passages, source = _passages(records, tokenizer, limit, length, encodes)
         if lens_readout == "tuned":
-            fitting = _fitting_passages(records[limit:], tokenizer, limit, length)
+            fitting = _fitting_passages(records[limit:], tokenizer, limit, length, encodes)
+    ids = [tokens_of(passage) for passage in passages]
     names_of_texts = [f"text {number}" for number in range(1, len(passages) + 1)]
     for unshared in differences:
-        unshared.check([each.ids.tolist() for each in passages], tokenizer, names_of_texts)
-    found = _read(models, passages, fitting, lens_layers, dtype, loading)
+        unshared.check(ids, tokenizer, names_of_texts)
+    found, note = _read(models, passages, fitting, lens_layers, dtype, loading)
     labels = _labels(names)
     sections = inspector_sections(found, labels, partial(token_text, tokenizer))
     first, *others = labels
@@ -117,24 +127,25 @@ def write_inspection(
         [dtype] if dtype != "auto" else [saved_dtype(config) or "float32" for config in configs]
     )
     source += ", through a lens tuned on the records behind them" if fitting else ""
-    lead = _lead(models, source, dtypes, found.trained)
+    lead = _lead(models, source, dtypes, found.trained) + note
     page = render_page(title, lead, sections)
     return _write(output, page, figures, sections)
 
 
 def _read(models, passages, fitting, lens_layers, dtype, loading):
-    """The models at every depth, each on all passages: an Inspection."""
+    """The models at every depth, each on all passages: an Inspection, and a note on its kind."""
     lenses = [_lens(role, name, dtype, **loading) for role, name in models]
-    largest = max(int(passage.ids.max()) for passage in (*passages, *fitting))
+    largest = max(max(tokens_of(passage)) for passage in (*passages, *fitting))
     for (role, name), lens in zip(models, lenses, strict=True):
         check_vocabulary(f"{role} {name!r}", lens.model, largest)
+    passages, fitting = as_read(lenses[0], passages), as_read(lenses[0], fitting)
     if fitting:
         lenses = [
             _fitted(role, lens, fitting) for (role, _), lens in zip(models, lenses, strict=True)
         ]
     trained = [pairs_of(lens_layers, student, lenses[0]) for student in lenses[1:]]
     bar = tqdm(passages, desc="reading", unit="text", disable=len(passages) == 1)
-    return inspect_models(lenses[0], bar, lenses[1:], trained=trained)
+    return inspect_models(lenses[0], bar, lenses[1:], trained=trained), note_of(lenses[0])
 
 
 def pairs_of(lens_layers: str | int, student: LogitLens, teacher: LogitLens) -> LayerMap | tuple:
@@ -172,7 +183,7 @@ def _shared_tokenizer(models, **loading):
 
 def _lens(role, name, dtype, **loading):
     logger.info("loading %s", name)
-    model = load_model(role, name, dtype=dtype, **loading)
+    model = load_model(role, name, every_kind=True, dtype=dtype, **loading)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     logger.info("%s: %s, on %s", role, size_in_words(model.requires_grad_(False)), device)
     return LogitLens(model.to(device).eval())
@@ -186,22 +197,26 @@ def _fitted(role, lens, passages):
     return lens
 
 
-def _fitting_passages(records, tokenizer, limit, length):
+def _fitting_passages(records, tokenizer, limit, length, encodes):
     """Passages of the records that are not shown."""
     if not records:
         raise ValueError(
             f"--lens_readout tuned is fitted to the records behind the first {limit}, and --data "
             "has no more; lower --limit, or give more data"
         )
-    return _passages(records, tokenizer, len(records), length)[0]
+    return _passages(records, tokenizer, len(records), length, encodes)[0]
 
 
-def _passages(records, tokenizer, limit, length):
+def _passages(records, tokenizer, limit, length, encodes):
     """The responses of the first records, and how they were chosen, a sentence."""
     examples = to_training_examples(records[:limit])
     names = [f"record {number}" for number in range(1, len(examples) + 1)]
-    encoded = encode_examples(examples, tokenizer, names, length)
-    passages = [p for ids, first in encoded if (p := target_passage(ids, first, length))]
+    if encodes:
+        encoded = encode_pairs(examples, tokenizer, names, length)
+        passages = [Passage(ids, torch.arange(len(ids)), source) for source, ids in encoded]
+    else:
+        encoded = encode_examples(examples, tokenizer, names, length)
+        passages = [p for ids, first in encoded if (p := target_passage(ids, first, length))]
     if not passages:
         raise ValueError(
             f"none of the {len(encoded)} records has a response within {length} tokens; "

@@ -91,6 +91,18 @@ def check_folder(flag: str, path: Path):
     _check_writable(f"{flag} {path}", above)
 
 
+def check_new_folder(flag: str, path: Path):
+    """Refuse a folder that cannot be created or written, or that holds something.
+
+    Raises:
+        ValueError: the path, or a folder above it, is a file; or the folder is not empty.
+        OSError: a folder that cannot be written.
+    """
+    check_folder(flag, path)
+    if path.exists() and any(path.iterdir()):
+        raise ValueError(f"{flag} {path} exists and is not empty; name another folder")
+
+
 def _is_ours(path, mark):
     """Whether a file begins as ours do; an empty one has nothing to lose."""
     if not path.is_file():

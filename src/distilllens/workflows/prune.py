@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,6 @@ from tqdm import tqdm
 from distilllens.data import load_records, to_training_examples
 from distilllens.data.encode import encode_examples
 from distilllens.data.records import place_of
-from distilllens.errors import first_line
 from distilllens.layer_map import Cut, parse_blocks
 from distilllens.lens import LogitLens, capture
 from distilllens.lens.probe import undisturbed
@@ -29,8 +26,8 @@ from distilllens.loading import (
 )
 from distilllens.train.finite import check_weights
 from distilllens.train.merging import load_merged
-from distilllens.train.saving import make_saveable
-from distilllens.workflows.outputs import check_count, check_folder
+from distilllens.workflows.model_folder import write_model
+from distilllens.workflows.outputs import check_count, check_new_folder
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +91,7 @@ def check_pruning(
             "--by importance keeps the first and the last block: --blocks must be at least 2, or "
             "set --drop_ends"
         )
-    check_folder("--output", output)
-    if output.exists() and any(output.iterdir()):
-        raise ValueError(f"--output {output} exists and is not empty; name another folder")
+    check_new_folder("--output", output)
 
 
 def prune(
@@ -157,7 +152,7 @@ def prune(
     logger.info("cutting, and comparing with the model's own forward without the other blocks")
     student, _ = student_from_blocks(teacher, blocks)
     cut = cut_of(student.config)
-    _write(student, tokenizer, output)
+    write_model(student, tokenizer, output)
     size = f"{size_in_words(student)}, of {size_in_words(teacher)}"
     kept = ", ".join(map(str, cut.blocks))
     line = f"wrote {output}: {len(cut.blocks)} of {cut.of} blocks ({kept}); {size}"
@@ -209,25 +204,3 @@ def _texts(data, tokenizer, limit, length):
     if not texts:
         raise ValueError(f"none of the {len(examples)} records of --data has a token")
     return texts
-
-
-def _write(student, tokenizer, output):
-    """Save to a folder beside, then give it its name."""
-    make_saveable(student, tokenizer)
-    part = output.with_name(f"{output.name}.{os.getpid()}.part")
-    part.mkdir(parents=True)
-    try:
-        student.save_pretrained(part)
-        if tokenizer is None:
-            logger.warning("the model has no tokenizer; %s will have none either", output)
-        else:
-            tokenizer.save_pretrained(part)
-        if output.exists():
-            output.rmdir()
-        os.replace(part, output)
-    except BaseException as error:
-        shutil.rmtree(part, ignore_errors=True)
-        is_plain = isinstance(error, OSError) and error.errno is not None
-        if is_plain or not isinstance(error, Exception):
-            raise
-        raise OSError(f"{output} could not be written: {first_line(error)}") from error

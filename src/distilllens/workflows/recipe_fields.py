@@ -18,7 +18,10 @@ _ELSEWHERE = {
     "epochs": "num_train_epochs",
     "eval_data": "eval_file",
     "layer_map": "lens_layers",
+    "lmbda": "on_policy_fraction",
     "lr": "learning_rate",
+    "max_completion_length": "on_policy_max_new_tokens",
+    "max_new_tokens": "on_policy_max_new_tokens",
     "model": "model_name_or_path",
     "model_name": "model_name_or_path",
     "no_cuda": "use_cpu",
@@ -32,6 +35,7 @@ _ELSEWHERE = {
 
 # The type of a list's elements -> what a recipe may have there, and its name.
 _ITEMS = {str: (str, "texts"), int: (int, "whole numbers"), float: (int | float, "numbers")}
+_ITEMS[dict] = (dict, "mappings such as {path: data.jsonl}")
 
 
 class UnknownField(ValueError):

@@ -19,7 +19,11 @@ from distilllens.train.progress import duration
 from distilllens.train.run_folder import RUN_FILE, read_run, read_state
 from distilllens.workflows.outputs import PAGE, check_count, check_page, write_page
 from distilllens.workflows.run_models import observe_run
-from distilllens.workflows.run_summary import blocks_in_words, loss_in_words
+from distilllens.workflows.run_summary import (
+    blocks_in_words,
+    loss_in_words,
+    on_policy_in_words,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +56,9 @@ _Fields = TypedDict(
         **dict.fromkeys((term.weight_field for term in TERMS), float),
         **{term.divergence_field: str for term in TERMS if term.divergence_field},
         "student_blocks": list[int] | int | None,
+        "datasets": list[dict[str, Any]] | None,
         "seed": float,
-        **dict.fromkeys(("chat", "use_cpu"), bool),
+        **dict.fromkeys(("chat", "use_cpu", "dataset_streaming", "streaming"), bool),
     },
     total=False,
 )
@@ -140,9 +145,11 @@ def _lead(note, fields, state):
 def _facts(note, fields, state):
     facts = {"student started from": _student(fields)}
     if teacher := _teacher(fields):
-        facts |= {"teacher": teacher, "loss": _loss(fields)}
+        facts |= {"teacher": teacher, "loss": loss_in_words(_value_of(fields))}
         if pairs := _pairs(note, state["log_history"]):
             facts["depths, student:teacher"] = ", ".join(pairs)
+        if on_policy := on_policy_in_words(_value_of(fields)):
+            facts["on-policy"] = on_policy
     else:
         facts["loss"] = "cross-entropy"
     if data := _data(fields):
@@ -178,14 +185,16 @@ def _teacher(fields):
     return str(named) if named else f"the teacher cache {cache}" if cache else None
 
 
-def _loss(fields):
-    """The weighted terms of the loss; fields that were not set have their defaults."""
+def _value_of(fields):
+    """Field -> its value; fields that were not set have their defaults."""
     defaults = DistillLensConfig.__dataclass_fields__
-    return loss_in_words(lambda name: fields.get(name, defaults[name].default))
+    return lambda name: fields.get(name, defaults[name].default)
 
 
 def _data(fields):
     if name := fields.get("dataset_name"):
         return str(name)
+    if entries := fields.get("datasets"):
+        return ", ".join(str(entry.get("path")) for entry in entries)
     files = fields.get("train_file") or []
     return ", ".join(map(str, files if isinstance(files, list) else [files]))

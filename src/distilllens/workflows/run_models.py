@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
 
-from distilllens.data import load_hub, load_records, template_fields, to_training_examples
+from distilllens.data import template_fields, to_training_examples
 from distilllens.data.encode import encode_example
+from distilllens.data.sources import load_sources
+from distilllens.data.streams import RecordStream
 from distilllens.errors import first_line
 from distilllens.fingerprints import fingerprint
 from distilllens.generate.decoding import Decoding
@@ -28,6 +31,7 @@ from distilllens.loading import (
 from distilllens.report import Observations, Sample
 from distilllens.workflows.inspect import target_passage
 from distilllens.workflows.students import cut_student, random_student
+from distilllens.workflows.train_data import sources_named
 
 _MAX_TEXT_TOKENS, _MAX_QUESTION_CHARACTERS = 256, 1200
 # Maximum tokens of an answer; the smaller values apply only if no question leaves more room.
@@ -57,7 +61,7 @@ def observe_run(
     missing, models = loader.warnings, {}
     with _record_failure(missing, "The divergence by depth and the answers are left out"):
         tokenizer = load_tokenizer("student", str(student), trust_remote_code=trusted)
-        records, description = _records(fields, folder)
+        records, description = _records(fields, folder, _TRIES_PER_TEXT * limit)
         models["student"] = loader.student()
     if "student" not in models:
         return Observations(missing=tuple(missing))
@@ -69,7 +73,7 @@ def observe_run(
     available = [name for name in ("teacher", "start", "student") if models.get(name) is not None]
     models = {name: models[name] for name in available}
     chat = bool(fields.get("chat"))
-    texts = Texts(records[: _TRIES_PER_TEXT * limit], description, limit, limit, chat)
+    texts = Texts(records, description, limit, limit, chat)
     observed = observe_models(models, tokenizer, texts, trained=_depth_pairs(pairs))
     return replace(observed, missing=(*missing, *observed.missing))
 
@@ -218,20 +222,35 @@ def _depth_pairs(pairs):
     return tuple(tuple(map(int, pair.split(":"))) for pair in pairs)
 
 
-def _records(fields, folder):
-    """The evaluation data if there are any, else the training data, and a description."""
-    if name := fields.get("dataset_name"):
-        test = fields.get("dataset_test_split")
-        split = test or fields.get("dataset_train_split", "train")
-        records = load_hub(name, split, fields.get("dataset_config"), warn=False)
-        return records, f"{name}[{split}]" + ("" if test else " (training data)")
-    role = "eval_file" if fields.get("eval_file") else "train_file"
-    files = fields.get(role)
-    files = files if isinstance(files, list) else [files]
-    paths = [local if (local := folder / file).exists() else file for file in files]
-    names = ", ".join(Path(file).name for file in files)
-    suffix = " (training data)" if role == "train_file" else ""
-    return load_records(paths, warn=False), names + suffix
+def _records(fields, folder, num):
+    """The first evaluation data if there are any, else the training data, and a description."""
+    fields = {**fields}
+    evaluated = fields.get("eval_file") or fields.get("dataset_test_split")
+    if fields.get("eval_file"):
+        fields = {"train_file": fields["eval_file"]}
+    if fields.get("dataset_test_split"):
+        fields["dataset_train_split"] = fields["dataset_test_split"]
+    if files := fields.get("train_file"):
+        files = files if isinstance(files, list) else [files]
+        fields["train_file"] = [_moved(file, folder) for file in files]
+    if entries := fields.get("datasets"):
+        fields["datasets"] = [{**entry, "path": _moved(entry["path"], folder)} for entry in entries]
+    sources, chat = sources_named(fields), bool(fields.get("chat"))
+    names = [file for source in sources for file in source.files or (source.label,)]
+    label = ", ".join(Path(name).name if Path(name).exists() else name for name in names)
+    label += "" if evaluated else " (training data)"
+    # Files are read as far as they are needed, and other data as training has read them.
+    is_streamed = fields.get("dataset_streaming") or fields.get("streaming")
+    if is_streamed or all(source.files for source in sources):
+        stream = RecordStream(sources, chat=chat, warn=False)
+        return [*islice(stream.records(), num)], label
+    found = load_sources(sources, chat=chat, warn=False)
+    return [*islice(chain.from_iterable(found), num)], label
+
+
+def _moved(file, folder):
+    """A path of a recipe, which counted from the working directory of its run."""
+    return str(local) if (local := folder / file).exists() else file
 
 
 def _passages(texts, tokenizer, positions):

@@ -28,15 +28,16 @@ class Opening(TrainerCallback):
     Args:
         student: what it started from, in words.
         chat: whether the chat template writes instruction records.
+        source: of the training data, in words; empty if it goes without saying.
     """
 
-    def __init__(self, student: str, *, chat: bool = False):
-        self.student, self.chat, self.trainer = student, chat, None
+    def __init__(self, student: str, *, chat: bool = False, source: str = ""):
+        self.student, self.chat, self.source, self.trainer = student, chat, source, None
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Once for all processes; ``trainer`` must have been set."""
         if self.trainer is not None and state.is_world_process_zero:
-            logger.info("%s", block(_opening(self.trainer, state, self.student)))
+            logger.info("%s", block(_opening(self, state)))
 
 
 def student_in_words(job, model, args) -> str:
@@ -110,7 +111,19 @@ def loss_in_words(value: Callable[[str], object]) -> str:
     )
 
 
-def _opening(trainer, state, student):
+def on_policy_in_words(value: Callable[[str], object]) -> str:
+    """How the student writes answers in training, or ""; ``value`` as in ``loss_in_words``."""
+    share, start = value("on_policy_fraction"), value("on_policy_from")
+    if not share:
+        return ""
+    when = "all steps" if share == 1 else f"{share:g} of the steps"
+    when += f" after the first {start:g} of them" if start else ""
+    longest, heat = value("on_policy_max_new_tokens"), value("on_policy_temperature")
+    return f"{when}: answers of the student, up to {longest} tokens, at temperature {heat:g}"
+
+
+def _opening(opening, state):
+    trainer, student = opening.trainer, opening.student
     args, accelerator = trainer.args, trainer.accelerator
     model = accelerator.unwrap_model(trainer.model)
     mixed = accelerator.mixed_precision
@@ -126,7 +139,8 @@ def _opening(trainer, state, student):
         "tokens": "" if trainer.overlap is None else str(trainer.overlap),
         "layers": _layers(trainer),
         "lens": _forms(args) if lens_is_read(trainer) else "",
-        "data": _data(trainer),
+        "on-policy": on_policy_in_words(lambda name: getattr(args, name)),
+        "data": _data(trainer, opening.source),
         "steps": _steps(args, state, accelerator.num_processes),
         "output": _output(args),
     }
@@ -193,7 +207,7 @@ def _rule(trainer):
     )
 
 
-def _data(trainer):
+def _data(trainer, source):
     unit = "packs" if trainer.args.packing else "rows"
     sizes = [
         f"{'' if kind == 'training' else f'{kind}: '}{rows:,} {unit}, {tokens:,} target tokens"
@@ -201,7 +215,7 @@ def _data(trainer):
     ]
     if len(sizes) > 1 and trainer.args.eval_strategy == "no":
         sizes[-1] += " (eval_strategy no: training does not evaluate)"
-    return "; ".join(sizes)
+    return "; ".join(filter(None, [source, *sizes]))
 
 
 def _steps(args, state, num_processes):

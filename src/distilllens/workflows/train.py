@@ -24,10 +24,11 @@ from distilllens.train.build import build_trainer
 from distilllens.train.checkpoint import rotate
 from distilllens.train.config import HIGHER_IS_BETTER, DistillLensConfig
 from distilllens.train.metrics import SEEN
+from distilllens.train.on_policy_checks import check_prompts
 from distilllens.train.run_lock import claimed
 from distilllens.train.saving import saved_or_removed
 from distilllens.train.stopping import StopSignals
-from distilllens.workflows import students, train_inputs
+from distilllens.workflows import students, train_data, train_inputs
 from distilllens.workflows.identity import (
     check_depths,
     student_identity,
@@ -94,8 +95,9 @@ def _run(job, model, args, given):
     config = students.load_student_config(job, model, args, tokenizer)
     check_depths(args, config)
     reader = students.as_trained(tokenizer, args)
-    records = train_inputs.load_all(job, reader)
-    examples = train_inputs.examples_of(job, args, reader, records)
+    records = train_data.load_all(job, reader, args)
+    examples = train_data.examples_of(job, args, reader, records)
+    check_prompts(args, args.teacher_model_name_or_path, examples["train"])
     if job.student_config is None:
         args = students.with_save_dtype(model, args, config)
     scorer = _scorer(job, args, records, reader, config)
@@ -105,8 +107,8 @@ def _run(job, model, args, given):
         **({"teacher": teacher} if (teacher := teacher_identity(args)) is not None else {}),
     }
     train_inputs.say_templates(args, reader, examples, config)
-    files = train_inputs.files_of(job)
-    rows = train_inputs.rows_of(job, records)
+    files = train_data.files_of(job)
+    rows = train_data.rows_of(job, records)
     identity = run_folder.recipe_identity(given, files, models, args.world_size, rows)
     with run_folder.unmade_on_failure(args.output_dir), claimed(args.output_dir):
         checkpoint = run_folder.resume_point(args.output_dir, identity)
@@ -123,8 +125,11 @@ def _run(job, model, args, given):
         checkpoint = _chosen(args, checkpoint, config.to_dict(), identity)
         student = students.load_student(job, model, args, tokenizer)
         inputs = (student, model, args, tokenizer, examples)
-        opening = Opening(student_in_words(job, model, args), chat=job.chat)
-        return _train(inputs, checkpoint, scorer, opening, identity, record_of(given))
+        source = train_data.described(job, records)
+        opening = Opening(student_in_words(job, model, args), chat=job.chat, source=source)
+        record = record_of(given)
+        record["data"] = train_data.names_of(job)
+        return _train(inputs, checkpoint, scorer, opening, identity, record)
 
 
 def _train(inputs, checkpoint, scorer, opening, identity, record):
@@ -134,7 +139,7 @@ def _train(inputs, checkpoint, scorer, opening, identity, record):
     with (
         one_line_errors("the run cannot start", lambda: begun.begun),
         StopSignals() as signals,
-        train_inputs.placed(inputs[-1]),
+        train_data.placed(inputs[-1]),
     ):
         callbacks = [begun, opening, signals]
         trainer = build_trainer(*inputs, callbacks=callbacks, score_answers=scorer)
@@ -188,7 +193,8 @@ def one_line_errors(what, begun=lambda: False):
 
 def _check_evaluation(job, args):
     strategy = str(getattr(args.eval_strategy, "value", args.eval_strategy))
-    if strategy != "no" and job.eval_file is None and job.dataset_test_split is None:
+    named = (job.eval_file, job.dataset_test_split, job.test_split_size)
+    if strategy != "no" and not any(named):
         who = "eval_generate" if args.eval_generate else f"eval_strategy {strategy}"
         raise ValueError(f"{who} needs eval_file or dataset_test_split: the data to evaluate on")
     name = (args.metric_for_best_model or "loss").removeprefix("eval_")
@@ -253,7 +259,7 @@ def _save_final(trainer, identity, record):
         os.replace(file, target)
     part.rmdir()
     trainer.save_state()
-    trainer.create_model_card()
+    trainer.create_model_card(dataset_name=record["data"])
     best = trainer.state.best_model_checkpoint
     rotate(output_dir, trainer.args.save_total_limit, [best] if best else [])
     weights = [name for name in names if fnmatch(name, "*model*.safetensors")]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distilllens.data import data_files
+from distilllens.data.sources import sources_of
 from distilllens.errors import did_you_mean
 from distilllens.places import check_folder_of, missing_in
 from distilllens.train.config_checks import (
@@ -16,6 +17,8 @@ from distilllens.train.config_checks import (
     check_save_dtype,
 )
 from distilllens.train.lens_checks import check_cross_tokenizer, check_lens_layers
+from distilllens.train.on_policy_checks import check_named_teacher, check_on_policy
+from distilllens.train.stream_checks import check_stream_settings
 from distilllens.workflows.outputs import check_folder
 
 _MODELS = {"student": "model_name_or_path", "teacher": "teacher_model_name_or_path"}
@@ -53,8 +56,12 @@ def check_values(values: Mapping[str, Any]):
     check_bounds(values)
     check_finite(values)
     check_lens_layers(values.get("lens_layers", "auto"))
+    if values.get("dataset_streaming") or values.get("streaming"):
+        check_stream_settings(values)
     check_cross_tokenizer(values.get("cross_tokenizer"))
     check_save_dtype(values.get("save_dtype", "auto"))
+    check_on_policy(values)
+    check_named_teacher(values)
 
 
 def check_files(values: Mapping[str, Any]):
@@ -100,17 +107,44 @@ def check_sources(values: Mapping[str, Any]):
     for name in ("train_file", "eval_file"):
         if values.get(name) == []:
             raise ValueError(f"{name} is empty; give it a value, or leave it out")
-    is_file, is_set = values.get("train_file") is not None, values.get("dataset_name") is not None
-    if is_file == is_set:
-        raise ValueError("name the training data by either train_file or dataset_name")
-    if is_set and values.get("eval_file") is not None:
+    named = [n for n in ("train_file", "dataset_name", "datasets") if values.get(n) is not None]
+    if len(named) != 1:
         raise ValueError(
-            "eval_file goes with train_file; with dataset_name, set dataset_test_split"
+            "name the training data by either train_file or dataset_name, or a mixture by datasets"
+            + (f", not by {' and '.join(named)}" if named else "")
         )
-    if is_file and values.get("dataset_test_split") is not None:
-        raise ValueError(
-            "dataset_test_split goes with dataset_name; with train_file, set eval_file"
-        )
+    if values.get("datasets") is not None:
+        sources_of(values["datasets"])
+    evaluated = {
+        "eval_file": ("train_file", "datasets"),
+        "dataset_test_split": ("dataset_name",),
+        "test_split_size": ("datasets",),
+    }
+    ways = [name for name in evaluated if values.get(name) is not None]
+    for name in ways:
+        if named[0] not in evaluated[name]:
+            others = [other for other, places in evaluated.items() if named[0] in places]
+            raise ValueError(
+                f"{name} goes with {' or '.join(evaluated[name])}; with {named[0]}, set "
+                f"{' or '.join(others)}"
+            )
+    if len(ways) > 1:
+        raise ValueError(f"set {' or '.join(ways)}, not both")
+    _check_streaming(values)
+
+
+def _check_streaming(values):
+    is_streamed = values.get("dataset_streaming") or values.get("streaming")
+    if (size := values.get("test_split_size")) is not None:
+        if not size > 0 or (size >= 1 and size != int(size)):
+            raise ValueError(
+                f"test_split_size must be a share below 1 or a whole number of rows, got {size!r}"
+            )
+        if is_streamed:
+            raise ValueError(
+                "test_split_size is drawn from all rows, which a stream does not know; set "
+                "eval_file"
+            )
 
 
 def _check_model(what, name):

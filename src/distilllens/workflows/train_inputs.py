@@ -4,31 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
-from distilllens.data import (
-    data_files,
-    drop_long_prompts,
-    encode_example,
-    load_hub,
-    load_records,
-    to_training_examples,
-)
-from distilllens.data.records import place_of
 from distilllens.generate.prompts import end_tokens
 from distilllens.layer_map import parse_blocks
 from distilllens.loading import find_tokenizer, generation_ends
-from distilllens.train.chat_templates import check_marks, other_template, unended_answers
+from distilllens.train.chat_templates import other_template, unended_answers
 from distilllens.train.config_checks import check_bounds
-from distilllens.train.preparation import RowError
-from distilllens.workflows.identity import rows_identity
 from distilllens.workflows.train_checks import check_sources
+from distilllens.workflows.train_data import first_of, is_conversation
 
 logger = logging.getLogger(__name__)
-_FEW = 8  # tokens, where whether a conversation can be written is all that is asked
 
 
 @dataclass
@@ -64,6 +51,37 @@ class JobArguments:
     )
     dataset_test_split: str | None = field(
         default=None, metadata={"help": "The evaluation split of dataset_name."}
+    )
+    dataset_streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the training data while training, without loading them whole; needs "
+            "max_steps."
+        },
+    )
+    dataset_shuffle_buffer: int = field(
+        default=1000,
+        metadata={
+            "help": "Rows of streamed data that are shuffled at a time; 0 keeps their order."
+        },
+    )
+    datasets: list[dict[str, Any]] | None = field(
+        default=None,
+        metadata={
+            "help": "A mixture instead of train_file, as in TRL: entries of path (a file, folder "
+            "or hub id), name, data_dir, data_files, split, columns, and fraction (a share) or "
+            "rows (a number)."
+        },
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "TRL's name of dataset_streaming for a mixture."}
+    )
+    test_split_size: float | None = field(
+        default=None,
+        metadata={
+            "help": "Evaluate on this share (below 1) or number of rows of the mixture, which are "
+            "drawn from it and not trained on."
+        },
     )
     max_prompt_length: int | None = field(
         default=None,
@@ -117,6 +135,7 @@ class JobArguments:
             blocks = parse_blocks(self.student_blocks, "student_blocks")
             self.student_blocks = list(blocks) if isinstance(blocks, tuple) else blocks
         check_bounds(self)
+        self.dataset_streaming = self.dataset_streaming or self.streaming
         check_sources(vars(self))
 
 
@@ -133,82 +152,14 @@ def changed_fields(job: JobArguments, model, args) -> dict[str, Any]:
     return found
 
 
-def load_all(job, tokenizer) -> dict[str, list[dict]]:
-    """Role ("train", "eval") -> records with prompts of at most ``max_prompt_length`` tokens.
-
-    Raises:
-        ValueError: data that cannot be read, with file and line; no record is left; ``chat``
-            without a chat template.
-    """
-    if job.chat and tokenizer.chat_template is None:
-        raise ValueError(
-            "chat is set, and the student's tokenizer has no chat template; set "
-            "chat_template_path, or leave chat out to train on Alpaca's template"
-        )
-    if job.dataset_name is not None:
-        splits = {"train": job.dataset_train_split, "eval": job.dataset_test_split}
-        records = {
-            role: load_hub(job.dataset_name, split, job.dataset_config, chat=job.chat)
-            for role, split in splits.items()
-            if split is not None
-        }
-    else:
-        files = {"train": job.train_file, "eval": job.eval_file}
-        records = {
-            role: load_records(names, chat=job.chat) for role, names in files.items() if names
-        }
-    if job.max_prompt_length is not None:
-        for role, rows in records.items():
-            records[role], dropped = drop_long_prompts(
-                rows, tokenizer, job.max_prompt_length, chat=job.chat
-            )
-            if dropped:
-                logger.warning(
-                    "leaving out %d of %d %s records with prompts longer than max_prompt_length %d",
-                    dropped,
-                    len(rows),
-                    role,
-                    job.max_prompt_length,
-                )
-    return records
-
-
-def examples_of(job, args, tokenizer, records) -> dict[str, list[dict]]:
-    """Role -> the records as training examples, of which the first is written as in training.
-
-    Raises:
-        ValueError: a conversation that the chat template cannot write, or whose answers it does
-            not mark for ``assistant_only_loss``.
-    """
-    examples = {}
-    for role, rows in records.items():
-        examples[role] = to_training_examples(rows, chat=job.chat)
-        first, place = examples[role][0], place_of(rows[0], f"the first {role} record")
-        try:
-            if args.assistant_only_loss:
-                check_marks(tokenizer, first)
-            if _is_conversation(first):
-                encode_example(first, tokenizer, _FEW)
-        except ValueError as error:
-            raise ValueError(f"{place}: {error}") from error
-        if job.chat and not _is_conversation(first):
-            logger.warning(
-                "chat changes instruction records only: the %s records, of %s, are trained on as "
-                "they are",
-                role,
-                " and ".join(first),
-            )
-    return examples
-
-
 def say_templates(args, tokenizer, examples, config):
     """Warn of answers without an end, and of a teacher with another chat template.
 
     Args:
         config: the student's configuration.
     """
-    first = examples["train"][0]
-    if not _is_conversation(first):
+    first = first_of(examples["train"])
+    if not is_conversation(first):
         return
     end = tokenizer.convert_tokens_to_ids(args.eos_token or tokenizer.eos_token)
     ends = end_tokens(generation_ends(config), end)
@@ -231,39 +182,6 @@ def _teacher_tokenizer(args):
         return find_tokenizer("teacher", args.teacher_model_name_or_path, **settings)
     except ValueError:
         return None
-
-
-@contextmanager
-def placed(examples):
-    """Name file and line of a row that cannot be encoded in this block.
-
-    Args:
-        examples: as ``examples_of`` returns them.
-    """
-    try:
-        yield
-    except RowError as error:
-        rows = examples.get({"training": "train", "evaluation": "eval"}.get(error.kind), ())
-        if error.index >= len(rows):
-            raise
-        raise ValueError(f"{place_of(rows[error.index], str(error))}: {error.reason}") from error
-
-
-def _is_conversation(example):
-    return "messages" in example or isinstance(example.get("prompt"), list)
-
-
-def rows_of(job, records) -> dict[str, str]:
-    """Role -> fingerprint of the records of ``dataset_name``; empty for files."""
-    if job.dataset_name is None:
-        return {}
-    return {role: rows_identity(rows) for role, rows in records.items()}
-
-
-def files_of(job) -> list[Path]:
-    """The data files that a run reads."""
-    names = [name for names in (job.train_file, job.eval_file) for name in names or ()]
-    return list(data_files(names, warn=False)) if names else []
 
 
 def _paths(name, value):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import toys
+import yaml
 
 from distilllens.cli import main
 from distilllens.evaluate.table import read_table
@@ -63,11 +64,11 @@ def done(tmp_path_factory):
     return folder, found
 
 
-def run(*flags, folder, command="study"):
+def run(*flags, folder, command="study", timeout=600):
     """Run the command in a process of its own."""
     words = [sys.executable, "-m", "distilllens", command, *flags]
     return subprocess.run(
-        words, cwd=folder, capture_output=True, text=True, timeout=600, env=environment()
+        words, cwd=folder, capture_output=True, text=True, timeout=timeout, env=environment()
     )
 
 
@@ -237,6 +238,26 @@ def test_equal_flops_and_hours_that_are_spent(done):
     assert not (folder / "hours/scores.md").exists()
 
 
+def test_equal_seconds(done):
+    """The steps of a method are what the baseline's seconds suffice for; timings are kept."""
+    folder, _ = done
+    text = STUDY[: STUDY.index("learning_rates")].replace("max_steps: 4", "max_steps: 6")
+    text = text.replace("seeds: 2", "seeds: 1") + "equal: seconds\n"
+    (folder / "seconds.yaml").write_text(text)
+    trials = folder / "seconds/trials"
+    trials.mkdir(parents=True)
+    shutil.copy(folder / "out/study.json", folder / "seconds")  # a study that was begun
+    for method, seconds in {"kd": 0.1, "lens": 0.14}.items():
+        trial = {"seconds": seconds, "flops": 1.0, "steps": 6.0}
+        (trials / f"{method}.json").write_text(json.dumps(trial))
+    found = run("--config", "seconds.yaml", "--output", "seconds", folder=folder)
+    assert found.returncode == 0, found.stderr
+    assert "timing" not in found.stderr and "equal seconds: steps of kd 6, lens 4" in found.stderr
+    for method, steps in {"kd": 6, "lens": 4}.items():
+        state = folder / f"seconds/runs/{method}/seed-1/trainer_state.json"
+        assert json.loads(state.read_text())["global_step"] == steps
+
+
 def test_a_rate_that_is_too_high_is_an_answer(done, tmp_path):
     """It is told, the other rate goes on; and another teacher of that name is refused."""
     shutil.copytree(done[0], tmp_path, ignore=shutil.ignore_patterns("out*"), dirs_exist_ok=True)
@@ -306,3 +327,47 @@ def test_bad_input_is_one_line_and_status_2(done, monkeypatch, capsys, case):
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("distilllens: error: ")
     assert message in error
+
+
+@pytest.mark.parametrize("name", ["stories260K", "smollm2"])
+def test_a_study_of_a_pretrained_model(shared, tmp_path, name):
+    """Two methods of studies/smollm2_few.yaml with two seeds and 30 steps, on real weights.
+
+    Nothing is said of which method is better: 30 steps do not show it.
+    """
+    model = shared / "models" / name
+    if not model.is_dir():
+        pytest.skip(f"{model} is not there")
+    rows = (shared / "data/alpaca_train.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in rows if 60 < len(row) < 240][:160]
+    (tmp_path / "train.jsonl").write_text("\n".join(rows[:120]) + "\n", encoding="utf-8")
+    (tmp_path / "dev.jsonl").write_text("\n".join(rows[120:]) + "\n", encoding="utf-8")
+    study = yaml.safe_load(Path("studies/smollm2_few.yaml").read_text(encoding="utf-8"))
+    blocks = json.loads((model / "config.json").read_text())["num_hidden_layers"]
+    of_this_test = {
+        "teacher_model_name_or_path": str(model),
+        "student_blocks": (blocks + 1) // 2,
+        "train_file": "train.jsonl",
+        "eval_file": "dev.jsonl",
+        "max_steps": 30,
+        "warmup_steps": 2,
+        "max_length": 512,
+        "eval_steps": 15,
+        "save_steps": 15,
+    }
+    study["base"] = {**study["base"], **of_this_test}
+    del study["base"]["num_train_epochs"], study["evaluate"]
+    study["methods"] = {key: study["methods"][key] for key in ("fkl", "fkl_lens")}
+    study |= {"seeds": 2, "learning_rates": [5e-4]}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    found = run("--config", "study.yaml", "--output", "out", folder=tmp_path, timeout=3600)
+    assert found.returncode == 0, found.stderr
+    scores = json.loads((tmp_path / "out/scores.json").read_text())["methods"]
+    for method in ("fkl", "fkl_lens"):
+        for seed in (1, 2):
+            folder = tmp_path / f"out/runs/{method}/rate-0.0005-seed-{seed}"
+            logs = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+            distance = [log["eval_output_loss"] for log in logs if "eval_output_loss" in log]
+            assert distance[-1] < distance[0]
+        (kl,) = [row for row in scores[method]["scores"] if row["metric"] == "kl"]
+        assert kl["by_seed"]["2"] == pytest.approx(distance[-1], rel=0.02)  # bf16 in training

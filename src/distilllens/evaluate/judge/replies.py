@@ -4,33 +4,16 @@ from __future__ import annotations
 
 import json
 import threading
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from hashlib import sha256
 from pathlib import Path
 
 from distilllens.files import named_errors
+from distilllens.generate.server import Reply
 from distilllens.jsonl import open_to_append, parse_row
 from distilllens.stored import DamagedFile, check_stored
 
 _BEGIN = b'{"key": "'
-
-
-@dataclass(frozen=True)
-class Reply:
-    """One raw reply.
-
-    Attributes:
-        text: the reply as the judge wrote it.
-        cut: whether it was cut at the token limit.
-        prompt_tokens: as counted by the server; 0 if it does not count.
-        completion_tokens: the same.
-    """
-
-    text: str
-    cut: bool
-    prompt_tokens: int
-    completion_tokens: int
-
 
 _FIELDS = {"key", *(field.name for field in fields(Reply))}
 

@@ -91,6 +91,12 @@ def _kind(args):
     """What the cache of a method must hold; None if it has none of ours."""
     if not args.teacher_model_name_or_path or args.teacher_cache is not None:
         return None
+    if args.on_policy_fraction > 0:
+        logger.warning(
+            "methods with on_policy_fraction run their teacher beside the student: no cache holds "
+            "its states for what the student will write"
+        )
+        return None
     if args.feature_weight > 0 and args.lens_norm:
         logger.warning(
             "methods with feature_weight run their teacher beside the student: a shared cache "

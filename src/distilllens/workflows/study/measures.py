@@ -106,8 +106,12 @@ def cost_of_run(fields: Mapping[str, Any], folder: Path, begun: Begun) -> dict:
 
 
 def _flops(fields, folder, last, steps):
-    """Flops of all steps; None where the log does not tell how many tokens they read."""
-    if not (tokens := last.get("num_tokens")):
+    """Flops of all steps; None where they cannot be told.
+
+    That is where the log does not tell how many tokens were read, and where the student wrote some
+    of them, which the model of costs does not count.
+    """
+    if not (tokens := last.get("num_tokens")) or fields.get("on_policy_fraction"):
         return None
     trusted = bool(fields.get("trust_remote_code"))
     config = load_config("student", str(folder), trust_remote_code=trusted)

@@ -28,9 +28,20 @@ class _Trial(TypedDict):
 
 
 class Terms:
-    """What makes the runs of a study equal, and the trials that tell what a step costs."""
+    """What makes the runs of a study equal, and the trials that tell what a step costs.
+
+    Raises:
+        ValueError: equal flops with a method whose flops are not known.
+    """
 
     def __init__(self, study: Study, folders: Folders):
+        writing = [m for m in study.methods if study.recipe(m).get("on_policy_fraction")]
+        if study.equal == "flops" and writing:
+            raise ValueError(
+                f"{study.path}: equal: flops does not go with on_policy_fraction (method "
+                f"{writing[0]}): the flops of answers that the student writes are not counted; "
+                "set equal: seconds or steps"
+            )
         self.study, self.folders = study, folders
         self._steps: dict[str, int] = {}
 
@@ -91,6 +102,7 @@ def try_out(fields: dict, file: Path):
     epochs = fields.get("num_train_epochs", 3.0)
     steps = fields.get("max_steps", -1)
     whole = steps if steps > 0 else round(epochs * _TRIED / state["epoch"])
-    per_step = {name: cost[name] / cost["steps"] for name in ("seconds", "flops")}
+    # Flops that are not known are not asked for either.
+    per_step = {name: (cost[name] or 0.0) / cost["steps"] for name in ("seconds", "flops")}
     write_json(file, {**per_step, "steps": float(whole)})
     shutil.rmtree(folder)

@@ -132,7 +132,10 @@ def test_a_step_does_not_depend_on_how_tokens_are_batched(tmp_path, pair, name):
     ]
     (first, log), *others = runs
     for weights, other_log in others:
-        assert toys.drift(first, weights) < TOLERANCE
+        for key, weight in first.items():
+            # Translators are solved for from sums over batches, which amplifies their rounding.
+            bound = 5 * TOLERANCE if "translators" in key else TOLERANCE
+            assert toys.drift({key: weight}, {key: weights[key]}) < bound, key
         for key in ("loss", "output_loss", "lens_loss", "compared_share"):
             assert math.isclose(log[0][key], other_log[0][key], rel_tol=1e-5), key
 
@@ -214,3 +217,29 @@ def test_a_teacher_object_says_where_its_tokenizer_is(tmp_path, pair):
         pair.trainer(tmp_path, teacher=made)
     named = {"teacher_tokenizer_name_or_path": str(pair.folder)}
     assert isinstance(pair.trainer(tmp_path, teacher=made, **named).teacher, AlignedTeacher)
+
+
+def test_the_share_of_the_teachers_probability_is_said(tmp_path, pair, caplog):
+    """Before the first step, measured on the teacher's own predictions at compared positions."""
+    trainer = pair.trainer(tmp_path, max_steps=1)
+    with caplog.at_level("INFO", logger="distilllens"):
+        trainer.train()
+    words, teacher = trainer.teacher.vocabularies, trainer.teacher.source.lens.model
+    shared = [theirs for _, theirs in words.shared.tolist()]
+    masses = []
+    for row in trainer.pairs.tables["training"]:
+        with torch.no_grad():
+            logits = teacher(torch.tensor([row["input_ids"]])).logits[0]
+        at = [n - 1 for n, label in enumerate(row["labels"]) if label >= 0]
+        masses.append(logits[at].softmax(-1)[:, shared].sum(-1))
+    assert trainer.overlap.mass == pytest.approx(float(torch.cat(masses).mean()), rel=1e-5)
+    assert f"hold {trainer.overlap.mass:.1%} of the teacher's probability" in caplog.text
+
+
+def test_too_little_shared_probability_is_refused(tmp_path, pair):
+    """A teacher that says other tokens than the student has."""
+    trainer = pair.trainer(tmp_path, max_steps=1)
+    rare = trainer.teacher.vocabularies.shared[:3]
+    object.__setattr__(trainer.teacher.vocabularies, "shared", rare)
+    with pytest.raises(ValueError, match=r"hold only .* cross_tokenizer: uld, which names no"):
+        trainer.train()

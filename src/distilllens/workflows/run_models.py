@@ -178,8 +178,11 @@ class _ModelLoader:
         """The teacher named in the recipe; None if there was none.
 
         Raises:
-            ValueError: the run used a teacher cache and names no teacher, or it no longer exists.
+            ValueError: the run used a teacher cache and names no teacher, or it no longer exists,
+                or it has another tokenizer.
         """
+        if self.fields.get("cross_tokenizer"):
+            raise ValueError("the teacher has another tokenizer, and all models read one")
         name = self.fields.get("teacher_model_name_or_path")
         if not name:
             if self.fields.get("teacher_cache"):

@@ -91,7 +91,7 @@ def _next_commands(args, chat):
     """Commands that read what a run has left."""
     student = shlex.quote(str(args.output_dir))
     models = f"--model {student}"
-    if args.teacher_model_name_or_path:
+    if args.teacher_model_name_or_path and args.cross_tokenizer is None:
         teacher = shlex.quote(args.teacher_model_name_or_path)
         models = f"--teacher {teacher} --student {student}"
     return [

@@ -163,6 +163,10 @@ BAD = {
     "a rate of 0": (STUDY + "learning_rates: [0]\n", "a learning rate must be above 0, got 0"),
     "a rate as text": (STUDY + "learning_rates: [1e-3]\n", "study.yaml:11"),
     "terms that do not exist": (STUDY + "equal: time\n", "study.yaml:11: equal must be one of"),
+    "two tokenizers": (
+        STUDY.replace("base:\n", "base:\n  cross_tokenizer: shared\n", 1),
+        "cross_tokenizer is not for a study",
+    ),
     "a score that does not exist": (STUDY + "choose_by: loss\n", "choose_by must be one of"),
     "KL without a teacher": (
         STUDY.replace("  teacher_model_name_or_path: teacher\n", "") + "choose_by: kl\n",

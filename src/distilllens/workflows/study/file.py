@@ -301,6 +301,11 @@ def _check_method(study, name, file):
         for field in ("output_divergence", "lens_divergence"):
             table.check_divergence(field, values.get(field))
         check_values(values)
+        if values.get("cross_tokenizer") is not None:
+            raise ValueError(
+                "cross_tokenizer is not for a study, which measures every run's distance from its "
+                "teacher on the same tokens; train such runs one by one"
+            )
         check_loggers(values.get("report_to"))
         check_files(values)
     except ValueError as error:

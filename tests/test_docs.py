@@ -26,6 +26,7 @@ PAGES = [page for page in (*FRONT, *DOCS) if page.exists()]
 PRIVATE = [f"/{folder}/" for folder in ("work", "root", "tmp")] + ["shared" + "/"]
 # Test files that are not named after one source file.
 WIDER_TESTS = {
+    "test_golden_losses.py",
     "lens/test_early_exit.py",
     "lens/test_peft.py",
     "linear_divergence/test_door.py",

@@ -37,7 +37,8 @@ from distilllens.train.lens_checks import (
     settled_pair_weights,
 )
 from distilllens.train.on_policy_checks import check_on_policy
-from distilllens.train.schedule import lens_share, pair_weights
+from distilllens.train.schedule import lens_share
+from distilllens.train.terms import objective_of
 
 # Scores of answers.
 HIGHER_IS_BETTER = ("rouge_l", "exact_match")
@@ -326,28 +327,7 @@ class DistillLensConfig(SFTConfig):
 
     def objective(self, layer_map: LayerMap | None) -> Objective:
         """The objective of these settings, over a layer map."""
-        has_features = layer_map is not None and self.feature_weight > 0
-        lens_kwargs = dict(self.lens_divergence_kwargs or {})
-        if self.lens_divergence == "jsd":
-            lens_kwargs.setdefault("beta", self.lens_beta)
-        return Objective(
-            layer_map=layer_map,
-            output_divergence=self.output_divergence,
-            output_kwargs=dict(self.output_divergence_kwargs or {}),
-            output_weight=self.output_weight,
-            lens_divergence=self.lens_divergence,
-            lens_kwargs=lens_kwargs,
-            lens_weight=self.lens_weight,
-            cross_entropy_weight=self.cross_entropy_weight,
-            temperature=self.temperature,
-            lens_token_fraction=self.lens_token_fraction,
-            lens_pair_weights=pair_weights(self.lens_pair_weights, layer_map),
-            lens_token_weights=self.lens_token_weights,
-            lens_detach_head=self.lens_detach_head,
-            feature_map=layer_map if has_features else None,
-            feature_weight=self.feature_weight,
-            feature_loss=self.feature_loss,
-        )
+        return objective_of(self, layer_map)
 
     def lens_weight_at(self, step: int, num_steps: int) -> float:
         """The weight of the lens in a step, from 0, of a run."""

@@ -34,6 +34,8 @@ BAD = {
     "an empty folder": (["empty", "--output", "made"], "empty has no adapter_config.json"),
     "a full output": (["lora", "--output", "teacher"], "--output teacher exists and is not empty"),
     "an output under a file": (["lora", "--output", "train.jsonl/x"], "train.jsonl is a file"),
+    "a link": (["lora", "--output", "link"], "--output link is a symbolic link, which the folder"),
+    "a link to nothing": (["lora", "--output", "dead"], "dead is a symbolic link to nothing"),
     "a dtype": (["lora", "--output", "made", "--dtype", "int8"], "invalid choice: 'int8'"),
     "two runs": (["lora", "lora", "--output", "made"], "unrecognized arguments: lora"),
     "no base": (["orphan", "--output", "made"], "gone"),
@@ -49,6 +51,8 @@ def test_bad_input_is_one_line_and_status_2(workshop, capsys, case):
     config = json.loads((workshop / "lora/adapter_config.json").read_text())
     for name in ("empty", "orphan", "damaged", "weightless"):
         (workshop / name).mkdir()
+    (workshop / "link").symlink_to(workshop / "empty")
+    (workshop / "dead").symlink_to(workshop / "nowhere")
     orphan = {**config, "base_model_name_or_path": "./gone"}
     (workshop / "orphan/adapter_config.json").write_text(json.dumps(orphan))
     (workshop / "damaged/adapter_config.json").write_text('{"peft_type": ')

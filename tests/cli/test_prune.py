@@ -23,6 +23,15 @@ def test_a_table_and_a_folder(workshop, capsys):
     assert AutoModelForCausalLM.from_pretrained("made").config.num_hidden_layers == 3
 
 
+def test_a_link_is_not_replaced(workshop, capsys):
+    """Nothing is loaded for it either."""
+    (workshop / "empty").mkdir()
+    (workshop / "made").symlink_to("empty")
+    assert main([*PRUNE, "--blocks", "2"]) == 2
+    assert "--output made is a symbolic link" in capsys.readouterr().err
+    assert (workshop / "made").is_symlink()
+
+
 BAD = {
     "no model": (["prune", "--blocks", "2", "--output", "made"], "--model is missing"),
     "no blocks": (PRUNE, "--blocks is missing"),

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from distilllens.data.alignment import Aligner, TokenReader, aligner_of
 from distilllens.data.encode import encode
 
-SHARED = Path(os.environ.get("DISTILLENS_SHARED", "nowhere"))
+SHARED = Path(os.environ.get("DISTILLLENS_SHARED", "nowhere"))
 REAL = {
     "gpt2": SHARED / "tokenizers" / "gpt2",
     "llama2": SHARED / "tokenizers" / "llama2-32k",

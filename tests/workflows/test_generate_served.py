@@ -172,6 +172,11 @@ def test_the_key_is_sent_and_written_nowhere(shop, capsys):
             "--dtype is for a model that runs here",
         ),
         (["--server", "http://h/v1", "--max_prompt_length", "9"], "--max_prompt_length is for a m"),
+        (["--server_key", "MY_KEY"], "--server_key belongs to --server, and none is named"),
+        (
+            ["--server", "http://h/v1", "--server_key", "NO_SUCH_KEY"],
+            "--server_key: the environment variable NO_SUCH_KEY holds no key; set it",
+        ),
     ],
 )
 def test_flags_that_a_server_does_not_heed(shop, capsys, flags, message):

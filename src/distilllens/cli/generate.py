@@ -53,7 +53,12 @@ _GROUPS = {
     "machine": MACHINE,
     "server": (
         ("server", str, "URL", "ask this OpenAI-compatible server; --model is its name for it"),
-        ("server_key", "OPENAI_API_KEY", "VARIABLE", "environment variable with the API key"),
+        (
+            "server_key",
+            str,
+            "VARIABLE",
+            "environment variable with the API key (default: OPENAI_API_KEY, if set)",
+        ),
     ),
 }
 

@@ -44,7 +44,8 @@ class Plan:
         dtype: dtype of the weights; "auto" is the one they were saved in.
         backend: "transformers" or "vllm".
         server: the address of an OpenAI-compatible server that has the model, or None.
-        server_key: the environment variable with its key; the key is written nowhere.
+        server_key: the environment variable with its key, which is written nowhere; by default
+            OPENAI_API_KEY, if that is set.
         trust_remote_code: whether code that comes with the model may run.
 
     Raises:
@@ -65,7 +66,7 @@ class Plan:
     device: str | None = None
     backend: str = "transformers"
     server: str | None = None
-    server_key: str = "OPENAI_API_KEY"
+    server_key: str | None = None
     trust_remote_code: bool = False
 
     def __post_init__(self):
@@ -74,8 +75,7 @@ class Plan:
         else:
             check_seeds(self.seeds)
         check_flags(self)
-        if self.server is not None:
-            check_served(self)
+        check_served(self)
 
 
 def generate(plan: Plan) -> str:

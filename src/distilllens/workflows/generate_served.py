@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from urllib.parse import urlsplit
@@ -22,6 +23,7 @@ _RETRIES, _TIMEOUT = 5, 600.0
 _SEED_BITS = 31  # what servers take at least
 _MOST_NAMED = 3
 # Settings of a model that runs here -> their defaults.
+_KEY = "OPENAI_API_KEY"  # the variable that clients of such servers read
 _LOCAL = {
     "backend": "transformers",
     "dtype": "auto",
@@ -32,11 +34,20 @@ _LOCAL = {
 
 
 def check_served(plan):
-    """Refuse an address that is none, and flags that a server would not heed.
+    """Refuse an address that is none, and flags that nobody would heed.
 
     Raises:
         ValueError: with the flag.
     """
+    if plan.server is None:
+        if plan.server_key is not None:
+            raise ValueError("--server_key belongs to --server, and none is named")
+        return
+    if plan.server_key is not None and not os.environ.get(plan.server_key, "").strip():
+        raise ValueError(
+            f"--server_key: the environment variable {plan.server_key} holds no key; set it, or "
+            "leave --server_key out for a server that needs none"
+        )
     parts = urlsplit(plan.server)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"--server {plan.server!r} is no address such as http://localhost:8000/v1")
@@ -120,7 +131,7 @@ def _connected(plan):
     return Server(
         plan.server.rstrip("/"),
         plan.model,
-        key_variable=plan.server_key,
+        key_variable=plan.server_key or _KEY,
         parameters={"max_tokens": decoding.max_new_tokens, **parameters},
         retries=_RETRIES,
         timeout=_TIMEOUT,

@@ -95,10 +95,15 @@ def check_new_folder(flag: str, path: Path):
     """Refuse a folder that cannot be created or written, or that holds something.
 
     Raises:
-        ValueError: the path, or a folder above it, is a file; or the folder is not empty.
+        ValueError: the path, or a folder above it, is a file; the folder is not empty, or a link.
         OSError: a folder that cannot be written.
     """
     check_folder(flag, path)
+    if path.is_symlink():
+        raise ValueError(
+            f"{flag} {path} is a symbolic link, which the folder would replace; name the folder "
+            "itself"
+        )
     if path.exists() and any(path.iterdir()):
         raise ValueError(f"{flag} {path} exists and is not empty; name another folder")
 

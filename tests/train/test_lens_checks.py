@@ -30,6 +30,9 @@ REFUSED = [
     ({"lens_weight_until": 0.5, "output_weight": 0}, "until 0.5 leaves nothing to learn from"),
     ({"lens_layers": "exit"}, "cannot read the layer map 'exit'.*; or .auto., .*or .exits."),
     ({"lens_layers": "exits", "lens_norm": False}, "exits .* it needs lens_norm: true"),
+    ({"cross_tokenizer": "shared", "feature_weight": 1}, "feature_weight does not go with cross_"),
+    ({"cross_tokenizer": "uld", "on_policy_fraction": 1}, "on_policy_fraction does not go with cr"),
+    ({"cross_tokenizer": "same"}, "cross_tokenizer is one of shared, uld, or not set; got 'same'"),
     ({"feature_weight": 1, "teacher_cache": "x"}, "feature_weight .* set lens_norm: false, or"),
 ]
 

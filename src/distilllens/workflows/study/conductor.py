@@ -172,7 +172,7 @@ class Conductor:
         recipe = self.folders.recipe(task.run)
         recipe.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(recipe, recipe_text(fields))
-        given = (task, self.study, fields, self.folders, self.notes.made_of(task))
+        given = (task, self.study, fields, self.folders, self.notes.begun(task))
         self._start(task.run.name, worker.do, *given, task=task)
 
     def _start(self, name: str, function: Callable, *arguments, task: Task | None = None):

@@ -55,6 +55,21 @@ class Notes:
         hashes = {file: self._once(file, lambda file=file: sha256(file)) for file in files}
         return json.loads(json.dumps({"values": values, "files": hashes, "models": models}))
 
+    def begun(self, task: Task) -> Note:
+        """The note of a task that begins now, of files and models as they are now.
+
+        Raises:
+            ValueError: one that is no longer what it was when the study was started.
+        """
+        known = self.made_of(task)
+        now = Notes(self.study, self.folders, self.terms).made_of(task)
+        if found := _difference(known, now):
+            raise ValueError(
+                f"{self.folders.output}: {task.run.name} was not begun: {found}, changed while the "
+                "study ran; put it back, or start again with another --output"
+            )
+        return now
+
     def _model(self, name, trusted):
         def read():
             return fingerprint(name, load_config("model", name, trust_remote_code=trusted))
@@ -75,17 +90,22 @@ class Notes:
         for task in tasks:
             if not task.is_done(self.folders):
                 continue
-            was, now = self.of(task), self.made_of(task)
-            for part in ("values", "files", "models"):
-                old, new = was.get(part, {}), now[part]
-                for name in sorted(old.keys() | new.keys()):
-                    if old.get(name) == new.get(name):
-                        continue
-                    what = f"{name} was {old.get(name)!r} and is now {new.get(name)!r}"
-                    if part != "values":
-                        what = f"{name} is another {part.removesuffix('s')} now"
-                    raise ValueError(
-                        f"{self.folders.output}: {task.run.name} was done with another study: "
-                        f"{what}; name another --output, or remove {self.folders.run(task.run)} "
-                        f"and {self.folders.note(task).parent}"
-                    )
+            if found := _difference(self.of(task), self.made_of(task)):
+                raise ValueError(
+                    f"{self.folders.output}: {task.run.name} was done with another study: {found}; "
+                    f"name another --output, or remove {self.folders.run(task.run)} and "
+                    f"{self.folders.note(task).parent}"
+                )
+
+
+def _difference(was, now):
+    """The first difference of two notes, in words; None if there is none."""
+    for part in ("values", "files", "models"):
+        old, new = was.get(part, {}), now[part]
+        for name in sorted(old.keys() | new.keys()):
+            if old.get(name) == new.get(name):
+                continue
+            if part == "values":
+                return f"{name} was {old.get(name)!r} and is now {new.get(name)!r}"
+            return f"{name} is another {part.removesuffix('s')} now"
+    return None

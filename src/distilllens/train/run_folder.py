@@ -212,6 +212,12 @@ def edited_files(output_dir: str | Path) -> list[str]:
     return [name for name in files if difference_from(folder, {name: files[name]})]
 
 
+def final_files(output_dir: str | Path) -> list[str]:
+    """The files of the final model of a run, weights first."""
+    note = read_stored(Path(output_dir) / RUN_FILE, _Final)
+    return [*note.get("weights", {}), *note.get("files", {})]
+
+
 def write_run(output_dir: str | Path, identity: dict, finished: bool = False, **more):
     """Write run.json, creating the folder; ``more`` is for the report.
 

@@ -29,6 +29,7 @@ from distilllens.train.run_lock import claimed
 from distilllens.train.saving import saved_or_removed
 from distilllens.train.stopping import StopSignals
 from distilllens.workflows import students, train_data, train_inputs
+from distilllens.workflows.hub import hub_of
 from distilllens.workflows.identity import (
     check_depths,
     student_identity,
@@ -72,6 +73,8 @@ def run_job(job: JobArguments, model, args: DistillLensConfig, given: dict | Non
     """
     if given is None:
         given = train_inputs.changed_fields(job, model, args)
+    students.check_student(job, model, args)
+    hub, args = hub_of(args, given)
     line = _run(job, model, args, given)
     is_new = line is not None
     line = line or f"{args.output_dir} holds the finished run of this recipe; nothing to do"
@@ -80,12 +83,11 @@ def run_job(job: JobArguments, model, args: DistillLensConfig, given: dict | Non
     # The process group has ended: only the main process writes the page.
     if wanted and os.environ.get("RANK", "0") == "0" and (written := _write_report(args)):
         line += f"\n{written}"
-    return line
+    return line if hub is None else f"{line}\n{hub.upload()}"
 
 
 def _run(job, model, args, given):
     """Train; returns a line, or None if the run is finished already."""
-    students.check_student(job, model, args)
     check_loggers(args.report_to, has_tensorboard=is_tensorboard_available())
     _check_evaluation(job, args)
     check_folders(args.output_dir, args.teacher_cache)

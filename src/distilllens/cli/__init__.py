@@ -26,6 +26,7 @@ COMMANDS = {
     "study": "train methods with several seeds on equal terms, and say which is better",
     "compare": "compare the results of evaluations, with confidence intervals",
     "inspect": "show what models predict at every depth, on an HTML page",
+    "env": "show versions and hardware, for a report of an error",
 }
 
 _EXAMPLES = """\

@@ -1,7 +1,8 @@
 """Started by torchrun: a few toy steps on two gloo processes; each saves what it found.
 
 usage: distributed_worker.py {ddp,fsdp2,zero3} OUTPUT
-           [--untied] [--lora] [--cached] [--answers] [--stream] [--gaps] [--form NAME]
+           [--untied] [--lora] [--cached] [--answers] [--stream] [--gaps] [--as-is]
+           [--from-main] [--form NAME]
 """
 
 import sys
@@ -24,7 +25,6 @@ FSDP2 = {
     "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
     "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"],
     "state_dict_type": "FULL_STATE_DICT",
-    "cpu_ram_efficient_loading": False,
 }
 
 
@@ -48,23 +48,25 @@ def main(kind, output, *flags):
     """Train, gather the weights and save them."""
     settings = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2}
     settings |= toys.FORMS[flags[1]] if "--form" in flags else {}
-    if "--cached" in flags:  # by name: the trainer loads, shards and fingerprints it
-        name = f"{output}/teacher"
-        settings |= {"teacher_cache": f"{output}/cache", "teacher_model_name_or_path": name}
+    by_name = {"--cached", "--from-main"} & {*flags}
+    if by_name:  # the trainer loads, shards and fingerprints it
+        settings |= {"teacher_model_name_or_path": f"{output}/teacher"}
+    settings |= {"teacher_cache": f"{output}/cache"} if "--cached" in flags else {}
     settings |= {"max_steps": 20} if "--gaps" in flags else {}
     settings |= toys.ANSWERED if "--answers" in flags else {}
     if kind == "fsdp2":
-        settings |= {"fsdp": True, "fsdp_config": FSDP2}
+        from_main = {"cpu_ram_efficient_loading": "--from-main" in flags}
+        settings |= {"fsdp": True, "fsdp_config": FSDP2 | from_main}
     if kind == "zero3":
         settings |= read_profile("zero3").fields
     args = toys.config(output, **settings)
-    if kind == "fsdp2":
+    if kind == "fsdp2" and "--as-is" not in flags:
         # On the CPU accelerate quietly runs DDP for FSDP, unless it takes itself for several GPUs.
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     trainer = toys.trainer(
         args,
         student=toys.llama(tied="--untied" not in flags),
-        teacher=None if "--cached" in flags else "default",
+        teacher=None if by_name else "default",
         data=toys.stream(7) if "--stream" in flags else None,
         eval_dataset=(toys.stream if "--stream" in flags else toys.dataset)(7, seed=3),
         peft_config=toys.lora() if "--lora" in flags else None,

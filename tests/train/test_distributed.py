@@ -34,7 +34,7 @@ def on_two_processes(tmp_path, kind, *flags):
 @pytest.mark.parametrize(
     "flags",
     [
-        *((), ("--untied",), ("--lora",), ("--cached",), ("--answers",)),
+        *((), ("--untied",), ("--lora",), ("--cached",), ("--answers",), ("--from-main",)),
         *(("--form", form) for form in ("sampled", "weighted", "features", "tuned", "on-policy")),
     ],
     ids=lambda flags: " ".join(flags).replace("-", "") or "tied",
@@ -45,7 +45,8 @@ def on_two_processes(tmp_path, kind, *flags):
 def test_two_processes_step_like_one(tmp_path, kind, wrapper, flags):
     """Batch 2 on each of two processes ends at the weights of batch 4 on one, to 1e-6.
 
-    "cached": both write a cache with the (sharded) teacher, and train from it. "answers": each
+    "cached": both write a cache with the (sharded) teacher, and train from it. "from main": FSDP is
+    asked to load models in one process, and loads the teacher in each. "answers": each
     answers its share of the evaluation data; under FSDP2 that is refused, and so are projectors,
     translators and on-policy steps.
     """
@@ -57,7 +58,7 @@ def test_two_processes_step_like_one(tmp_path, kind, wrapper, flags):
         with pytest.raises(AssertionError, match=refused[flag]):
             on_two_processes(tmp_path, kind, *flags)
         return
-    if "--cached" in flags:
+    if {"--cached", "--from-main"} & {*flags}:
         toys.llama(4, 24, seed=1).save_pretrained(tmp_path / "teacher")
         toys.tokenizer().save_pretrained(tmp_path / "teacher")
     found, _ = on_two_processes(tmp_path, kind, *flags)
@@ -93,6 +94,13 @@ def test_two_processes_step_like_one(tmp_path, kind, wrapper, flags):
             assert math.isclose(found["before"][key], before[key], rel_tol=1e-6), key
         for key in ("eval_rouge_l", "eval_exact_match") if "--answers" in flags else ():
             assert math.isclose(found["before"][key], before[key], rel_tol=1e-6), key
+
+
+@pytest.mark.slow
+def test_fsdp_that_would_be_plain_data_parallelism_is_refused(tmp_path):
+    """On a CPU accelerate runs DDP for FSDP without a word."""
+    with pytest.raises(AssertionError, match="fsdp is set, but accelerate starts MULTI_CPU"):
+        on_two_processes(tmp_path, "fsdp2", "--as-is")
 
 
 SHARDED = [("ddp", "DistributedDataParallel"), ("fsdp2", "FSDP")]

@@ -39,11 +39,7 @@ def test_the_files_of_trl_are_read(name):
 
 
 def test_fsdp_is_what_accelerate_makes_of_the_file(tmp_path, monkeypatch):
-    """The plugin of transformers from our fields is the one of ``accelerate launch``.
-
-    But for the loading: accelerate's would leave the teacher without weights in all processes but
-    the first.
-    """
+    """The plugin of transformers from our fields is the one of ``accelerate launch``."""
     from accelerate.commands.launch import launch_command_parser
     from accelerate.utils import FullyShardedDataParallelPlugin
     from accelerate.utils.launch import prepare_multi_gpu_env
@@ -51,6 +47,7 @@ def test_fsdp_is_what_accelerate_makes_of_the_file(tmp_path, monkeypatch):
 
     entries = {"fsdp_version": 2, "fsdp_reshard_after_forward": False}
     entries |= {"fsdp_offload_params": True, "fsdp_state_dict_type": "SHARDED_STATE_DICT"}
+    entries |= {"fsdp_cpu_ram_efficient_loading": False}
     entries |= {"fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}
     entries |= {"fsdp_transformer_layer_cls_to_wrap": "LlamaDecoderLayer"}
     file = write(tmp_path, distributed_type="FSDP", fsdp_config=entries)
@@ -67,8 +64,10 @@ def test_fsdp_is_what_accelerate_makes_of_the_file(tmp_path, monkeypatch):
         if name.startswith(("FSDP_", "ACCELERATE_")):
             monkeypatch.setenv(name, value)
     expected = FullyShardedDataParallelPlugin()
-    assert not mine.cpu_ram_efficient_loading
-    for name in ("fsdp_version", "reshard_after_forward", "state_dict_type", "cpu_offload"):
+    for name in (
+        *("fsdp_version", "reshard_after_forward", "state_dict_type", "cpu_offload"),
+        "cpu_ram_efficient_loading",
+    ):
         assert repr(getattr(mine, name)) == repr(getattr(expected, name)), name
     assert mine.transformer_cls_names_to_wrap == expected.transformer_cls_names_to_wrap
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import torch
@@ -64,11 +65,19 @@ def gathered_head(lens) -> Head:
 
 
 def check_parallelism(accelerator, args):
-    """Refuse ways of sharding that split what the loss needs whole.
+    """Refuse ways of sharding that split what the loss needs whole, and one that does not happen.
 
     Raises:
-        ValueError: tensor, context or sequence parallelism; ``eval_generate`` of a sharded student.
+        ValueError: FSDP that accelerate replaces by plain data parallelism, as on a CPU; tensor,
+            context or sequence parallelism; ``eval_generate`` of a sharded student.
     """
+    kind = str(accelerator.distributed_type)
+    asked = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1")
+    if asked and not kind.endswith("FSDP"):
+        raise ValueError(
+            f"fsdp is set, but accelerate starts {kind.removeprefix('DistributedType.')}: every "
+            "process would hold whole models; FSDP needs GPUs, so leave fsdp out"
+        )
     config = accelerator.parallelism_config
     for kind in ("tp", "cp", "sp"):
         if config is not None and getattr(config, f"{kind}_enabled", False):

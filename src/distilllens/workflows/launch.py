@@ -145,7 +145,6 @@ def _fsdp(recipe: Recipe) -> dict[str, Any]:
     # transformers calls it so.
     if "offload_params" in found:
         found["cpu_offload"] = found.pop("offload_params")
-    found["cpu_ram_efficient_loading"] = False
     return {"fsdp": True, "fsdp_config": found}
 
 

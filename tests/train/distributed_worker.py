@@ -5,6 +5,7 @@ usage: distributed_worker.py {ddp,fsdp2,zero3} OUTPUT
            [--from-main] [--form NAME]
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -55,8 +56,13 @@ def main(kind, output, *flags):
     settings |= {"max_steps": 20} if "--gaps" in flags else {}
     settings |= toys.ANSWERED if "--answers" in flags else {}
     if kind == "fsdp2":
-        from_main = {"cpu_ram_efficient_loading": "--from-main" in flags}
-        settings |= {"fsdp": True, "fsdp_config": FSDP2 | from_main}
+        from_main = "--from-main" in flags
+        settings |= {
+            "fsdp": True,
+            "fsdp_config": FSDP2 | {"cpu_ram_efficient_loading": from_main},
+        }
+        if from_main:  # as accelerate launch has it, of which transformers asks when it loads
+            os.environ["ACCELERATE_USE_FSDP"] = "true"
     if kind == "zero3":
         settings |= read_profile("zero3").fields
     args = toys.config(output, **settings)

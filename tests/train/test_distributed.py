@@ -46,9 +46,9 @@ def test_two_processes_step_like_one(tmp_path, kind, wrapper, flags):
     """Batch 2 on each of two processes ends at the weights of batch 4 on one, to 1e-6.
 
     "cached": both write a cache with the (sharded) teacher, and train from it. "from main": FSDP is
-    asked to load models in one process, and loads the teacher in each. "answers": each
-    answers its share of the evaluation data; under FSDP2 that is refused, and so are projectors,
-    translators and on-policy steps.
+    asked to give all processes the weights of the first. "answers": each answers its share of the
+    evaluation data; under FSDP2 that is refused, and so are projectors, translators and on-policy
+    steps.
     """
     refused = {"--answers": "eval_generate needs the whole student"}
     beside = "are trained beside the student, which is not"

@@ -41,7 +41,7 @@ standard error for bad input; DISTILLLENS_DEBUG=1 shows the traceback.
 """
 
 
-_SECONDS_TO_SPEAK = 5
+_SECONDS_TO_SPEAK = 30
 # "-1e-3" and "- a list" are values.
 _FLAG = re.compile(r"--?[A-Za-z][^\s=]*(=.*)?|--", re.DOTALL)
 
@@ -152,8 +152,8 @@ def _say_error(error, rank):
     if where and isinstance(error, ValueError):
         if "TORCHELASTIC_RUN_ID" not in os.environ:
             return
-        # torchrun ends all when one has ended: the main process speaks first. If it is still
-        # running then, the error is this one's alone.
+        # torchrun ends all when one has ended, which takes seconds: the main process speaks first.
+        # If it is still running then, the error is this one's alone.
         time.sleep(_SECONDS_TO_SPEAK)
     print(f"distilllens: error{where}: {one_line(error)}", file=sys.stderr)
 

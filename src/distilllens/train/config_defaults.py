@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-import os
-
 import torch
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from distilllens.loss_terms import TERMS
-
-logger = logging.getLogger(__name__)
-_FROM_MAIN = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 
 
 def follow_the_machine(args):
@@ -34,17 +28,11 @@ def follow_the_machine(args):
 
 
 def load_models_whole(args):
-    """Let models be loaded whole, in the memory of each process, also for FSDP and ZeRO-3.
+    """Let models be loaded whole, in the memory of each process, also under DeepSpeed ZeRO-3.
 
-    The lens is proved on whole weights. With ``cpu_ram_efficient_loading`` only the first process
-    would have some; under ZeRO-3 transformers would put them in shards while it loads them.
-    ``sharding.weights_are_sharded`` says that they are once they are loaded.
+    transformers would put them in shards while it loads them, and the lens is proved on whole
+    weights. ``sharding.weights_are_sharded`` says so again once they are loaded.
     """
-    if os.environ.get(_FROM_MAIN, "").lower() in ("true", "1"):
-        logger.warning("cpu_ram_efficient_loading is off: each process reads the weights it proves")
-        os.environ[_FROM_MAIN] = "false"
-    if args.fsdp_plugin_args:
-        args.fsdp_plugin_args["cpu_ram_efficient_loading"] = False
     if args.deepspeed_plugin is not None:
         args.deepspeed_plugin.zero3_init_flag = False
         unset_hf_deepspeed_config()

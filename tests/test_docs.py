@@ -52,6 +52,7 @@ WIDER_TESTS = {
     "train/test_invariance.py",
     "train/test_kinds.py",
     "train/test_signals.py",
+    "train/test_two_machines.py",
 }
 TEST_NAME = re.compile(r"tests/[\w/]+\.py::\w+")
 TREE_LINE = re.compile(r"^(?P<indent>(?:│   |    )*)[├└]── (?P<name>[\w.]+/?)")

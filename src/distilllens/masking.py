@@ -10,6 +10,10 @@ _NAMES = ("token", "hub_token", "use_auth_token", "api_key", "password", "secret
 # How tokens of the Hugging Face hub look, wherever they stand in a text.
 _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
 
+# TOKENIZERS_PARALLELISM is none.
+_SECRET_NAME = re.compile(r"TOKEN(?!IZERS)|KEY|SECRET|PASS|CREDENTIAL|AUTH|COOKIE|HEADER")
+_LOGIN = re.compile(r"://[^/@\s]+@")
+
 
 def masked(value: Any) -> Any:
     """The value with secrets replaced by ``***``: by the names of mappings, at any depth.
@@ -23,6 +27,14 @@ def masked(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(masked(inner) for inner in value)
     return _HUB_TOKEN.sub(MASK, value) if isinstance(value, str) else value
+
+
+def masked_variable(name: str, value: str) -> str:
+    """The value of an environment variable; ``***`` for one that holds a secret by its name.
+
+    Of an address, user and password are masked.
+    """
+    return MASK if _SECRET_NAME.search(name.upper()) else _LOGIN.sub(f"://{MASK}@", masked(value))
 
 
 def _is_secret(key, value):

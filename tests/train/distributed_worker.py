@@ -1,9 +1,11 @@
 """Started by torchrun: a few toy steps on two gloo processes; each saves what it found.
 
-usage: distributed_worker.py {ddp,fsdp2} OUTPUT
-           [--untied] [--lora] [--cached] [--answers] [--stream] [--form NAME]
+usage: distributed_worker.py {ddp,fsdp2,zero3} OUTPUT
+           [--untied] [--lora] [--cached] [--answers] [--stream] [--gaps] [--as-is]
+           [--from-main] [--form NAME]
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -13,8 +15,10 @@ import torch
 import toys
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor
 
 from distilllens.train._trl import end_training
+from distilllens.workflows.launch import read_profile
 
 torch.set_num_threads(1)
 FSDP2 = {
@@ -22,43 +26,73 @@ FSDP2 = {
     "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
     "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"],
     "state_dict_type": "FULL_STATE_DICT",
-    "cpu_ram_efficient_loading": False,
 }
+
+
+def count_gathers(trainer):
+    """How often whole tensors are made of shards, and the student's last norm runs."""
+    counts, whole = {"tensors": 0, "norms": 0}, DTensor.full_tensor
+
+    def full_tensor(*args, **kwargs):
+        counts["tensors"] += 1
+        return whole(*args, **kwargs)
+
+    def norm(*args):
+        counts["norms"] += 1
+
+    DTensor.full_tensor = full_tensor
+    trainer.student_lens.model.model.norm.register_forward_hook(norm)
+    return counts
 
 
 def main(kind, output, *flags):
     """Train, gather the weights and save them."""
     settings = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2}
     settings |= toys.FORMS[flags[1]] if "--form" in flags else {}
-    if "--cached" in flags:  # by name: the trainer loads, shards and fingerprints it
-        name = f"{output}/teacher"
-        settings |= {"teacher_cache": f"{output}/cache", "teacher_model_name_or_path": name}
+    by_name = {"--cached", "--from-main"} & {*flags}
+    if by_name:  # the trainer loads, shards and fingerprints it
+        settings |= {"teacher_model_name_or_path": f"{output}/teacher"}
+    settings |= {"teacher_cache": f"{output}/cache"} if "--cached" in flags else {}
+    settings |= {"max_steps": 20} if "--gaps" in flags else {}
     settings |= toys.ANSWERED if "--answers" in flags else {}
     if kind == "fsdp2":
-        settings |= {"fsdp": True, "fsdp_config": FSDP2}
+        from_main = "--from-main" in flags
+        settings |= {
+            "fsdp": True,
+            "fsdp_config": FSDP2 | {"cpu_ram_efficient_loading": from_main},
+        }
+        if from_main:  # as accelerate launch has it, of which transformers asks when it loads
+            os.environ["ACCELERATE_USE_FSDP"] = "true"
+    if kind == "zero3":
+        settings |= read_profile("zero3").fields
     args = toys.config(output, **settings)
-    if kind == "fsdp2":
+    if kind == "fsdp2" and "--as-is" not in flags:
         # On the CPU accelerate quietly runs DDP for FSDP, unless it takes itself for several GPUs.
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     trainer = toys.trainer(
         args,
         student=toys.llama(tied="--untied" not in flags),
-        teacher=None if "--cached" in flags else "default",
+        teacher=None if by_name else "default",
         data=toys.stream(7) if "--stream" in flags else None,
         eval_dataset=(toys.stream if "--stream" in flags else toys.dataset)(7, seed=3),
         peft_config=toys.lora() if "--lora" in flags else None,
         score_answers=toys.score_answers() if "--answers" in flags else None,
     )
     before = trainer.evaluate() if kind == "ddp" else None
+    counts = toys.with_gaps(trainer) if "--gaps" in flags else []
+    gathers = count_gathers(trainer)
     trainer.train()
+    gathers = dict(gathers)
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     torch.save(
         {
-            "weights": state | toys.weights(trainer.companions),
+            "weights": (state or {}) | toys.weights(trainer.companions),
             "wrapper": type(trainer.model_wrapped).__name__,
             "log": trainer.state.log_history,
             "before": before,
             "teacher": type(trainer.teacher).__name__,
+            "targets": counts,
+            "gathers": gathers,
         },
         f"{output}/rank{trainer.accelerator.process_index}.pt",
     )

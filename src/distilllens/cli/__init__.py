@@ -6,7 +6,8 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from itertools import takewhile
 
@@ -25,6 +26,7 @@ COMMANDS = {
     "study": "train methods with several seeds on equal terms, and say which is better",
     "compare": "compare the results of evaluations, with confidence intervals",
     "inspect": "show what models predict at every depth, on an HTML page",
+    "env": "show versions and hardware, for a report of an error",
 }
 
 _EXAMPLES = """\
@@ -39,6 +41,7 @@ standard error for bad input; DISTILLLENS_DEBUG=1 shows the traceback.
 """
 
 
+_SECONDS_TO_SPEAK = 30
 # "-1e-3" and "- a list" are values.
 _FLAG = re.compile(r"--?[A-Za-z][^\s=]*(=.*)?|--", re.DOTALL)
 
@@ -119,9 +122,18 @@ def main(argv: list[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     verbose = "--verbose" in argv
     argv = [word for word in argv if word != "--verbose"]
+    return reported(lambda: _command(argv, verbose))
+
+
+def _command(argv, verbose):
+    with command_output(verbose=verbose):
+        return _dispatch(argv)
+
+
+def reported(command: Callable[[], int | None]) -> int:
+    """The exit status of a command, whose error is printed on one line."""
     try:
-        with command_output(verbose=verbose):
-            return _dispatch(argv)
+        return command() or 0
     except KeyboardInterrupt as stop:  # of a training run that was saved, with text and status
         if os.environ.get("RANK", "0") == "0":
             print(f"distilllens: {str(stop) or 'interrupted'}", file=sys.stderr)
@@ -129,12 +141,21 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("DISTILLLENS_DEBUG"):
             raise
-        rank = os.environ.get("RANK", "0")
-        # Bad input is the same on all processes; a disk or a file may fail on one.
-        if rank == "0" or not isinstance(error, ValueError):
-            where = "" if rank == "0" else f" (process {rank})"
-            print(f"distilllens: error{where}: {one_line(error)}", file=sys.stderr)
+        _say_error(error, os.environ.get("RANK", "0"))
         return 2
+
+
+def _say_error(error, rank):
+    """Print an error on one line, once for all processes that have it."""
+    where = "" if rank == "0" else f" (process {rank})"
+    # Bad input is the same on all processes; a disk or a file may fail on one.
+    if where and isinstance(error, ValueError):
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            return
+        # torchrun ends all when one has ended, which takes seconds: the main process speaks first.
+        # If it is still running then, the error is this one's alone.
+        time.sleep(_SECONDS_TO_SPEAK)
+    print(f"distilllens: error{where}: {one_line(error)}", file=sys.stderr)
 
 
 def _dispatch(argv):

@@ -70,6 +70,11 @@ def stage(text: str) -> None:
     logging.getLogger(__name__).info(text)
 
 
+def is_quiet() -> bool:
+    """Whether the messages of the libraries are hidden in the command that is running."""
+    return bool(_quiet)
+
+
 def quiet_libraries() -> None:
     """Hide the bars of transformers and its own handler; call it after the heavy imports."""
     if not _quiet:

@@ -7,8 +7,15 @@ import sys
 from collections.abc import Callable
 from itertools import chain
 
+from distilllens.cli import launching
 from distilllens.cli.terminal import quiet_libraries, stage
-from distilllens.cli.train_flags import flag_name, flag_parser, read_fields, split_flags
+from distilllens.cli.train_flags import (
+    flag_name,
+    flag_parser,
+    read_fields,
+    split_flags,
+    take_config,
+)
 from distilllens.workflows.field_table import may_be_declared, read_table
 from distilllens.workflows.recipe_fields import UnknownField, located
 from distilllens.workflows.recipe_file import Recipe, read_recipe
@@ -24,7 +31,8 @@ examples:
   distilllens train --config recipe.yaml --lens_weight 0 --output_dir runs/plain-kd
   distilllens train --model_name_or_path STUDENT --teacher_model_name_or_path TEACHER \\
       --train_file train.jsonl --output_dir runs/student --lens_layers 2:8,4:16
-  torchrun --nproc_per_node 2 -m distilllens train --config recipe.yaml
+  distilllens train --config recipe.yaml --num_processes 2
+  distilllens train --config recipe.yaml --accelerate_config fsdp2 --num_processes 8
 
 The same command resumes an interrupted run from its last complete checkpoint. The final model and a
 report of the run (report.html) are written to output_dir.
@@ -33,14 +41,31 @@ report of the run (report.html) are written to output_dir.
 
 def main(argv: list[str]) -> int:
     """Run the command; raises ValueError for bad input before anything is written."""
-    arguments = read_arguments(argv, "train", _DESCRIPTION, check=_check)
-    if arguments is None:
+    if _is_question(argv, "train", _DESCRIPTION):
         return 0
+    recipe, flags = _parts(argv, "train")
+    request, recipe, flags = launching.requested(recipe, flags)
+    if request is not None:
+        values = _check_by_table("train", recipe, flags, _check)
+        started = launching.start(
+            request, recipe.path, flags, values, lambda: _check_whole(recipe, flags)
+        )
+        if started is not None:
+            return started
+    arguments = _arguments(recipe, flags, "train", _DESCRIPTION, _check)
     from distilllens.workflows.train import run_job
 
     quiet_libraries()
     say(run_job(*arguments))
     return 0
+
+
+def _check_whole(recipe, flags):
+    """Refuse what can be refused without data and models."""
+    arguments = _arguments(recipe, flags, "train", _DESCRIPTION, _check)
+    from distilllens.workflows.train import check_job
+
+    check_job(*arguments[:3])
 
 
 def _check(values):
@@ -67,21 +92,36 @@ def read_arguments(
             heavy imports where these are not needed to know.
         OSError: an output_dir that cannot be written.
     """
-    path, flags = _take_config(argv, command)
-    if (everything := _help_flags(flags)) is not None:
+    if _is_question(argv, command, description):
+        return None
+    recipe, flags = _parts(argv, command)
+    recipe = launching.without_launch(recipe)
+    if output_dir is not None:
+        groups = [group for group in split_flags(flags) if flag_name(group) != "output_dir"]
+        flags = [*chain(*groups), "--output_dir", output_dir]
+    return _arguments(recipe, flags, command, description, check)
+
+
+def _is_question(argv, command, description):
+    """Whether help was asked for, and printed.
+
+    Raises:
+        ValueError: nothing was asked for at all.
+    """
+    if (everything := _help_flags(argv)) is not None:
         from distilllens.cli.train_help import print_help
 
         print_help(command, description, everything=everything)
-        return None
+        return True
     if not argv:
         raise ValueError(
             f"distilllens {command} needs --config recipe.yaml or flags "
             f"(see distilllens {command} --help)"
         )
-    recipe = Recipe("", {}, {}, {}) if path is None else read_recipe(path)
-    if output_dir is not None:
-        groups = [group for group in split_flags(flags) if flag_name(group) != "output_dir"]
-        flags = [*chain(*groups), "--output_dir", output_dir]
+    return False
+
+
+def _arguments(recipe, flags, command, description, check):
     _check_by_table(command, recipe, flags, check)
     stage("loading torch, transformers and trl")
     from distilllens.cli.train_arguments import make_parser
@@ -94,18 +134,28 @@ def read_arguments(
         raise located(error, recipe, flags) from error
 
 
+def _parts(argv, command):
+    """The recipe, empty if none is named, and the flags."""
+    path, flags = take_config(argv, command)
+    return Recipe("", {}, {}, {}) if path is None else read_recipe(path), flags
+
+
 def _check_by_table(command, recipe, flags, check):
-    """Refuse what is wrong by the table of fields, unless other versions may take it."""
+    """Refuse what is wrong by the table of fields, unless other versions may take it.
+
+    Returns:
+        Field -> value of those that are set; empty if only other versions can say.
+    """
     table = read_table()
     try:
         values = read_fields(flag_parser(command, "", table.fields), recipe, flags)
     except UnknownField as error:
         if may_be_declared(error.name):
-            return
+            return {}
         raise
     except ValueError:
         if not table.is_of_installed_versions():
-            return
+            return {}
         raise
     try:
         for name in ("output_divergence", "lens_divergence"):
@@ -114,31 +164,13 @@ def _check_by_table(command, recipe, flags, check):
         check(values)
     except ValueError as error:
         raise located(error, recipe, flags) from error
+    return values
 
 
 def say(summary: str):
     """Print a line, once for all processes."""
     if os.environ.get("RANK", "0") == "0":
         print(summary, file=sys.stderr)
-
-
-def _take_config(argv, command):
-    """The path of the recipe, or None, and the other words."""
-    path, flags = None, []
-    for group in split_flags(argv):
-        flag, equals, value = group[0].partition("=")
-        values = [value, *group[1:]] if equals else group[1:]
-        if flag != "--config":
-            flags += group
-        elif path is not None:
-            raise ValueError("--config is given twice; a run has one recipe, and flags override it")
-        elif not values or not values[0]:
-            raise ValueError("--config needs the path of a recipe")
-        elif len(values) > 1:
-            raise ValueError(f"unknown argument {values[1]} (see distilllens {command} --help)")
-        else:
-            path = values[0]
-    return path, flags
 
 
 def _help_flags(flags):

@@ -140,6 +140,29 @@ def flag_name(group: list[str]) -> str:
     return group[0].partition("=")[0].lstrip("-").replace("-", "_")
 
 
+def take_config(argv: list[str], command: str) -> tuple[str | None, list[str]]:
+    """The path of the recipe, or None, and the other words.
+
+    Raises:
+        ValueError: ``--config`` without a path, or twice.
+    """
+    path, flags = None, []
+    for group in split_flags(argv):
+        flag, equals, value = group[0].partition("=")
+        values = [value, *group[1:]] if equals else group[1:]
+        if flag != "--config":
+            flags += group
+        elif path is not None:
+            raise ValueError("--config is given twice; a run has one recipe, and flags override it")
+        elif not values or not values[0]:
+            raise ValueError("--config needs the path of a recipe")
+        elif len(values) > 1:
+            raise ValueError(f"unknown argument {values[1]} (see distilllens {command} --help)")
+        else:
+            path = values[0]
+    return path, flags
+
+
 def _read_flags(parser, flags):
     """Field -> value of the flags, each of the type of its field."""
     spelt, plain = {}, []

@@ -118,6 +118,10 @@ GROUPS = {
         "resume_from_checkpoint": "Resume from this checkpoint, not from the newest in output_dir.",
     },
 }
+_PROCESSES = (
+    ("num_processes", "N", "start N processes (default: all GPUs)"),
+    ("accelerate_config", "NAME", "ddp (default), fsdp2, zero3 or a file of accelerate"),
+)
 # What happens without a value, where the default of a field is None or a code.
 _UNSET = {
     "output_dir": "required",
@@ -167,6 +171,10 @@ def print_help(command: str, description: str, *, everything: bool = False) -> N
     )
     parser.add_argument("--help-all", action="store_true", help="show all fields and exit")
     parser.add_argument("--config", metavar="FILE", help="recipe to read")
+    if command == "train":
+        group = parser.add_argument_group("several processes")
+        for name, metavar, text in _PROCESSES:
+            group.add_argument(f"--{name}", metavar=metavar, help=text)
     for title, texts in GROUPS.items():
         _add(parser, title, ((actions[name], text) for name, text in texts.items()))
     if everything:

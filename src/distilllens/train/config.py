@@ -29,6 +29,7 @@ from distilllens.train.config_defaults import (
     follow_the_answers,
     follow_the_machine,
     follow_the_metric,
+    load_models_whole,
 )
 from distilllens.train.lens_checks import (
     check_forms,
@@ -309,6 +310,7 @@ class DistillLensConfig(SFTConfig):
         check_bounds(self)
         check_texts(self)
         super().__post_init__()
+        load_models_whole(self)
         check_precision(self)
         check_device(self)
         check_types(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from distilllens.loss_terms import TERMS
 
@@ -24,6 +25,17 @@ def follow_the_machine(args):
     args.dataloader_pin_memory = args.dataloader_pin_memory and accelerator
     if args.gradient_checkpointing_kwargs and not args.activation_checkpointing_kwargs:
         args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs
+
+
+def load_models_whole(args):
+    """Let models be loaded whole, in the memory of each process, also under DeepSpeed ZeRO-3.
+
+    transformers would put them in shards while it loads them, and the lens is proved on whole
+    weights. ``sharding.weights_are_sharded`` says so again once they are loaded.
+    """
+    if args.deepspeed_plugin is not None:
+        args.deepspeed_plugin.zero3_init_flag = False
+        unset_hf_deepspeed_config()
 
 
 def follow_the_answers(args):

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
+
+import torch
+from torch.distributed.tensor import DTensor
+from transformers.integrations.deepspeed import set_hf_deepspeed_config
+
 from distilllens.head import Head
 from distilllens.train._trl import (
     base_model_of,
@@ -27,6 +34,12 @@ def shard_teacher(teacher, accelerator):
     return prepare_fsdp(teacher, accelerator)
 
 
+def weights_are_sharded(args):
+    """Tell transformers of DeepSpeed ZeRO-3 when all models are loaded; each was loaded whole."""
+    if (config := getattr(args, "hf_deepspeed_config", None)) is not None:
+        set_hf_deepspeed_config(config)
+
+
 def gather_head(model):
     """A context in which the head's weight is whole under DeepSpeed ZeRO-3; else an empty one."""
     head = base_model_of(model).get_output_embeddings()
@@ -34,20 +47,37 @@ def gather_head(model):
 
 
 def gathered_head(lens) -> Head:
-    """The head of a frozen model whose weights may be sharded between its forwards (FSDP2)."""
-    head = lens.head
-    if not hasattr(head.weight, "full_tensor"):
-        return head
-    bias = None if head.bias is None else head.bias.full_tensor()
-    return Head(head.weight.full_tensor(), bias, head.scale, head.softcap)
+    """The head of a frozen model whose weights may be sharded between its forwards.
+
+    Gathered once a step, whatever the number of pairs: by FSDP2 from its tensors, by DeepSpeed
+    ZeRO-3 in a context, at whose end the weights are in shards again.
+    """
+    with gather_head(lens.model):
+        head = lens.head
+        if hasattr(lens.model.get_output_embeddings().weight, "ds_id"):
+            copied = torch.clone
+        elif hasattr(head.weight, "full_tensor"):
+            copied = DTensor.full_tensor
+        else:
+            return head
+        bias = None if head.bias is None else copied(head.bias)
+        return replace(head, weight=copied(head.weight), bias=bias)
 
 
 def check_parallelism(accelerator, args):
-    """Refuse ways of sharding that split what the loss needs whole.
+    """Refuse ways of sharding that split what the loss needs whole, and one that does not happen.
 
     Raises:
-        ValueError: tensor, context or sequence parallelism; ``eval_generate`` of a sharded student.
+        ValueError: FSDP that accelerate replaces by plain data parallelism, as on a CPU; tensor,
+            context or sequence parallelism; ``eval_generate`` of a sharded student.
     """
+    kind = str(accelerator.distributed_type)
+    asked = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1")
+    if asked and not kind.endswith("FSDP"):
+        raise ValueError(
+            f"fsdp is set, but accelerate starts {kind.removeprefix('DistributedType.')}: every "
+            "process would hold whole models; FSDP needs GPUs, so leave fsdp out"
+        )
     config = accelerator.parallelism_config
     for kind in ("tp", "cp", "sp"):
         if config is not None and getattr(config, f"{kind}_enabled", False):

@@ -20,6 +20,7 @@ from distilllens.train.cache_needs import (
 )
 from distilllens.train.checks import check_data, check_shared
 from distilllens.train.collation import Collation
+from distilllens.train.config_defaults import load_models_whole
 from distilllens.train.finite import check_weights
 from distilllens.train.offload import head_on, is_placed, keep_ends, moved, whole_tensors
 from distilllens.train.redirect import run_inside_forward
@@ -89,6 +90,7 @@ def load_teacher(collation: Collation, teacher) -> LiveTeacher:
     args, accelerator = collation.args, collation.accelerator
     if isinstance(teacher, str):
         logger.info("loading the teacher %s", teacher)
+        load_models_whole(args)  # again: accelerate has announced shards since
         teacher = _load(teacher, args, collation)
     sharded = is_sharded(accelerator)
     placed = "device_map" in (args.teacher_model_init_kwargs or {}) or is_placed(teacher)

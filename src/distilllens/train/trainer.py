@@ -43,7 +43,7 @@ from distilllens.train.projectors import (
 from distilllens.train.redirect import run_inside_forward
 from distilllens.train.routers import router_logits, router_loss
 from distilllens.train.saving import make_saveable
-from distilllens.train.sharding import check_parallelism, gather_head
+from distilllens.train.sharding import check_parallelism, gather_head, weights_are_sharded
 from distilllens.train.teachers import depths_of, filled, find_teacher, layer_map_of
 from distilllens.train.tuned_lens import TunedLensTrainer
 
@@ -139,6 +139,7 @@ class DistillLensTrainer(PreparedTrainer, TunedLensTrainer, OnPolicyTrainer):
         self.project = self._projectors()
         self.add_translators()
         self.add_answers()
+        weights_are_sharded(self.args)
 
     def _projectors(self):
         """What brings the student's states to the teacher's width, trained along where it must."""

@@ -73,7 +73,7 @@ def run_job(job: JobArguments, model, args: DistillLensConfig, given: dict | Non
     """
     if given is None:
         given = train_inputs.changed_fields(job, model, args)
-    students.check_student(job, model, args)
+    check_job(job, model, args)
     hub, args = hub_of(args, given)
     line = _run(job, model, args, given)
     is_new = line is not None
@@ -86,11 +86,20 @@ def run_job(job: JobArguments, model, args: DistillLensConfig, given: dict | Non
     return line if hub is None else f"{line}\n{hub.upload()}"
 
 
-def _run(job, model, args, given):
-    """Train; returns a line, or None if the run is finished already."""
+def check_job(job: JobArguments, model, args: DistillLensConfig):
+    """Refuse arguments of which neither data nor models are needed to know that they do not fit.
+
+    Raises:
+        ValueError, OSError: as ``run_job``.
+    """
+    students.check_student(job, model, args)
     check_loggers(args.report_to, has_tensorboard=is_tensorboard_available())
     _check_evaluation(job, args)
     check_folders(args.output_dir, args.teacher_cache)
+
+
+def _run(job, model, args, given):
+    """Train; returns a line, or None if the run is finished already."""
     args = students.with_student_settings(job, model, args)
     logger.info("loading the tokenizer and the data")
     tokenizer = students.load_student_tokenizer(job, model, args)

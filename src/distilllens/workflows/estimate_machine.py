@@ -27,7 +27,7 @@ def device_of(name: str | None = None) -> Device:
     memory = _own_memory()
     half, full, bandwidth = (_rate(torch.bfloat16), _rate(torch.float32), _bandwidth())
     title = f"this machine's processor, {torch.get_num_threads()} threads"
-    return Device("cpu", title, memory, half, full, bandwidth, 0, _MEASURED, efficiency=(0.75, 1.0))
+    return Device("cpu", title, memory, half, full, bandwidth, 0, _MEASURED, efficiency=(0.68, 1.0))
 
 
 def _own_gpu():

@@ -28,7 +28,7 @@ from benchmarks.markdown import NOTHING, table
 
 ROOT = Path(__file__).parents[1]
 _DOCS = ("performance", "on_policy", "estimate")
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{n}.md" for n in _DOCS)))
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{n}.md" for n in _DOCS))
 _MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 

@@ -10,7 +10,13 @@ from distilllens.errors import one_line
 from distilllens.train.progress import duration
 from distilllens.workflows import students, train_data
 from distilllens.workflows.estimate_devices import check_options
-from distilllens.workflows.estimate_disk import check_space, disk_of, free_at, in_bytes
+from distilllens.workflows.estimate_disk import (
+    check_space,
+    disk_in_words,
+    disk_of,
+    free_at,
+    in_bytes,
+)
 from distilllens.workflows.estimate_machine import device_of
 from distilllens.workflows.estimate_plans import largest_batch, plans_of
 from distilllens.workflows.estimate_run import Run, on_device, run_of
@@ -93,7 +99,7 @@ def say_before_training(run: Callable[[], Run], args) -> None:
         time = f"unknown: {one_line(error)}"
     logger.info("memory    %s", memory)
     logger.info("time      %s", time)
-    logger.info("disk      %s", _disk_in_words(disk))
+    logger.info("disk      %s", disk_in_words(disk))
 
 
 def _examples(job, args, reader):
@@ -149,6 +155,7 @@ def _found(run, device, num_devices, price):
             "final": disk.final,
             "cache": disk.cache,
             "free": free_at(run.args.output_dir),
+            "words": disk_in_words(disk),
         },
         "plans": [] if memory is None else plans_of(run, device, num_devices, price, measured),
         "price": price,
@@ -169,12 +176,3 @@ def _time_in_words(seconds, steps):
     whole = "an unknown number of steps" if steps is None else f"{steps:,} steps"
     total = "" if steps is None else f", {duration(seconds * steps)} in all"
     return f"{seconds:.3g} s a step, {whole}{total}"
-
-
-def _disk_in_words(disk):
-    num = disk.num_checkpoints
-    words = f"final model {in_bytes(disk.final)}"
-    if num != 0:
-        many = "an unknown number of checkpoints" if num is None else f"{num} checkpoints at a time"
-        words += f", {many} of {in_bytes(disk.checkpoint)}"
-    return words + (f", teacher cache {in_bytes(disk.cache)}" if disk.cache else "")

@@ -18,7 +18,8 @@ class Device:
         half, full: dense flops a second in bfloat16 (t4: float16) and in float32 without TF32.
         bandwidth: bytes a second to and from its memory.
         link: bytes a second to another device, in one direction.
-        efficiency: what steps reach of the flops, and of the bandwidth.
+        efficiency: what steps reach of the flops and of the bandwidth (docs/estimate.md).
+        overhead: seconds of a step outside of products: data, optimizer, log.
         has_bfloat16: whether products in bfloat16 are fast.
         source: of the figures.
     """
@@ -31,7 +32,8 @@ class Device:
     bandwidth: float
     link: float
     source: str
-    efficiency: tuple[float, float] = (0.35, 0.8)
+    efficiency: tuple[float, float] = (0.2, 0.8)
+    overhead: float = 0.02
     has_bfloat16: bool = True
 
     @property

@@ -1,4 +1,7 @@
-"""Bytes that a run writes: checkpoints, the final model, the teacher cache; and what is free."""
+"""Bytes that a run writes: checkpoints, the final model, the teacher cache; and what is free.
+
+Weights and states are counted; tokenizers and logs are not.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ from pathlib import Path
 
 from distilllens.workflows.estimate_run import Run
 
-_BESIDE = 10**7  # of a checkpoint: the tokenizer, its log
 # A cache whose size follows from some of the rows is refused only where it is clearly too large.
 _SAMPLED = 0.9
 
@@ -49,7 +51,7 @@ def disk_of(run: Run, num_devices: int = 1) -> Disk:
         final = trained * 2 // run.student.dtype.itemsize
     num = _checkpoints(args, run.steps(num_devices))
     cache = 0 if args.teacher_cache is None or not run.has_teacher else _cache(run)
-    return Disk(trained + states + _BESIDE, num, final + _BESIDE, cache, run.rows.whole)
+    return Disk(trained + states, num, final, cache, run.rows.whole)
 
 
 def check_space(disk: Disk, args) -> None:
@@ -89,6 +91,15 @@ def existing(folder: str) -> Path:
     while not there.exists():
         there = there.parent
     return there
+
+
+def disk_in_words(disk: Disk) -> str:
+    """What is written, in words."""
+    num, words = disk.num_checkpoints, f"final model {in_bytes(disk.final)}"
+    if num != 0:
+        many = {None: "an unknown number of checkpoints", 1: "1 checkpoint"}
+        words += f", {many.get(num, f'{num} checkpoints at a time')} of {in_bytes(disk.checkpoint)}"
+    return words + (f", teacher cache {in_bytes(disk.cache)}" if disk.cache else "")
 
 
 def in_bytes(size: float) -> str:

@@ -26,8 +26,20 @@ def device_of(name: str | None = None) -> Device:
         return _own_gpu()
     memory = _own_memory()
     half, full, bandwidth = (_rate(torch.bfloat16), _rate(torch.float32), _bandwidth())
-    title = f"this machine's processor, {torch.get_num_threads()} threads"
-    return Device("cpu", title, memory, half, full, bandwidth, 0, _MEASURED, efficiency=(0.68, 1.0))
+    threads = torch.get_num_threads()
+    title = f"this machine's processor, {threads} thread{'s' * (threads > 1)}"
+    return Device(
+        "cpu",
+        title,
+        memory,
+        half,
+        full,
+        bandwidth,
+        0,
+        _MEASURED,
+        efficiency=(0.68, 1.0),
+        overhead=0.05,
+    )
 
 
 def _own_gpu():

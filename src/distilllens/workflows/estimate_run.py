@@ -132,10 +132,8 @@ class Run:
     @cached_property
     def sizes(self) -> Sizes:
         """Parameters, counted on models without numbers."""
-        with torch.device("meta"):
-            student = build(self.student)
-            teacher = build(self.teacher) if self.has_teacher else None
-        return Sizes.of(student, teacher)
+        teacher = build(self.teacher) if self.has_teacher else None
+        return Sizes.of(build(self.student), teacher)
 
 
 @dataclass(frozen=True)

@@ -77,11 +77,42 @@ class Step:
         return replace(self, rows=rows, targets=round(self.targets * rows / self.rows))
 
 
-def build(side: Side, attention: str | None = None):
-    """The model of a side without numbers; call it inside of ``FakeTensorMode`` or on meta."""
-    given = {} if attention is None else {"attn_implementation": attention}
+def build(side: Side):
+    """The model of a side without numbers, on the meta device."""
+    with torch.device("meta"):
+        return side.adapt(_plain(side))
+
+
+def _plain(side):
+    """The model as its class makes it, where the caller says what its tensors are."""
     kind = class_of(side.config, every_kind=False)
-    return side.adapt(kind.from_config(side.config, dtype=side.dtype, **given))
+    return kind.from_config(side.config, dtype=side.dtype)
+
+
+def _without_numbers(side):
+    """The model on the CPU, in ``FakeTensorMode``.
+
+    There PEFT cannot move its adapters, so they are made on the meta device first.
+    """
+    model = _plain(side)
+    adapted = build(side)
+    if not hasattr(adapted, "get_base_model"):
+        return model
+    known = {}
+    for module in adapted.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    known.setdefault(id(tensor), _twin(tensor))
+                    tensors[name] = known[id(tensor)]
+    return adapted
+
+
+def _twin(tensor):
+    """A tensor like one of the meta device, on the CPU."""
+    found = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+    is_weight = isinstance(tensor, torch.nn.Parameter)
+    return torch.nn.Parameter(found, tensor.requires_grad) if is_weight else found
 
 
 def measure(step: Step) -> dict[str, int]:
@@ -92,9 +123,8 @@ def measure(step: Step) -> dict[str, int]:
     Raises:
         Exception: whatever a model raises that cannot run without numbers.
     """
-    with torch.device("meta"):
-        student = build(step.student)
-        whole = build(step.teacher) if step.teacher and not step.is_cached else None
+    student = build(step.student)
+    whole = build(step.teacher) if step.teacher and not step.is_cached else None
     trained = [p for p in student.parameters() if p.requires_grad]
     gradients = _bytes(trained)
     fixed = Counter(weights=_bytes(_tensors(student)))
@@ -142,8 +172,9 @@ def _cut(step, blocks):
 def _simulated(step):
     """As ``_moments``, of all blocks of the step's models."""
     with FakeTensorMode(allow_non_fake_inputs=True), torch.random.fork_rng(devices=[]):
-        student = build(step.student)
-        teacher = None if step.teacher is None or step.is_cached else build(step.teacher).eval()
+        student, teacher = _without_numbers(step.student), None
+        if step.teacher is not None and not step.is_cached:
+            teacher = _without_numbers(step.teacher).eval()
         inner = getattr(student, "get_base_model", lambda: student)()
         student.train()
         if step.checkpointing:

@@ -18,7 +18,7 @@ def table_of(found: dict) -> str:
         ("precision", found["precision"]),
         *_memory(found),
         ("time", _time(found)),
-        ("disk", _disk(found["disk"])),
+        ("disk", f"{found['disk']['words']}; {in_bytes(found['disk']['free'])} free"),
         *(("unknown", reason) for reason in found["unknown"]),
     ]
     width = max(len(name) for name, _ in rows) + 2
@@ -62,17 +62,6 @@ def _time(found):
         return f"{seconds:.3g} s a step of {flops:.3g} flops; the number of steps is not known"
     whole = duration(seconds * steps)
     return f"{seconds:.3g} s a step of {flops:.3g} flops, {steps:,} steps: {whole}"
-
-
-def _disk(disk):
-    num = disk["checkpoints"]
-    many = "an unknown number of" if num is None else str(num)
-    text = f"final model {in_bytes(disk['final'])}"
-    if num != 0:
-        text += f", {many} checkpoints at a time of {in_bytes(disk['checkpoint'])}"
-    if disk["cache"]:
-        text += f", teacher cache {in_bytes(disk['cache'])}"
-    return f"{text}; {in_bytes(disk['free'])} free"
 
 
 def _plans(found):

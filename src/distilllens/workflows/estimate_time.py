@@ -25,7 +25,7 @@ def step_seconds(run: Run, device: Device, num_devices: int = 1, sharded: bool =
         name = "teacher forward"
         time = cost.roofline_seconds(flops, bytes_, device.half * speed, device.bandwidth * flow)
         found[name] = time[name]
-    seconds = sum(found.values())
+    seconds = sum(found.values()) + device.overhead
     if num_devices > 1 and device.link:
         passes = 3 if sharded else 2  # of the weights, gathered twice; and of the gradients
         moved = passes * run.sizes.trained_bytes * (num_devices - 1) / num_devices

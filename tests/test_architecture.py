@@ -330,7 +330,7 @@ def test_everything_fits_on_a_screen_or_a_few():
     assert too_large(files) == []
     assert len(files["train/trainer.py"].splitlines()) < 300
     commands = [source for path, source in files.items() if path.startswith("cli/")]
-    assert sum(len(source.splitlines()) for source in commands) < 1600
+    assert sum(len(source.splitlines()) for source in commands) < 1700
 
 
 def test_what_is_too_large_is_found():

@@ -173,6 +173,7 @@ def _in_parts(parts):
 
 
 def _time_in_words(seconds, steps):
-    whole = "an unknown number of steps" if steps is None else f"{steps:,} steps"
+    many = f"{steps} step" if steps == 1 else f"{steps or 0:,} steps"
+    whole = "an unknown number of steps" if steps is None else many
     total = "" if steps is None else f", {duration(seconds * steps)} in all"
     return f"{seconds:.3g} s a step, {whole}{total}"

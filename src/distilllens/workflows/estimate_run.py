@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from types import SimpleNamespace
@@ -102,9 +103,11 @@ class Run:
     def step(self, device: Device, size: int | None = None) -> Step:
         """A step with the longest rows that a run of these rows is likely to see."""
         batch, args = self.batch(size), self.args
+        sides = [self.student, self.teacher]
+        if not device.is_cpu:
+            sides = [side and replace(side, config=_fused(side.config)) for side in sides]
         return Step(
-            self.student,
-            self.teacher,
+            *sides,
             batch.rows,
             batch.longest,
             max(1, min(batch.most, batch.rows * batch.longest)),
@@ -209,8 +212,6 @@ def on_device(args, given, device: Device):
 
 def replace_fields(args, **fields):
     """A copy of the arguments, of which no check is repeated."""
-    import copy
-
     found = copy.copy(args)
     for name, value in fields.items():
         setattr(found, name, value)
@@ -220,6 +221,15 @@ def replace_fields(args, **fields):
 def cached(run: Run) -> Run:
     """The same run with its teacher in a cache."""
     return replace(run, args=replace_fields(run.args, teacher_cache="cache"))
+
+
+def _fused(config):
+    """A configuration whose attention keeps no [T, T] matrix; on a CPU dropout in it does."""
+    config = copy.deepcopy(config)
+    for name in ("attn_pdrop", "attention_dropout"):
+        if getattr(config.get_text_config(), name, 0):
+            setattr(config.get_text_config(), name, 0.0)
+    return config
 
 
 def _layers(config):

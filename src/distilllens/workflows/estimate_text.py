@@ -27,11 +27,15 @@ def table_of(found: dict) -> str:
 
 def _student(student):
     part = student["trained"] < student["parameters"]
-    return _model(student) + (f", {student['trained'] / 1e6:,.1f} M trained" if part else "")
+    return _model(student) + (f", {_count(student['trained'])} trained" if part else "")
 
 
 def _model(model):
-    return f"{model['parameters'] / 1e6:,.1f} M parameters, {in_bytes(model['bytes'])}"
+    return f"{_count(model['parameters'])} parameters, {in_bytes(model['bytes'])}"
+
+
+def _count(num):
+    return f"{num / 1e6:,.1f} M" if num >= 1e6 else f"{num:,}"
 
 
 def _data(found):

@@ -64,7 +64,7 @@ def _own_memory():
 def _rate(dtype, device=None):
     """Flops a second of the best of a few products of 1,024 rows; on the CPU by processor time."""
     size = 1024 if device is None else 8192
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
     seconds = _best(lambda: left @ right, device)
     return 2 * size**3 / seconds
 

@@ -12,6 +12,7 @@ from distilllens.data.encode import encode_example
 from distilllens.data.streams import RecordStream
 
 _SAMPLE, _LONGEST = 256, 8  # rows that are encoded: spread evenly, and the longest texts
+_STREAMED = 64  # the first of a stream
 _BATCHES = 200
 
 
@@ -89,7 +90,7 @@ def rows_of(examples: Sequence[dict] | RecordStream, tokenizer, max_length: int 
         found = []
         for example in examples.dataset():
             found.append(_sizes(example, tokenizer, max_length))
-            if len(found) == _SAMPLE:
+            if len(found) == _STREAMED:
                 break
         return Rows(None, tuple(found))
     step = max(1, len(examples) // _SAMPLE)

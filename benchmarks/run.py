@@ -27,7 +27,7 @@ from pathlib import Path
 from benchmarks import rows
 
 PARTS = ("loss", "chunks", "scaling", "steps", "precision", "generation", "on_policy")
-PARTS += ("resident",)
+PARTS += ("resident", "estimate")
 _MARK = "ROW "  # of a line that is a row; everything else a library prints is passed on
 
 

@@ -1,4 +1,4 @@
-"""Generate the tables of README.md, docs/performance.md and docs/on_policy.md from the stored rows.
+"""Generate the tables of README.md and docs/ (performance, on_policy, estimate) from stored rows.
 
     python -m benchmarks.tables            write them between their markers
     python -m benchmarks.tables --check    exit status 1 if a page differs from the rows
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmarks import (
     cost_tables,
+    estimate,
     gpu_tables,
     loss_tables,
     on_policy,
@@ -26,7 +27,8 @@ from benchmarks import (
 from benchmarks.markdown import NOTHING, table
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{n}.md" for n in ("performance", "on_policy")))
+_DOCS = ("performance", "on_policy", "estimate")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{n}.md" for n in _DOCS))
 _MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -93,6 +95,7 @@ TABLES = {
     **on_policy.TABLES,
     **cost_tables.TABLES,
     **gpu_tables.TABLES,
+    **estimate.TABLES,
     "figure": lambda folder: figure_line(),
 }
 

@@ -17,6 +17,7 @@ from distilllens.errors import did_you_mean, one_line
 COMMANDS = {
     "demo": "distil a small built-in teacher into two students, offline, in about two minutes",
     "train": "train a student: SFT, knowledge distillation or DistillLens",
+    "estimate": "what a run takes of memory, time, disk and money, before it starts",
     "prune": "cut blocks out of a model, as a student to train",
     "merge": "merge the adapter of a LoRA run into its base model",
     "cache": "run a teacher once and store its hidden states, to train without the teacher",

@@ -6,7 +6,7 @@ import copy
 import re
 from pathlib import Path
 
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from distilllens.data import to_dataset
@@ -65,6 +65,12 @@ def build_trainer(
         if reason is None:
             raise
         raise ValueError(f"cannot load the student {student!r}: {reason}") from error
+
+
+def with_adapter(student, model: ModelConfig):
+    """A student with the new adapter that its settings ask for; without them, as it is."""
+    settings = _peft_config(model)
+    return student if settings is None else get_peft_model(student, settings)
 
 
 def _adapted(folder, args, quantization):

@@ -53,7 +53,7 @@ def teacher_identity(args):
     """
     if not (teacher := args.teacher_model_name_or_path):
         return manifest_of(args.teacher_cache).teacher if args.teacher_cache else None
-    return fingerprint(teacher, _teacher_config(args))
+    return fingerprint(teacher, teacher_config_of(args))
 
 
 def check_depths(args, student_config):
@@ -63,7 +63,7 @@ def check_depths(args, student_config):
         ValueError: with the depths there are; also as ``teacher_identity``.
     """
     if args.teacher_model_name_or_path:
-        num_layers = _num_layers(_teacher_config(args))
+        num_layers = _num_layers(teacher_config_of(args))
     elif args.teacher_cache:
         num_layers = manifest_of(args.teacher_cache).num_layers
     else:
@@ -72,7 +72,12 @@ def check_depths(args, student_config):
         layer_map_of(args, depths_of(student_config), SimpleNamespace(num_layers=num_layers))
 
 
-def _teacher_config(args):
+def teacher_config_of(args):
+    """The configuration of the named teacher.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
     settings = {
         "revision": (args.teacher_model_init_kwargs or {}).get("revision", "main"),
         "trust_remote_code": args.trust_remote_code,

@@ -28,7 +28,8 @@ from distilllens.train.on_policy_checks import check_prompts
 from distilllens.train.run_lock import claimed
 from distilllens.train.saving import saved_or_removed
 from distilllens.train.stopping import StopSignals
-from distilllens.workflows import students, train_data, train_inputs
+from distilllens.workflows import estimate, students, train_data, train_inputs
+from distilllens.workflows.estimate_run import run_of
 from distilllens.workflows.hub import hub_of
 from distilllens.workflows.identity import (
     check_depths,
@@ -134,6 +135,9 @@ def _run(job, model, args, given):
                 return None
             logger.warning("the final model is damaged, and is made again: %s", damage)
         checkpoint = _chosen(args, checkpoint, config.to_dict(), identity)
+        estimate.say_before_training(
+            partial(run_of, job, model, args, config, reader, examples["train"]), args
+        )
         student = students.load_student(job, model, args, tokenizer)
         inputs = (student, model, args, tokenizer, examples)
         source = train_data.described(job, records)

@@ -1,0 +1,44 @@
+"""Rows by hand: lengths, batches, and what is not known."""
+
+import pytest
+import toys
+
+from distilllens.workflows.estimate_rows import Rows, rows_of, unknown_rows
+
+ROWS = Rows(4, ((10, 4), (20, 10), (30, 15), (20, 11)), whole=True)
+
+
+def test_lengths_are_those_of_the_tokenizer():
+    """A word is a token of the toy; the prompt has no target, and an end of sequence follows."""
+    examples = [
+        {"prompt": "the cat", "completion": " sat"},
+        {"prompt": "the", "completion": " dog ran on"},
+        {"prompt": "the cat", "completion": " sat"},
+    ]
+    found = rows_of(examples, toys.tokenizer(), 64)
+    assert found.sample == ((4, 2), (5, 4), (4, 2))
+    assert (found.num, found.whole, found.unique) == (3, True, pytest.approx(2 / 3))
+    assert rows_of(examples, toys.tokenizer(), 3).sample == ((3, 1), (3, 2), (3, 1))
+
+
+def test_a_batch_is_padded_to_its_longest_row():
+    """A batch of one row is its length; larger ones tend to the longest."""
+    alone, many = ROWS.batch(1, 64), ROWS.batch(64, 64)
+    assert alone.length == pytest.approx(20, abs=1.5) and alone.longest == 30
+    assert (many.rows, many.length, many.longest) == (64, 30, 30)
+    assert many.targets == pytest.approx(640, rel=0.05)
+
+
+def test_packs_are_full():
+    """Rows of a pack fill its length; without padding the batch is one row of them all."""
+    packed = ROWS.batch(2, 64, packing=True)
+    assert (packed.rows, packed.length, packed.longest) == (1, 128, 128)
+    assert packed.targets == pytest.approx(128 * 40 / 80)
+    free = ROWS.batch(8, 64, free=True)
+    assert free.rows == 1 and free.length == pytest.approx(160, rel=0.1)
+
+
+def test_unknown_rows_are_as_long_as_they_may_be():
+    """Every token but the first is a target."""
+    rows = unknown_rows(128)
+    assert rows.num is None and rows.sample == ((128, 127),)

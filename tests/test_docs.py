@@ -50,6 +50,7 @@ WIDER_TESTS = {
     "train/test_distributed.py",
     "train/test_host.py",
     "train/test_invariance.py",
+    "train/test_killed.py",
     "train/test_kinds.py",
     "train/test_signals.py",
 }

@@ -23,6 +23,7 @@ class Mark(TypedDict):
     files: dict[str, int | FileNote]
     versions: NotRequired[dict[str, str]]
     run: NotRequired[str]
+    step_rows: NotRequired[dict[str, int]]
 
 
 def mark_whole(folder: str | Path, **more):

@@ -16,6 +16,7 @@ from transformers.integrations import is_tensorboard_available
 
 from distilllens.errors import first_line, one_line
 from distilllens.evaluate.answer_scorer import AnswerScorer
+from distilllens.files import unmade_on_failure
 from distilllens.loading import is_adapter_folder
 from distilllens.marks import described
 from distilllens.objective import TERMS
@@ -23,6 +24,7 @@ from distilllens.train import _trl, run_folder
 from distilllens.train.build import build_trainer
 from distilllens.train.checkpoint import rotate
 from distilllens.train.config import HIGHER_IS_BETTER, DistillLensConfig
+from distilllens.train.elastic import StepRows, settle
 from distilllens.train.metrics import SEEN
 from distilllens.train.on_policy_checks import check_prompts
 from distilllens.train.run_lock import claimed
@@ -110,7 +112,7 @@ def _run(job, model, args, given):
     files = train_data.files_of(job)
     rows = train_data.rows_of(job, records)
     identity = run_folder.recipe_identity(given, files, models, args.world_size, rows)
-    with run_folder.unmade_on_failure(args.output_dir), claimed(args.output_dir):
+    with unmade_on_failure(args.output_dir), claimed(args.output_dir):
         checkpoint = run_folder.resume_point(args.output_dir, identity)
         if run_folder.is_finished(args.output_dir):
             if (damage := run_folder.final_damage(args.output_dir)) is None:
@@ -123,6 +125,10 @@ def _run(job, model, args, given):
                 return None
             logger.warning("the final model is damaged, and is made again: %s", damage)
         checkpoint = _chosen(args, checkpoint, config.to_dict(), identity)
+        if before := run_folder.step_rows(args.output_dir):
+            settle(args, before)
+        elif checkpoint is not None:
+            settle(args, StepRows.of_checkpoint(checkpoint, args))
         student = students.load_student(job, model, args, tokenizer)
         inputs = (student, model, args, tokenizer, examples)
         source = train_data.described(job, records)

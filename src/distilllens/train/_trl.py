@@ -11,9 +11,12 @@ import re
 import sys
 import time
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 from datasets import IterableDataset
+from torch import distributed
+from torch.distributed import distributed_c10d
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.trainer_callback import ProgressCallback
 from trl import SFTTrainer
@@ -32,6 +35,7 @@ __all__ = [
     "LossProgress",
     "base_model_of",
     "count_tokens_of_targets",
+    "default_store",
     "drop_fused_head",
     "end_training",
     "forget_evaluation",
@@ -46,6 +50,7 @@ __all__ = [
     "prepare_fsdp",
     "prepare_without_student",
     "replace_progress_bar",
+    "set_timeout",
 ]
 
 
@@ -259,6 +264,20 @@ def forget_evaluation(model, accelerator):
         accelerator._models = [other for other in accelerator._models if other is not model]
         if model.__dict__.pop("_original_forward", None) is not None:
             model.__dict__.pop("forward", None)  # autocast, which preparing adds again
+
+
+def default_store():
+    """``(store, rank, size)`` of the process group; without one, ``(None, 0, 1)``."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return None, 0, 1
+    size = distributed.get_world_size()
+    return distributed_c10d._get_default_store(), distributed.get_rank(), size
+
+
+def set_timeout(seconds: float):
+    """Let the process group wait so long; transformers 5.23 forgets ``ddp_timeout`` on the CPU."""
+    if default_store()[2] > 1:
+        distributed_c10d._set_pg_timeout(timedelta(seconds=seconds))
 
 
 def end_training(accelerator):

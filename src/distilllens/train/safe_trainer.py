@@ -31,6 +31,7 @@ from distilllens.train.carried import CarriedSums
 from distilllens.train.checkpoint import last_whole, mark_whole, rotate, versions_of
 from distilllens.train.elastic import StepRows, settle
 from distilllens.train.finite import NotFinite, check_weights, first_not_finite, is_finite
+from distilllens.train.lost import faults_told
 from distilllens.train.metrics import num_tokens
 from distilllens.train.model_card import versions
 from distilllens.train.run_folder import run_id
@@ -171,7 +172,8 @@ class SafeTrainer(SFTTrainer):
         if checkpoint and Path(checkpoint).is_dir():
             settle(self.args, StepRows.of_checkpoint(checkpoint, self.args))
         try:
-            output = super().train(resume_from_checkpoint, *args, **kwargs)
+            with faults_told(self.args.ddp_timeout):
+                output = super().train(resume_from_checkpoint, *args, **kwargs)
         except BaseException:
             if (progress := self._callback(LossProgress)) is not None:
                 progress.close()

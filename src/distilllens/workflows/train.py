@@ -25,6 +25,7 @@ from distilllens.train.build import build_trainer
 from distilllens.train.checkpoint import rotate
 from distilllens.train.config import HIGHER_IS_BETTER, DistillLensConfig
 from distilllens.train.elastic import StepRows, settle
+from distilllens.train.lost import faults_told
 from distilllens.train.metrics import SEEN
 from distilllens.train.on_policy_checks import check_prompts
 from distilllens.train.run_lock import claimed
@@ -74,7 +75,8 @@ def run_job(job: JobArguments, model, args: DistillLensConfig, given: dict | Non
     """
     if given is None:
         given = train_inputs.changed_fields(job, model, args)
-    line = _run(job, model, args, given)
+    with faults_told(args.ddp_timeout):
+        line = _run(job, model, args, given)
     is_new = line is not None
     line = line or f"{args.output_dir} holds the finished run of this recipe; nothing to do"
     # An interruption may have come between the model and its report.

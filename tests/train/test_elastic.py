@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import fault_rows
 import pytest
 import toys
 from processes import served
@@ -105,6 +106,11 @@ def test_another_number_of_processes_changes_nothing(server, workshop, case):
     for processes in {first, then}:
         statuses, said = run(processes)
         assert set(statuses) == {0} and "nothing to do" in said[0]
+    what = case.rpartition(", ")[0] or "loaded whole"
+    happened = "the same command goes on with the same rows a step, at weights equal to 1e-6"
+    test = "tests/train/test_elastic.py::test_another_number_of_processes_changes_nothing"
+    fault = f"stopped, and other processes ({what})"
+    fault_rows.found(fault, f"{first} -> {then}", happened, "nothing", test)
 
 
 @pytest.mark.slow

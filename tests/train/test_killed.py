@@ -12,6 +12,7 @@ import time
 
 import pytest
 import toys
+from fault_rows import found
 from processes import served
 
 TRAIN = ["train", "--config", "recipe.yaml"]
@@ -87,9 +88,9 @@ def killed_in_rounds(server, workshop, kind, kills, seed):
                 break
         statuses, said = server.run(argv, folder, **more)
         assert set(statuses) == {0}, said
-        found = contents(folder)
-        assert found.keys() == wholes[0].keys()
-        assert [name for name in sorted(settled) if found[name] != wholes[0][name]] == []
+        made = contents(folder)
+        assert made.keys() == wholes[0].keys()
+        assert [name for name in sorted(settled) if made[name] != wholes[0][name]] == []
         shutil.rmtree(folder)
         rounds += 1
     weights = [name for name in settled if name.endswith((".safetensors", ".jsonl"))]
@@ -107,6 +108,10 @@ def test_killed_at_random_moments(server, workshop, kind, kills):
         rows = toys.examples(60)
         (workshop / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     toys.recipe(workshop, max_steps=12, save_steps=3, save_total_limit=2)
-    found = killed_in_rounds(server, workshop, kind, kills, seed=kills)
-    print(kind, found)
-    assert found["kills"] == kills
+    figures = killed_in_rounds(server, workshop, kind, kills, seed=kills)
+    print(kind, figures)
+    assert figures["kills"] == kills
+    happened = "the same command goes on, and ends at the bytes of the undisturbed one"
+    test = "tests/train/test_killed.py::test_killed_at_random_moments"
+    command, processes = kind.split()[0], str(KINDS[kind][1])
+    found(f"SIGKILL of `{command}` at random moments", processes, happened, "nothing", test)

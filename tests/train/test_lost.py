@@ -1,14 +1,17 @@
 """A fault of one of two processes: both end soon, with one line and a status that is not 0."""
 
 import os
+import re
 import signal
 import time
 
 import pytest
 import toys
+from fault_rows import found
 from processes import served, texts, wait_for
 
 TRAIN = ["train", "--config", "recipe.yaml"]
+HERE = "tests/train/test_lost.py::"
 SECONDS = 45  # by which all have ended on a busy machine; ddp_timeout is 1800 s by default
 # At the third step of rank 1.
 AT_STEP_3 = """
@@ -62,6 +65,18 @@ def server():
         yield made
 
 
+def error_of(text):
+    """The one line of a process, from "distilllens:" on."""
+    lines = [line for line in text.splitlines() if line.startswith("distilllens:")]
+    assert len(lines) == 1, text
+    return lines[0]
+
+
+def in_words(statuses, text):
+    """What a user sees of a fault."""
+    return f"both end, status {' and '.join(map(str, statuses))}: `{error_of(text)}`"
+
+
 def ended(server, pids, workshop, seconds=SECONDS):
     """Statuses and texts of two processes, none of which is there after so long."""
     since = time.monotonic()
@@ -82,15 +97,17 @@ def test_a_fault_of_one_process_ends_both(server, workshop, fault):
     hangs = "hangs" in fault
     toys.recipe(workshop, max_steps=6, save_steps=2, ddp_timeout=4 if hangs else None)
     pids = server.start(TRAIN, workshop, processes=2, before=before)
-    _, said = ended(server, pids, workshop)
+    statuses, said = ended(server, pids, workshop)
     assert line in said[0], said
-    assert said[0].count("distilllens: error") == 1
+    happened = in_words(statuses, said[0])
     toys.recipe(workshop, max_steps=6, save_steps=2)
     assert set(server.run(TRAIN, workshop, processes=2)[0]) == {0}
     toys.recipe(workshop, max_steps=6, save_steps=2, output_dir="whole")
     assert set(server.run(TRAIN, workshop, processes=2)[0]) == {0}
-    whole, found = (workshop / name / "model.safetensors" for name in ("whole", "out"))
-    assert found.read_bytes() == whole.read_bytes()
+    whole, again = (workshop / name / "model.safetensors" for name in ("whole", "out"))
+    assert again.read_bytes() == whole.read_bytes()
+    test = "test_a_fault_of_one_process_ends_both"
+    found(fault, "2", happened, "nothing: the same bytes afterwards", HERE + test)
 
 
 @pytest.mark.slow
@@ -103,7 +120,10 @@ def test_a_killed_process_is_named(server, workshop, victim):
     os.kill(pids[victim], signal.SIGKILL)
     statuses, said = ended(server, pids, workshop)
     assert statuses[victim] == -signal.SIGKILL and statuses[1 - victim] == 2
-    assert f"process {victim} " in said[1 - victim].splitlines()[-1], said
+    assert f"process {victim} " in error_of(said[1 - victim]), said
+    happened, test = in_words(statuses, said[1 - victim]), "test_a_killed_process_is_named"
+    kept = "the steps since the last checkpoint, which are taken again"
+    found(f"SIGKILL of process {victim}", "2", happened, kept, HERE + test)
 
 
 @pytest.mark.slow
@@ -115,6 +135,9 @@ def test_a_signal_to_one_process_stops_both(server, workshop):
     os.kill(pids[1], signal.SIGTERM)
     statuses, said = ended(server, pids, workshop)
     assert statuses == [143, 143] and said[0].count("stopped by SIGTERM after step") == 1
+    happened = re.sub(r"checkpoint-\d+", "checkpoint-N", in_words(statuses, said[0]))
+    test = "test_a_signal_to_one_process_stops_both"
+    found("SIGTERM to process 1", "2", happened, "nothing", HERE + test)
 
 
 @pytest.mark.slow
@@ -130,5 +153,9 @@ if rank == 1:
     shards._checksum = lambda states, scales: b"another!"
 """
     pids = server.start(TRAIN, workshop, processes=2, before=flip)
-    _, said = ended(server, pids, workshop)
+    statuses, said = ended(server, pids, workshop)
     assert "process 1 has ended" in said[0] and "shard" in said[0], said
+    happened = re.sub(r"(shard-\w{4})\w+", r"\1...", in_words(statuses, said[0]))
+    happened = re.sub(r"document \d+", "document N", happened)
+    test = "test_a_damaged_shard_ends_both"
+    found("a damaged shard of a cache, seen by process 1", "2", happened, "nothing", HERE + test)

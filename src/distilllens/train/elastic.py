@@ -51,7 +51,7 @@ class StepRows:
             noted = read_stored(Path(folder) / MARK, Mark).get("step_rows")
         except DamagedFile:
             noted = None
-        if noted is not None:
+        if noted is not None and min(noted.values()) > 0:
             return cls(**noted)
         ranks = sum(1 for _ in Path(folder).glob("rng_state_*.pth"))
         processes = ranks or (1 if (Path(folder) / "rng_state.pth").exists() else args.world_size)
@@ -127,7 +127,8 @@ def settle(args, before: StepRows):
     if now.total == before.total:
         return
     args.gradient_accumulation_steps = accumulation_for(before, now)
-    logger.warning(
+    logger.log(
+        logging.WARNING if args.process_index == 0 else logging.DEBUG,
         "the run goes on with %s instead of %s: %d rows a step as before, and the weights of a run "
         "without a change to float32 rounding",
         *(StepRows.of_args(args), before, before.total),

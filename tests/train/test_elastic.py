@@ -64,7 +64,6 @@ MORE = {
     "streamed, 1 to 2": (1, 2, STREAMED),
     "sampled, 1 to 2": (1, 2, toys.SAMPLED),
     "features, 2 to 1": (2, 1, toys.FORMS["features"]),
-    "LoRA, 1 to 2": (1, 2, {"use_peft": True, "lora_r": 4, "lora_target_modules": ["q_proj"]}),
 }
 
 

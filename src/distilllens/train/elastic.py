@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from distilllens.stored import DamagedFile, read_stored
@@ -51,8 +51,9 @@ class StepRows:
             noted = read_stored(Path(folder) / MARK, Mark).get("step_rows")
         except DamagedFile:
             noted = None
-        if noted is not None and min(noted.values()) > 0:
-            return cls(**noted)
+        names = [each.name for each in fields(cls)]
+        if noted is not None and min(noted[name] for name in names) > 0:
+            return cls(*(noted[name] for name in names))
         ranks = sum(1 for _ in Path(folder).glob("rng_state_*.pth"))
         processes = ranks or (1 if (Path(folder) / "rng_state.pth").exists() else args.world_size)
         return cls(args.train_batch_size, args.gradient_accumulation_steps, processes)

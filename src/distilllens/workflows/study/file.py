@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -231,8 +232,9 @@ def _baseline(file, values, methods):
 def _rates(file, rates):
     where = file.where("learning_rates")
     for at, rate in enumerate(rates):
-        if not 0 < rate < math.inf:
-            raise ValueError(f"{where}: a learning rate must be above 0, got {rate}")
+        is_number = isinstance(rate, int | float) and not isinstance(rate, bool)
+        if not is_number or not 0 < rate < sys.float_info.max:
+            raise ValueError(f"{where}: a learning rate must be above 0, got {str(rate)[:60]}")
         if rate in rates[:at]:
             raise ValueError(f"{where}: learning_rates names {rate:g} twice")
     return tuple(map(float, rates))

@@ -62,7 +62,6 @@ MORE = {
     "2 to 1": (2, 1, {}),
     "4 to 2": (4, 2, {}),
     "streamed, 1 to 2": (1, 2, STREAMED),
-    "sampled, 1 to 2": (1, 2, toys.SAMPLED),
     "features, 2 to 1": (2, 1, toys.FORMS["features"]),
 }
 

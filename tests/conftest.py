@@ -17,6 +17,14 @@ import torch
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(config, items):
+    """Tests of minutes run only where they are asked for by their mark."""
+    for item in items:
+        for mark in ("faults", "fuzz"):
+            if item.get_closest_marker(mark) and mark not in config.option.markexpr:
+                item.add_marker(pytest.mark.skip(reason=f"only with -m {mark}"))
+
+
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     """Connections that leave the machine fail at once."""

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -50,6 +51,7 @@ WIDER_TESTS = {
     "train/test_distributed.py",
     "train/test_host.py",
     "train/test_invariance.py",
+    "train/test_killed.py",
     "train/test_kinds.py",
     "train/test_signals.py",
     "train/test_two_machines.py",
@@ -234,10 +236,19 @@ def test_the_tree_is_drawn_once(page):
     assert "├──" not in text_of(page)
 
 
+def test_the_table_of_faults_is_what_tests_recorded():
+    """docs/reliability.md has the rows of tests/fault_rows.json."""
+    spec = spec_from_file_location("fault_table", ROOT / "tools" / "fault_table.py")
+    spec.loader.exec_module(tool := module_from_spec(spec))
+    text = text_of(ROOT / "docs" / "reliability.md")
+    assert tool.with_table(text) == text
+
+
 def test_tests_are_named_after_what_they_test():
     """tests/ROOM/test_X.py tests ROOM/X.py, or is listed as one that tests several files."""
     rooms = {path.parent.relative_to(SOURCE) for path in SOURCE.rglob("__init__.py")}
     files = {path.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
+    files -= {Path("fuzz/test_fuzz.py")}  # of all rooms
     assert {path.parent for path in files} == rooms
     wider = {path.as_posix() for path in files if not (SOURCE / source_of(path)).is_file()}
     assert wider == WIDER_TESTS

@@ -7,6 +7,8 @@ replies.
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -180,3 +182,43 @@ def test_judge_replies_are_found(old):
     judge = Judge("stub", base_url="http://localhost:8/v1", cache=old / "judge.jsonl")
     verdicts = judge([Case("Why?", "the cat", "the dog"), Case("What?", "a hill", "a mat")])
     assert [verdict.score for verdict in verdicts] == [5.5, 2.5]
+
+
+# Written by commit 10c4a97, before a checkpoint noted how the rows of a step were shared out.
+BEFORE = OLD.parent / "10c4a97"
+
+
+@pytest.fixture
+def before(tmp_path, monkeypatch):
+    """A copy of those files, in which the commands run."""
+    shutil.copytree(BEFORE, tmp_path / "before")
+    monkeypatch.chdir(tmp_path / "before")
+    monkeypatch.delenv("DISTILLLENS_DEBUG", raising=False)
+    return tmp_path / "before"
+
+
+def test_files_of_the_commit_before_are_read(before, capsys, caplog):
+    """A checkpoint with hashes, a finished run, a cache, and results of evaluate."""
+    train = ["train", "--config", "recipe.yaml", "--report", "false", "--output_dir"]
+    assert main([*train, "stopped"]) == 0
+    assert "stopped/checkpoint-2" in caplog.text
+    weights = [load_file(before / run / "model.safetensors") for run in ("stopped", "finished")]
+    assert toys.drift(*weights) < 1e-6
+    assert main([*train, "finished"]) == 0
+    assert "finished run of this recipe" in capsys.readouterr().err
+    assert main([*train, "cached", "--teacher_cache", "cache"]) == 0
+    cached = load_file(before / "cached" / "model.safetensors")
+    assert toys.drift(cached, weights[1]) < 1e-5
+    assert main(["compare", "results"]) == 0
+    assert "finished" in capsys.readouterr().out
+
+
+@pytest.mark.faults
+def test_a_stopped_study_of_the_commit_before_goes_on(before):
+    """To its page, without a run of before trained again."""
+    done = before / "study" / "runs" / "kd" / "rate-0.001-seed-1" / "model.safetensors"
+    trained = done.read_bytes(), done.stat().st_mtime_ns
+    command = [sys.executable, "-m", "distilllens", "study", "--config", "study.yaml"]
+    subprocess.run([*command, "--output", "study"], check=True)
+    assert (before / "study" / "study.html").exists()
+    assert (done.read_bytes(), done.stat().st_mtime_ns) == trained

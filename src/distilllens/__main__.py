@@ -26,6 +26,11 @@ def run():
         status = 130
     # What is left is Python's own end, of which a second Ctrl-C would print a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if status and os.environ.get("WORLD_SIZE", "1") != "1":
+        # The threads of a process group that has lost a process can keep Python from ending.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     sys.exit(status)
 
 

@@ -71,6 +71,20 @@ def named_errors(path: str | Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+@contextmanager
+def unmade_on_failure(folder: str | Path) -> Iterator[None]:
+    """If the block fails, the empty folders that it made are removed."""
+    folder = Path(folder).absolute()
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        for path in missing:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+        raise
+
+
 def write_json(path: Path, value: object):
     """Write a value as JSON, with ``write_atomically``."""
     write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

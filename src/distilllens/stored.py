@@ -91,6 +91,8 @@ def _is_a(value, kind):
         kind = (int, float)
     if isinstance(value, bool) and kind is not bool:
         return False
+    if isinstance(value, int) and abs(value) >= 2**64:  # no count of anything, and no float
+        return False
     return isinstance(value, kind) and not (isinstance(value, float) and not math.isfinite(value))
 
 

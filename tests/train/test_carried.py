@@ -90,5 +90,5 @@ def test_a_run_that_resumes_at_its_last_step_has_the_same_mean():
     total = 4 * 3.675475001335144
     stored = {"attributes": {"entries": {"since": 0, "loss": total, "terms": {}}}}
     carried = CarriedSums()
-    carried.restart(stored, 4, main=True)
+    carried.restart(stored, 4, 1, main=True)
     assert carried.mean_loss(4, 1, lambda sums: sums) == total / 4

@@ -95,7 +95,7 @@ def _message(turn, number):
         raise ValueError(f"{place}['value'] is {value!r}; it must be a text")
     if speaker == _CALLS:
         return {"role": "assistant", "content": "", "tool_calls": _calls(value, place)} | more
-    if speaker not in ROLES:
+    if not isinstance(speaker, str) or speaker not in ROLES:
         raise ValueError(f"{place}['from'] is {speaker!r}; known are {', '.join([*ROLES, _CALLS])}")
     return {"role": ROLES[speaker], "content": value} | more
 

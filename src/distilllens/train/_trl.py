@@ -11,8 +11,12 @@ import re
 import sys
 import time
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
+from datasets import IterableDataset
+from torch import distributed
+from torch.distributed import distributed_c10d
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.trainer_callback import ProgressCallback
 from trl import SFTTrainer
@@ -27,9 +31,11 @@ from distilllens.train.progress import LastStepLogged, LogLines, losses
 __all__ = [
     "OTHER_INTERVALS",
     "OTHER_TRANSFORMERS",
+    "CountingDocuments",
     "LossProgress",
     "base_model_of",
     "count_tokens_of_targets",
+    "default_store",
     "drop_fused_head",
     "end_training",
     "forget_evaluation",
@@ -37,12 +43,14 @@ __all__ = [
     "invalid_generation_fields",
     "keep_routers_quiet",
     "mask_repeated_rows",
+    "mask_repeated_training_rows",
     "maybe_gather_lm_head_ctx",
     "missing_head",
     "prepare_deepspeed",
     "prepare_fsdp",
     "prepare_without_student",
     "replace_progress_bar",
+    "set_timeout",
 ]
 
 
@@ -50,6 +58,9 @@ def base_model_of(model):
     """The transformers model inside a PEFT one; any other model is its own base."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
+
+# A key of a batch, which no model sees.
+_DOCUMENTS = "documents_of_rows"
 
 # What transformers logs at a resume: versions, which we tell ourselves, and intervals, of which
 # those that are set count here.
@@ -191,17 +202,55 @@ def mask_repeated_rows(inputs, accelerator, packed: bool):
     state = accelerator.gradient_state
     if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
         return
+    if "attention_mask" in inputs or not packed:
+        _mask_rows(inputs, state.remainder, accelerator.process_index)
+
+
+def _mask_rows(inputs, num_left, rank, documents=None):
+    """Mask the rows behind the ``num_left`` that the last batches of all processes have.
+
+    Args:
+        documents: of packed rows, how many each holds.
+    """
     labels = inputs["labels"]
     if "attention_mask" in inputs:
         rows = torch.arange(len(labels), device=labels.device)[:, None]
         count = len(labels)
-    elif not packed:  # padding-free: one row, documents begin at position 0
+    else:  # one row, documents begin at position 0
         rows = (inputs["position_ids"] == 0).cumsum(-1) - 1
-        count = int(rows.max()) + 1
-    else:
-        return
-    own = state.remainder - accelerator.process_index * count
+        count = int(rows.max()) + 1 if documents is None else len(documents)
+    own = num_left - rank * count
+    if documents is not None:
+        own = int(documents[: max(own, 0)].sum())
     inputs["labels"] = without_targets(labels, rows >= own)
+
+
+class CountingDocuments:
+    """A collator that also notes how many documents each packed row holds."""
+
+    def __init__(self, collator):
+        self.collator = collator
+
+    def __call__(self, rows):
+        batch = self.collator(rows)
+        batch[_DOCUMENTS] = torch.tensor([len(row.get("seq_lengths", [0])) for row in rows])
+        return batch
+
+
+def mask_repeated_training_rows(trainer, batches):
+    """Mask the labels of the rows that fill up the last step of an epoch on several processes.
+
+    accelerate repeats rows from the start of the epoch so that every process gets a whole batch. A
+    step would train on them twice, and be another one than on one process.
+    """
+    accelerator, found = trainer.accelerator, [b.pop(_DOCUMENTS, None) for b in batches]
+    processes, dataset = accelerator.num_processes, trainer.train_dataset
+    if processes == 1 or not batches or isinstance(dataset, IterableDataset):
+        return
+    num_left = len(dataset) % (trainer.args.train_batch_size * processes)
+    # The state of accelerate knows the remainder too, but not after a resume within an epoch.
+    if num_left and accelerator.gradient_state.end_of_dataloader:
+        _mask_rows(batches[-1], num_left, accelerator.process_index, found[-1])
 
 
 def forget_evaluation(model, accelerator):
@@ -215,6 +264,20 @@ def forget_evaluation(model, accelerator):
         accelerator._models = [other for other in accelerator._models if other is not model]
         if model.__dict__.pop("_original_forward", None) is not None:
             model.__dict__.pop("forward", None)  # autocast, which preparing adds again
+
+
+def default_store():
+    """``(store, rank, size)`` of the process group; without one, ``(None, 0, 1)``."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return None, 0, 1
+    size = distributed.get_world_size()
+    return distributed_c10d._get_default_store(), distributed.get_rank(), size
+
+
+def set_timeout(seconds: float):
+    """Let the process group wait so long; transformers 5.23 forgets ``ddp_timeout`` on the CPU."""
+    if default_store()[2] > 1:
+        distributed_c10d._set_pg_timeout(timedelta(seconds=seconds))
 
 
 def end_training(accelerator):

@@ -20,6 +20,7 @@ class _Entries(TypedDict):
     loss: float
     terms: dict[str, list[float]]
     num_tokens: NotRequired[int]
+    processes: NotRequired[int]
 
 
 class CarriedSums(TrainerCallback, ExportableState):
@@ -47,23 +48,24 @@ class CarriedSums(TrainerCallback, ExportableState):
         """Mean over the steps so far, all processes together; ``reduce`` sums over them."""
         return self._total(reduce) / num_processes / max(step - self._since, 1)
 
-    def gather(self, reduce):
+    def gather(self, reduce, num_processes: int):
         """Note the sums of all processes for the checkpoint that is saved next."""
         terms = {name: [*both] for name, both in self.terms.totals(reduce).items()}
         self.entries = {"since": self._since, "loss": self._total(reduce), "terms": terms}
-        self.entries["num_tokens"] = self.num_tokens(reduce)
+        self.entries |= {"num_tokens": self.num_tokens(reduce), "processes": num_processes}
 
     def state(self) -> dict:
         """What transformers writes to trainer_state.json."""
         # The host, asked to restore callbacks itself, makes one without arguments and sets these.
         return {"args": {}, "attributes": {"entries": self.entries}}
 
-    def restart(self, stored: dict, step: int, *, main: bool):
+    def restart(self, stored: dict, step: int, num_processes: int, *, main: bool):
         """Begin at 0, or go on from a checkpoint; the main process takes the sums of all.
 
         Args:
             stored: ``state()`` at the checkpoint; empty in older ones.
             step: of the checkpoint, or 0.
+            num_processes: of now; the loss of each counts as often as there are processes.
         """
         self.__init__()
         if step == 0:
@@ -76,7 +78,8 @@ class CarriedSums(TrainerCallback, ExportableState):
             logger.info("train_loss will be a mean over the steps after step %d", step)
             return
         self._since = entries["since"]
-        self._loss = entries["loss"] if main else 0.0
+        scale = num_processes / entries.get("processes", num_processes)
+        self._loss = entries["loss"] * scale if main else 0.0
         self._tokens = entries.get("num_tokens", 0) if main else 0
         self.terms.resume(entries["terms"], main=main)
 

@@ -17,12 +17,22 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 logger = logging.getLogger(__name__)
 
 
+class SharedOut(TypedDict):
+    """How the rows of a step were shared out: ``elastic.StepRows``."""
+
+    per_device: int
+    accumulation: int
+    processes: int
+    asked: int
+
+
 class Mark(TypedDict):
     """What ``complete.json`` holds; version 0.1.0 knew a file by its size alone."""
 
     files: dict[str, int | FileNote]
     versions: NotRequired[dict[str, str]]
     run: NotRequired[str]
+    step_rows: NotRequired[SharedOut]
 
 
 def mark_whole(folder: str | Path, **more):

@@ -22,6 +22,8 @@ _DEFAULTS = {"dataset_train_split": "train", "chat": False}
 _DEFAULTS |= {"dataset_streaming": False, "dataset_shuffle_buffer": 1000}
 # A mixture is compared by its rows; the other is another name of dataset_streaming.
 _IN_ROWS = ("datasets", "streaming")
+# It changes nothing that is learned, and a run that waited in vain may need another.
+_WAITING = ("ddp_timeout",)
 # A second configuration with these would replace what the hosts remember of the first.
 _GLOBAL = {"accelerator_config", "deepspeed", "fsdp", "fsdp_config", "parallelism_config"}
 
@@ -50,7 +52,7 @@ def first_difference(before: Mapping, now: Mapping) -> str | None:
 
 def _in_fields(before, now) -> Iterator[str]:
     old, new = before.get("fields", {}), now.get("fields", {})
-    names = sorted((old.keys() | new.keys()) - {*_DATA.values(), *_IN_ROWS})
+    names = sorted((old.keys() | new.keys()) - {*_DATA.values(), *_IN_ROWS, *_WAITING})
     # What is not set has its default, or a value that follows from other fields and the machine.
     for default in (_plain, _derived):
         if names:

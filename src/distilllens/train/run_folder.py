@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -14,6 +14,7 @@ from distilllens.marks import MARK, RUN_FILE, FileNote, difference_from, unreada
 from distilllens.masking import masked
 from distilllens.stored import DamagedFile, read_stored
 from distilllens.train.checkpoint import damage_of, last_whole
+from distilllens.train.elastic import PROCESSES, StepRows, with_shape_of
 from distilllens.train.recipe_difference import first_difference, keeps_best
 from distilllens.train.run_lock import LOCK_FILE
 
@@ -70,7 +71,8 @@ def recipe_identity(
         files: paths of the data files.
         models: role -> fingerprint of the model, and of the "tokenizer".
         rows: role -> fingerprint of the records of a data set by name, which is no file.
-        num_processes: each process has its own batch, so another number changes the steps.
+        num_processes: each process has its own batch, so another number changes the steps, unless
+            the accumulation follows it (``train/elastic.py``).
     """
     # When the best checkpoint is kept, evaluation and saving decide which weights are final.
     free = ("dataloader_", "hub_", "log") if keeps_best(given) else _FREE_PREFIXES
@@ -79,7 +81,7 @@ def recipe_identity(
         for name, value in sorted(given.items())
         if name == "dataloader_drop_last" or (name not in _FREE and not name.startswith(free))
     }
-    fields["number of processes"] = num_processes
+    fields[PROCESSES] = num_processes
     # Through JSON, so that it compares equal to what was written and read.
     return json.loads(
         json.dumps(
@@ -100,7 +102,7 @@ def resume_point(output_dir: str | Path, identity: dict) -> Path | None:
     Nothing is changed.
 
     Raises:
-        ValueError: a file, a folder with a run of another recipe, or a folder with other files.
+        ValueError: a file, a folder with a run of another recipe or with other files.
     """
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
@@ -120,6 +122,7 @@ def resume_point(output_dir: str | Path, identity: dict) -> Path | None:
             f"{error}; so nobody knows the recipe of this run: to go on all the same, choose "
             "another output_dir and name the newest checkpoint by resume_from_checkpoint"
         ) from error
+    identity = _with_shape_of(note["recipe"], identity)
     difference = first_difference(_with_map_of(folder, note["recipe"], identity), identity)
     if difference:
         raise ValueError(
@@ -182,7 +185,21 @@ def other_recipe(output_dir: str | Path, identity: dict) -> str | None:
         recipe = read_stored(Path(output_dir) / RUN_FILE, _Run)["recipe"]
     except DamagedFile:
         return None
-    return first_difference(recipe, identity)
+    return first_difference(recipe, _with_shape_of(recipe, identity))
+
+
+def step_rows(output_dir: str | Path) -> StepRows | None:
+    """How the run in a folder began to share out the rows of a step; None for no run."""
+    try:
+        recipe = read_stored(Path(output_dir) / RUN_FILE, _Run)["recipe"]
+    except DamagedFile:
+        return None
+    return StepRows.of_fields(recipe["fields"])
+
+
+def _with_shape_of(before, now):
+    """A recipe, as the earlier one where it only shares out the rows of a step anew."""
+    return {**now, "fields": with_shape_of(before["fields"], now["fields"])}
 
 
 def is_finished(output_dir: str | Path) -> bool:
@@ -228,6 +245,8 @@ def write_run(output_dir: str | Path, identity: dict, finished: bool = False, **
     for path in folder.iterdir():
         if is_part_of(path, *_WRITTEN) and path.is_file() and not path.is_symlink():
             path.unlink(missing_ok=True)
+    with suppress(DamagedFile):
+        identity = _with_shape_of(read_stored(folder / RUN_FILE, _Run)["recipe"], identity)
     # It stays while the recipe may be spelled anew at every resume.
     number = run_id(folder) or hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     record = {"recipe": identity, "finished": finished, "id": number, **more}
@@ -270,20 +289,6 @@ def read_state(output_dir: str | Path) -> tuple[Path, dict]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{file} cannot be read: it is missing, incomplete or no trainer state")
     return where, state
-
-
-@contextmanager
-def unmade_on_failure(output_dir: str | Path):
-    """If the block fails, remove the empty folders it created: transformers creates them early."""
-    folder = Path(output_dir).absolute()
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        yield
-    except BaseException:
-        for path in missing:
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
-        raise
 
 
 def check_checkpoint(path: str | Path, config: dict):

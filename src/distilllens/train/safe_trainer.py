@@ -7,25 +7,31 @@ import logging
 import re
 import shutil
 from collections import deque
+from dataclasses import asdict, replace
 from pathlib import Path
 from signal import Signals
 
 import torch
+from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTTrainer
 
 from distilllens.masking import masked
 from distilllens.train._trl import (
     OTHER_INTERVALS,
     OTHER_TRANSFORMERS,
+    CountingDocuments,
     LossProgress,
     base_model_of,
     end_training,
     hidden_messages,
+    mask_repeated_training_rows,
     missing_head,
 )
 from distilllens.train.carried import CarriedSums
 from distilllens.train.checkpoint import last_whole, mark_whole, rotate, versions_of
+from distilllens.train.elastic import StepRows, settle
 from distilllens.train.finite import NotFinite, check_weights, first_not_finite, is_finite
+from distilllens.train.lost import faults_told
 from distilllens.train.metrics import num_tokens
 from distilllens.train.model_card import versions
 from distilllens.train.run_folder import run_id
@@ -48,7 +54,8 @@ class SafeTrainer(SFTTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         # (loss, ids) of the optimizer step in progress.
-        self._micro_batches = deque(maxlen=max(1, self.args.gradient_accumulation_steps))
+        self._micro_batches = deque()
+        self._asked_accumulation = self.args.gradient_accumulation_steps
         self._saved_step = None
         self._signals = self._callback(StopSignals)
         self._carried = CarriedSums()
@@ -71,7 +78,7 @@ class SafeTrainer(SFTTrainer):
         self._carried = self._callback(CarriedSums)
         carried = self.state.stateful_callbacks.setdefault(CarriedSums.__name__, {})
         step, main = self.state.global_step, self.is_world_process_zero()
-        self._carried.restart(carried, step, main=main)
+        self._carried.restart(carried, step, self.accelerator.num_processes, main=main)
         if checkpoint is not None:
             _warn_of_differences(Path(checkpoint))
         return found
@@ -121,6 +128,8 @@ class SafeTrainer(SFTTrainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._carried.add(loss, num_tokens(inputs))
         self._micro_batches.append((loss.detach(), ids))
+        if len(self._micro_batches) > self.args.gradient_accumulation_steps:
+            self._micro_batches.popleft()
         return loss
 
     def _get_grad_norm(self, model, grad_norm=None):
@@ -148,10 +157,23 @@ class SafeTrainer(SFTTrainer):
         kept = f"{kept} is the last checkpoint" if kept else "there is no checkpoint so far"
         return f"{cause}; {kept}: lower learning_rate, set max_grad_norm, or check data and models"
 
-    def train(self, *args, **kwargs):
-        """Train; ``training_loss`` is the mean over all steps of the run, after a resume too."""
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        """Train; ``training_loss`` is the mean over all steps of the run, after a resume too.
+
+        Resumed with another number of processes, the accumulation follows, so that a step keeps its
+        rows.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        checkpoint = resume_from_checkpoint
+        if checkpoint is True:
+            checkpoint = get_last_checkpoint(self.args.output_dir)
+        if checkpoint and Path(checkpoint).is_dir():
+            settle(self.args, StepRows.of_checkpoint(checkpoint, self.args))
         try:
-            output = super().train(*args, **kwargs)
+            with faults_told(self.args.ddp_timeout):
+                output = super().train(resume_from_checkpoint, *args, **kwargs)
         except BaseException:
             if (progress := self._callback(LossProgress)) is not None:
                 progress.close()
@@ -220,8 +242,27 @@ class SafeTrainer(SFTTrainer):
     def _deciding_metric(self):
         return f"eval_{(self.args.metric_for_best_model or '').removeprefix('eval_')}"
 
+    def _step_rows(self):
+        now = StepRows.of_args(self.args)
+        return replace(now, asked=self._asked_accumulation)
+
+    def get_train_dataloader(self):
+        """That of SFTTrainer; packed rows say how many documents they hold, if that matters."""
+        collator = self.data_collator
+        if self.args.packing and self.accelerator.num_processes > 1:
+            self.data_collator = CountingDocuments(collator)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collator
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        # Targets are counted here, over the micro-batches of a step, before they are trained on.
+        mask_repeated_training_rows(self, batch_samples)
+        return super()._get_num_items_in_batch(batch_samples, device)
+
     def _save_checkpoint(self, model, trial):
-        self._carried.gather(self._sum_over_processes)
+        self._carried.gather(self._sum_over_processes, self.accelerator.num_processes)
         run_dir, step = Path(self._get_output_dir(trial=trial)), self.state.global_step
         newest, writes = run_dir / f"checkpoint-{step}", self.args.should_save
         # Delete an older checkpoint only after the newer one is complete on the disk.
@@ -235,7 +276,9 @@ class SafeTrainer(SFTTrainer):
                 self.accelerator.wait_for_everyone()
                 if writes:
                     run = run_id(run_dir)
-                    mark_whole(newest, versions=versions(), **({"run": run} if run else {}))
+                    more = {"run": run} if run else {}
+                    more["step_rows"] = asdict(self._step_rows())
+                    mark_whole(newest, versions=versions(), **more)
         finally:
             self.args.save_total_limit = limit
         self._saved_step = step

@@ -13,6 +13,7 @@ from distilllens.train.cache_needs import requirements_of
 from distilllens.train.checks import check_counts
 from distilllens.train.collation import Collation
 from distilllens.train.config import DistillLensConfig
+from distilllens.train.lost import faults_told
 from distilllens.train.teachers import (
     cached_depths,
     check_cached_depths,
@@ -45,6 +46,11 @@ def write_cache(
     Raises:
         ValueError: as ``workflows.train.run_job``, or no ``teacher_cache`` or teacher is named.
     """
+    with faults_told(args.ddp_timeout):
+        return _write_cache(job, model, args, depths)
+
+
+def _write_cache(job, model, args, depths):
     check_cache(vars(args))
     students.check_student(job, model, args)
     logger.info("loading the tokenizer and the data")

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from distilllens.errors import first_line
+
 _MOST_BYTES, _MOST_VALUES = 2**20, 10_000
 _MERGE = "tag:yaml.org,2002:merge"
 
@@ -129,8 +131,8 @@ def parse_list(text: str, what: str) -> list:
 
 def _read(text, where, kind=None):
     """The root node of a YAML text, and its value; errors begin with ``where(line)``."""
-    loader = (kind or _Loader)(text)
     try:
+        loader = (kind or _Loader)(text)
         root = loader.get_single_node()
         if root is not None:
             _check_nodes(root)
@@ -139,9 +141,11 @@ def _read(text, where, kind=None):
         raise ValueError(f"{where(None)} is nested too deeply") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or error
+        problem = getattr(error, "problem", None) or first_line(error)
         kind = "" if isinstance(error, _TrapError) else "broken YAML: "
         line = mark.line + 1 if mark else None
+        if isinstance(error, yaml.reader.ReaderError):  # a character, of which it knows no line
+            line = text.count("\n", 0, error.position) + 1
         raise ValueError(f"{where(line)}: {kind}{problem}") from None
 
 

@@ -16,6 +16,7 @@ from transformers.integrations import is_tensorboard_available
 
 from distilllens.errors import first_line, one_line
 from distilllens.evaluate.answer_scorer import AnswerScorer
+from distilllens.files import unmade_on_failure
 from distilllens.loading import is_adapter_folder
 from distilllens.marks import described
 from distilllens.objective import TERMS
@@ -23,6 +24,8 @@ from distilllens.train import _trl, run_folder
 from distilllens.train.build import build_trainer
 from distilllens.train.checkpoint import rotate
 from distilllens.train.config import HIGHER_IS_BETTER, DistillLensConfig
+from distilllens.train.elastic import StepRows, settle
+from distilllens.train.lost import faults_told
 from distilllens.train.metrics import SEEN
 from distilllens.train.on_policy_checks import check_prompts
 from distilllens.train.run_lock import claimed
@@ -75,8 +78,9 @@ def run_job(job: JobArguments, model, args: DistillLensConfig, given: dict | Non
     if given is None:
         given = train_inputs.changed_fields(job, model, args)
     check_job(job, model, args)
-    hub, args = hub_of(args, given)
-    line = _run(job, model, args, given)
+    with faults_told(args.ddp_timeout):
+        hub, args = hub_of(args, given)
+        line = _run(job, model, args, given)
     is_new = line is not None
     line = line or f"{args.output_dir} holds the finished run of this recipe; nothing to do"
     # An interruption may have come between the model and its report.
@@ -122,7 +126,7 @@ def _run(job, model, args, given):
     files = train_data.files_of(job)
     rows = train_data.rows_of(job, records)
     identity = run_folder.recipe_identity(given, files, models, args.world_size, rows)
-    with run_folder.unmade_on_failure(args.output_dir), claimed(args.output_dir):
+    with unmade_on_failure(args.output_dir), claimed(args.output_dir):
         checkpoint = run_folder.resume_point(args.output_dir, identity)
         if run_folder.is_finished(args.output_dir):
             if (damage := run_folder.final_damage(args.output_dir)) is None:
@@ -135,6 +139,10 @@ def _run(job, model, args, given):
                 return None
             logger.warning("the final model is damaged, and is made again: %s", damage)
         checkpoint = _chosen(args, checkpoint, config.to_dict(), identity)
+        if before := run_folder.step_rows(args.output_dir):
+            settle(args, before)
+        elif checkpoint is not None:
+            settle(args, StepRows.of_checkpoint(checkpoint, args))
         estimate.say_before_training(
             partial(run_of, job, model, args, config, reader, examples["train"]), args
         )

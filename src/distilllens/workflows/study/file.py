@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -122,7 +123,7 @@ def read_study(path: str) -> Study:
         seeds=own,
         baseline=_baseline(file, values, methods),
         learning_rates=_rates(file, values.get("learning_rates", [])),
-        evaluate=_evaluation(file, values.get("evaluate") or {}),
+        evaluate=_evaluation(file, {} if (e := values.get("evaluate")) is None else e),
         **{n: values[n] for n in ("choose_by", "equal") if n in values},
         **{n: values[n] for n in ("share_cache", "keep_checkpoints") if n in values},
     )
@@ -143,7 +144,14 @@ _MISSING = {
 }
 
 
+_MOST_SEEDS = 10_000
+
+
 def _seeds(value, where):
+    if isinstance(value, int) and value > _MOST_SEEDS:
+        raise ValueError(
+            f"{where}: seeds is at most {_MOST_SEEDS}, a run for each, got a larger one"
+        )
     seeds = tuple(range(1, value + 1)) if isinstance(value, int) else tuple(value)
     if not seeds:
         raise ValueError(f"{where}: seeds needs at least one: a number of seeds, or a list")
@@ -224,14 +232,20 @@ def _baseline(file, values, methods):
 def _rates(file, rates):
     where = file.where("learning_rates")
     for at, rate in enumerate(rates):
-        if not 0 < rate < math.inf:
-            raise ValueError(f"{where}: a learning rate must be above 0, got {rate}")
+        is_number = isinstance(rate, int | float) and not isinstance(rate, bool)
+        if not is_number or not 0 < rate < sys.float_info.max:
+            raise ValueError(f"{where}: a learning rate must be above 0, got {str(rate)[:60]}")
         if rate in rates[:at]:
             raise ValueError(f"{where}: learning_rates names {rate:g} twice")
     return tuple(map(float, rates))
 
 
 def _evaluation(file, given):
+    if not isinstance(given, dict):
+        raise ValueError(
+            f"{file.where('evaluate')}: evaluate is a mapping such as {{benchmarks: [a.jsonl]}}, "
+            f"got {given!r}"
+        )
     part = file.inner.get("evaluate") or Recipe(file.path, {}, {}, {})
     values = check_recipe(replace(part, values=given), declared(_EVALUATE))
     values = {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,87 @@
+"""A fault of one process ends all of them, each with a line that says which and why."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from distilllens.errors import one_line
+from distilllens.train._trl import default_store, set_timeout
+
+# A process that fails with the others says so within these seconds of them.
+_GRACE_SECONDS = 5.0
+# What gloo, NCCL and the store of a process group say where another process is gone, or late.
+_LOST = re.compile(
+    r"Connection (closed|reset|refused)|Broken pipe|[Tt]imed out|[Tt]imeout|Socket|gloo|NCCL|"
+    r"TCPStore|failed to (recv|send)|process group|remote worker"
+)
+
+
+class LostProcess(ConnectionError):
+    """Another process of the run is gone, or does not answer; the message is one line."""
+
+
+@contextmanager
+def faults_told(ddp_timeout: float) -> Iterator[None]:
+    """An error of this process reaches the others, and theirs this one; alone, nothing happens.
+
+    A process that waits for another one that has ended gets an error at once, and for one that
+    hangs, after ``ddp_timeout`` seconds.
+
+    Raises:
+        LostProcess: instead of what the process group says where another process is gone.
+    """
+    set_timeout(ddp_timeout)
+    try:
+        yield
+    except LostProcess:
+        raise
+    except Exception as error:
+        store, rank, size = default_store()
+        if size == 1:
+            raise
+        # A RuntimeError of torch may have become one of ours.
+        if not any(isinstance(e, RuntimeError) and _LOST.search(str(e)) for e in _chain(error)):
+            _tell(store, rank, one_line(error))
+            raise
+        _tell(store, rank, "")
+        raise LostProcess(_of_others(store, rank, size)) from error
+
+
+def _chain(error):
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _tell(store, rank, text):
+    with suppress(RuntimeError):  # the store is in a process that may be gone
+        store.set(_key(rank), text)
+
+
+def _of_others(store, rank, size):
+    """What is known of the processes that have not also lost another one."""
+    others, deadline, told = {*range(size)} - {rank}, time.monotonic() + _GRACE_SECONDS, {}
+    while others - told.keys() and time.monotonic() < deadline and not any(told.values()):
+        try:
+            ready = [other for other in others - told.keys() if store.check([_key(other)])]
+            told |= {other: store.get(_key(other)).decode() for other in ready}
+        except RuntimeError:  # which process 0 holds, without a launcher
+            return "process 0 has ended without a word; the same command goes on from the last save"
+        time.sleep(0.05)
+    if faults := {other: text for other, text in told.items() if text}:
+        other, text = min(faults.items())
+        return f"process {other} has ended: {text}"
+    missing = sorted(others - told.keys()) or sorted(others)
+    names = ", ".join(map(str, missing))
+    verb = "es" if len(missing) > 1 else ""
+    return (
+        f"process{verb} {names} ended without a word, or did not answer for ddp_timeout seconds; "
+        "the same command goes on from the last save"
+    )
+
+
+def _key(rank):
+    return f"distilllens/ended/{rank}"

@@ -1,9 +1,10 @@
 """Started by torchrun: a few toy steps on two gloo processes; each saves what it found.
 
 usage: distributed_worker.py {ddp,fsdp2} OUTPUT
-           [--untied] [--lora] [--cached] [--answers] [--stream] [--form NAME]
+           [--untied] [--lora] [--cached] [--answers] [--stream] [--form NAME] [--teachers ENTRIES]
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -34,6 +35,10 @@ def main(kind, output, *flags):
         name = f"{output}/teacher"
         settings |= {"teacher_cache": f"{output}/cache", "teacher_model_name_or_path": name}
     settings |= toys.ANSWERED if "--answers" in flags else {}
+    teacher = None if "--cached" in flags else "default"
+    if "--teachers" in flags:
+        settings["teachers"] = json.loads(flags[flags.index("--teachers") + 1])
+        teacher = [toys.llama(4, 24, seed=1), toys.llama(5, 32, seed=2, vocab=26)]
     if kind == "fsdp2":
         settings |= {"fsdp": True, "fsdp_config": FSDP2}
     args = toys.config(output, **settings)
@@ -43,7 +48,7 @@ def main(kind, output, *flags):
     trainer = toys.trainer(
         args,
         student=toys.llama(tied="--untied" not in flags),
-        teacher=None if "--cached" in flags else "default",
+        teacher=teacher,
         data=toys.stream(7) if "--stream" in flags else None,
         eval_dataset=(toys.stream if "--stream" in flags else toys.dataset)(7, seed=3),
         peft_config=toys.lora() if "--lora" in flags else None,

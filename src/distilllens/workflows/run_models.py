@@ -184,6 +184,10 @@ class _ModelLoader:
         if self.fields.get("cross_tokenizer"):
             raise ValueError("the teacher has another tokenizer, and all models read one")
         name = self.fields.get("teacher_model_name_or_path")
+        if self.fields.get("teachers"):
+            raise ValueError("the run had several teachers, and the page compares with one")
+        if self.fields.get("teacher_server"):
+            raise ValueError("the teacher is at a server, which returns no hidden states")
         if not name:
             if self.fields.get("teacher_cache"):
                 raise ValueError("the run used a teacher cache and names no teacher")

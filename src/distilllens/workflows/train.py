@@ -32,7 +32,7 @@ from distilllens.workflows import students, train_data, train_inputs
 from distilllens.workflows.identity import (
     check_depths,
     student_identity,
-    teacher_identity,
+    teacher_identities,
     tokenizer_identity,
 )
 from distilllens.workflows.outputs import PAGE
@@ -104,7 +104,7 @@ def _run(job, model, args, given):
     models = {
         "student": student_identity(model, config),
         "tokenizer": tokenizer_identity(reader),
-        **({"teacher": teacher} if (teacher := teacher_identity(args)) is not None else {}),
+        **teacher_identities(args),
     }
     train_inputs.say_templates(args, reader, examples, config)
     files = train_data.files_of(job)

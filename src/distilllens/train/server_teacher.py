@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -34,6 +36,7 @@ def find_served(collation: Collation) -> ServedTeacher:
         OSError: the server does not answer.
     """
     args = collation.args
+    _check_named_tokenizer(collation)
     server = PredictionsServer(
         args.teacher_server,
         args.teacher_server_model,
@@ -41,11 +44,13 @@ def find_served(collation: Collation) -> ServedTeacher:
         retries=_RETRIES,
         timeout=_TIMEOUT,
     )
-    _check_named_tokenizer(collation)
-    ids = _first_tokens(collation)
-    found = server.settle(ids, args.teacher_server_top_k)
-    top = top_predictions(found, args.teacher_server_top_k)
-    check_texts(server.texts, collation.tokenizer)
+    with ExitStack() as stack:
+        stack.enter_context(server)
+        ids = _first_tokens(collation)
+        found = server.settle(ids, args.teacher_server_top_k)
+        top = top_predictions(found, args.teacher_server_top_k)
+        check_texts(server.texts, collation.tokenizer)
+        opened = stack.pop_all()
     logger.info(
         "the teacher is %s at %s; %d of its tokens are compared at each position, and all others "
         "as one, which holds %.2g of its probability in the first %d tokens",
@@ -54,6 +59,7 @@ def find_served(collation: Collation) -> ServedTeacher:
     ask = partial(server.predictions, top_k=args.teacher_server_top_k)
     teacher = ServedTeacher(ask, args.teacher_server_top_k)
     teacher.name = f"{server.model} at {args.teacher_server}"
+    weakref.finalize(teacher, opened.close)
     return teacher
 
 
@@ -72,6 +78,8 @@ def check_texts(texts: Mapping[int, str], tokenizer):
         ours = {tokenizer.decode([token]), str(tokenizer.convert_ids_to_tokens(token))}
         if known and any("\ufffd" in each for each in (text, *ours)):
             continue  # a part of a character
+        if not known and not text:
+            continue  # a row of padding
         num_compared += 1
         if not known or text.strip() not in {each.strip() for each in ours}:
             odd.append((token, text, tokenizer.decode([token]) if known else None))

@@ -1,7 +1,8 @@
 """Started by torchrun: a few toy steps on two gloo processes; each saves what it found.
 
 usage: distributed_worker.py {ddp,fsdp2} OUTPUT
-           [--untied] [--lora] [--cached] [--answers] [--stream] [--form NAME] [--teachers ENTRIES]
+           [--untied] [--lora] [--cached] [--answers] [--stream] [--form NAME]
+           [--teachers ENTRIES] [--cross]
 """
 
 import json
@@ -45,14 +46,18 @@ def main(kind, output, *flags):
     if kind == "fsdp2":
         # On the CPU accelerate quietly runs DDP for FSDP, unless it takes itself for several GPUs.
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    trainer = toys.trainer(
-        args,
-        student=toys.llama(tied="--untied" not in flags),
-        teacher=teacher,
-        data=toys.stream(7) if "--stream" in flags else None,
-        eval_dataset=(toys.stream if "--stream" in flags else toys.dataset)(7, seed=3),
-        peft_config=toys.lora() if "--lora" in flags else None,
-        score_answers=toys.score_answers() if "--answers" in flags else None,
+    trainer = (
+        _trainer_of_two_tokenizers(args, output)
+        if "--cross" in flags
+        else toys.trainer(
+            args,
+            student=toys.llama(tied="--untied" not in flags),
+            teacher=teacher,
+            data=toys.stream(7) if "--stream" in flags else None,
+            eval_dataset=(toys.stream if "--stream" in flags else toys.dataset)(7, seed=3),
+            peft_config=toys.lora() if "--lora" in flags else None,
+            score_answers=toys.score_answers() if "--answers" in flags else None,
+        )
     )
     before = trainer.evaluate() if kind == "ddp" else None
     trainer.train()
@@ -68,6 +73,16 @@ def main(kind, output, *flags):
         f"{output}/rank{trainer.accelerator.process_index}.pt",
     )
     end_training(trainer.accelerator)
+
+
+def _trainer_of_two_tokenizers(args, output):
+    """Twenty steps of the pair in the folder, with evaluation data."""
+    from train import two_tokenizers
+
+    words = two_tokenizers.student_tokenizer(), two_tokenizers.teacher_tokenizer()
+    pair = two_tokenizers.Pair(Path(output) / "teacher", *words)
+    settings = {"max_steps": 20, "per_device_train_batch_size": 2, "per_device_eval_batch_size": 2}
+    return pair.trainer(output, eval_dataset=toys.dataset(7, seed=3), **settings)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,10 @@ _NAMED = re.compile(r"token_id:(\d+)")
 _SHOWN = "it is asked for prompt_logprobs, as vLLM returns them, and for logprobs with echo"
 
 
+class _Unnamed(QuestionRefused):
+    """Tokens of a reply that cannot be told apart."""
+
+
 class PredictionsServer(Server):
     """A client for the most likely tokens in each place of a prompt, asked for in token ids.
 
@@ -48,12 +52,19 @@ class PredictionsServer(Server):
                     "(teacher_server_top_k)"
                 ) from None
             found = None
+        reason = ""
         if found is None:
             self._echo = True
-            found = self._asked(ids, top_k)
+            try:
+                found = self._asked(ids, top_k)
+            except _Unnamed:
+                raise
+            except QuestionRefused as error:
+                reason = f"; {error}"
         if found is None:
             raise ValueError(
                 f"{self._name} returns no log-probabilities of the tokens of a prompt: {_SHOWN}"
+                f"{reason}"
             )
         return found
 
@@ -118,7 +129,7 @@ class PredictionsServer(Server):
         for place in places[1:]:
             named = {_NAMED.fullmatch(name): log for name, log in place.items()}
             if None in named:
-                raise QuestionRefused(
+                raise _Unnamed(
                     f"{self._name} names tokens by their texts, which several tokens may share; "
                     "it must take prompt_logprobs or return_tokens_as_token_ids, as vLLM does"
                 )
@@ -137,6 +148,11 @@ class PredictionsServer(Server):
             listed = [str(each.id) for each in self._client.models.list().data]
         except self._openai.APIError as error:
             fault = self._fault(error)
+            if getattr(error, "status_code", None) not in (None, 401, 403):
+                fault = ValueError(
+                    f"{self._name} does not list its models ({error.status_code}); name the "
+                    "teacher by teacher_server_model"
+                )
         else:
             if len(listed) == 1:
                 return listed[0]

@@ -11,6 +11,7 @@ from train.test_distributed import on_two_processes
 
 from distilllens.objective import Objective
 from distilllens.teacher import CachedTeacher, LiveTeacher
+from distilllens.train.run_folder import other_layer_map
 
 TOLERANCE = 1e-6  # of any weight after SGD steps of 0.1, as in test_invariance
 
@@ -168,6 +169,16 @@ def test_a_resumed_run_is_the_run(tmp_path):
     assert toys.drift(toys.weights(whole.model), toys.weights(again.model)) == 0
     losses = [[row["loss"] for row in t.state.log_history if "loss" in row] for t in (whole, again)]
     assert losses[0] == losses[1]
+
+
+def test_a_run_folder_knows_the_map_of_several_teachers(tmp_path):
+    """From its note or, without one, from its log: another map is refused with the old one."""
+    made = trainer(tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
+    made.train()
+    now = str(made.objective.layer_map)
+    assert other_layer_map(tmp_path / "checkpoint-1", now) is None
+    said = other_layer_map(tmp_path / "checkpoint-1", "1:1@1,2:2@2")
+    assert "the layer map 1:1@1,1:2@2,2:2@2,2:3@1, and its recipe now gives 1:1@1,2:2@2" in said
 
 
 @pytest.mark.parametrize("cached", [(True, True), (False, True)], ids=["both", "the second"])

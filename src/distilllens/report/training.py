@@ -128,8 +128,7 @@ def _speed_plot(name):
 def pairs_of(rows: Rows) -> list[str]:
     """The depth pairs, such as "2:8", whose lens loss was logged, in ascending order."""
     names = {name.removeprefix(_PAIR) for row in rows for name in row if name.startswith(_PAIR)}
-    whole = [name for name in names if all(x.isdecimal() for x in name.split(":", 1))]
-    return sorted((n for n in whole if ":" in n), key=_depths_in)
+    return sorted((n for n in names if re.fullmatch(r"\d+:\d+(@\d+)?", n)), key=_depths_in)
 
 
 def _depths_in(pair):

@@ -223,7 +223,8 @@ class _ModelLoader:
 
 
 def _depth_pairs(pairs):
-    return tuple(tuple(map(int, pair.split(":"))) for pair in pairs)
+    # Pairs of several teachers, "2:8@1", are of none that the page shows.
+    return tuple(tuple(map(int, pair.split(":"))) for pair in pairs if "@" not in pair)
 
 
 def _records(fields, folder, num):

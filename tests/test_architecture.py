@@ -13,6 +13,7 @@ FLOORS = {
     "head": 0,
     "divergence": 0,
     "layer_map": 0,
+    "top_predictions": 0,
     "targets": 0,
     "files": 0,
     "errors": 0,
@@ -23,6 +24,7 @@ FLOORS = {
     "cost": 0,
     "vocabularies": 0,
     "linear_divergence": 1,
+    "joined_map": 1,
     "sampling": 1,
     "loss_terms": 1,
     "features": 1,
@@ -65,7 +67,8 @@ OWNERS = {
 }
 # Nothing but torch and the standard library.
 MATHEMATICS = ("head", "divergence", "layer_map", "targets", "cost", "sampling", "objective")
-MATHEMATICS += ("vocabularies", "linear_divergence", "loss_terms", "features")
+MATHEMATICS += ("vocabularies", "linear_divergence", "loss_terms", "features", "joined_map")
+MATHEMATICS += ("top_predictions",)
 FRAMEWORKS = ("transformers", "trl", "accelerate", "peft", "datasets", "tokenizers", "safetensors")
 FRAMEWORKS += ("numpy", "matplotlib", "yaml")
 

@@ -19,12 +19,14 @@ BEGIN, END = "<!-- fields: begin -->", "<!-- fields: end -->"
 def table() -> str:
     """Every field that distilllens adds to TRL's, with its default and its help."""
     from distilllens.train.config import DistillLensConfig
+    from distilllens.train.teacher_fields import TeacherFields
     from distilllens.workflows.train import JobArguments
 
     lines = ["| field | default | meaning |", "|---|---|---|"]
-    for owner in (JobArguments, DistillLensConfig):
+    for owner, parts in ((JobArguments, ()), (DistillLensConfig, (TeacherFields,))):
+        own = {name for part in (owner, *parts) for name in get_annotations(part)}
         for field in fields(owner):
-            if field.name in get_annotations(owner):
+            if field.name in own:
                 meaning = field.metadata["help"].replace("|", "\\|")
                 lines.append(f"| `{field.name}` | {_default(field)} | {meaning} |")
     return "\n".join(lines)

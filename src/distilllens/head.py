@@ -1,8 +1,10 @@
-"""The output head of a language model: a normed hidden state -> logits."""
+"""The output head of a language model: a normed hidden state -> logits; of several, a mixture."""
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -59,6 +61,10 @@ class Head:
         bias = None if self.bias is None else self.bias[:size]
         return replace(self, weight=self.weight[:size], bias=bias)
 
+    def at(self, depth) -> Head:
+        """The head that reads a depth: this one."""
+        return self
+
     def constant(self) -> Head:
         """The head without gradients of its own; those of the states that it reads stay."""
         bias = None if self.bias is None else self.bias.detach()
@@ -72,3 +78,72 @@ class Head:
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits
+
+
+@dataclass(frozen=True, eq=False)
+class MixedHead:
+    """``log(sum_i weight_i softmax(head_i(h_i) / T))``: several models' predictions as one.
+
+    Each model's are restricted to the tokens that all have and renormalised, then mixed.
+
+    Args:
+        heads: one for each model.
+        weights: theirs, at least 0; scaled to a sum of 1.
+
+    Raises:
+        ValueError: not one weight for each head, or weights that no mixture can have.
+    """
+
+    heads: tuple[Head, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self):
+        object.__setattr__(self, "heads", tuple(self.heads))
+        object.__setattr__(self, "weights", mixture_weights(self.weights))
+        if len(self.heads) != len(self.weights):
+            raise ValueError(
+                f"a mixture needs one weight for each of its {len(self.heads)} heads, got "
+                f"{len(self.weights)}"
+            )
+
+    @property
+    def vocab_size(self) -> int:
+        """The tokens that all have."""
+        return min(head.vocab_size for head in self.heads)
+
+    def first(self, size: int) -> MixedHead:
+        """The mixture over the first tokens of the vocabulary."""
+        return replace(self, heads=tuple(head.first(size) for head in self.heads))
+
+    def at(self, depth) -> Head:
+        """The head of the model that a ``TeacherDepth`` belongs to."""
+        return self.heads[depth.teacher]
+
+    def __call__(self, hidden: Sequence[Tensor], temperature: float = 1.0) -> Tensor:
+        """Logits ``[..., V]`` of the mixture, from normed states ``[..., D_i]`` of each model."""
+        size, parts = self.vocab_size, []
+        for head, states, weight in zip(self.heads, hidden, self.weights, strict=True):
+            logits = head.first(size)(states)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            parts.append((logits / temperature).log_softmax(-1) + _log(weight))
+        dtype = functools.reduce(torch.promote_types, (part.dtype for part in parts))
+        return torch.stack([part.to(dtype) for part in parts]).logsumexp(0)
+
+
+def mixture_weights(weights: Iterable[float]) -> tuple[float, ...]:
+    """Weights scaled to a sum of 1.
+
+    Raises:
+        ValueError: a weight that is below 0 or not finite, or none above 0.
+    """
+    weights = tuple(float(weight) for weight in weights)
+    for weight in weights:
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ValueError(f"the weight of a teacher must be finite and at least 0, got {weight}")
+    if not (total := math.fsum(weights)) > 0:
+        raise ValueError(f"one teacher must have a weight above 0, got {list(weights)}")
+    return tuple(weight / total for weight in weights)
+
+
+def _log(weight):
+    return math.log(weight) if weight > 0 else -math.inf

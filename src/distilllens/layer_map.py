@@ -280,6 +280,16 @@ class LayerMap:
         """The teacher's depths, rising, each once."""
         return tuple(dict.fromkeys(pair[1] for pair in self.pairs))
 
+    def groups(self) -> list[slice]:
+        """The pairs that are rows of one term: all, or each alone if they share a depth.
+
+        So no row of the teacher is repeated.
+        """
+        number = len(self.pairs)
+        if len(self.teacher_depths) == number:
+            return [slice(0, number)]
+        return [slice(at, at + 1) for at in range(number)]
+
     def __len__(self):
         return len(self.pairs)
 

@@ -95,6 +95,7 @@ class LossTerms:
             the entropy of its predictions in nats.
         pairs: key of a term with pairs -> the pairs of ``by_pair``.
         num_compared: the targets that a teacher with another tokenizer was compared at.
+        tail: of ``TopPredictions``, the sum over the targets of the probability that is not listed.
     """
 
     total: Tensor
@@ -104,6 +105,7 @@ class LossTerms:
     seen: Tensor | None = None
     pairs: Mapping[str, LayerMap] = field(default_factory=dict)
     num_compared: int | None = None
+    tail: Tensor | None = None
 
     @property
     def cross_entropy(self) -> Tensor:

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from distilllens.divergence import divergence
 from distilllens.features import FEATURE_LOSSES, Features
-from distilllens.head import Head
+from distilllens.head import Head, MixedHead
 from distilllens.layer_map import LayerMap
 from distilllens.lens import LayerStates
 from distilllens.linear_divergence import cross_entropy_term, divergence_term, linear_terms
 from distilllens.loss_terms import TERMS, WEIGHT_FIELDS, LossTerms
 from distilllens.sampling import check_fraction
 from distilllens.targets import Targets
+from distilllens.top_predictions import TopPredictions
 from distilllens.vocabularies import Compared
 
 # What float32 holds, in which the weights of tokens are; rounded down, for people.
@@ -134,7 +135,7 @@ class Objective:
         student: LayerStates,
         student_head: Head,
         teacher: LayerStates | None,
-        teacher_head: Head | None,
+        teacher_head: Head | MixedHead | None,
         labels: Tensor | Targets,
         *,
         measure_all: bool = False,
@@ -149,7 +150,8 @@ class Objective:
         Args:
             student, teacher: head-ready states, ``[B, T, D]`` at the map's depths and ``final``;
                 ``[N, D]`` if ``LayerStates.gathered``. Without a teacher (None) only the
-                cross-entropy is measured.
+                cross-entropy is measured. Of several teachers (a ``MixedHead``), ``final`` has the
+                states of each; of one whose logits are elsewhere, it is ``TopPredictions``.
             labels: the batch's ``Targets``, or its labels ``[B, T]``, not shifted, -100 for tokens
                 that are no targets.
             lens_draws: ``[B, T]`` in [0, 1), of ``sampling.draw_tokens``: positions with a draw
@@ -188,7 +190,9 @@ class Objective:
         summed = self._summed(final[:0].sum() + total, nats, len(targets), measured)
         places = None if teacher is None else teacher.compared.places
         num_compared = None if places is None else len(places)
-        return replace(summed, seen=seen.sum(1), num_compared=num_compared)
+        top = None if teacher is None else teacher.final
+        tail = top.tail.sum() if isinstance(top, TopPredictions) else None
+        return replace(summed, seen=seen.sum(1), num_compared=num_compared, tail=tail)
 
     def _check(self, student, teacher, measure_all):
         needed = self.layer_map if teacher is not None and self.needs_lens(measure_all) else ()
@@ -265,6 +269,8 @@ class Objective:
         """
         if self.lens_token_weights == "uniform":
             return None
+        if isinstance(teacher_head, MixedHead):
+            raise ValueError("lens_token_weights entropy is read from the output of one teacher")
         teacher_head = teacher_head.first(vocab_size)
         # The engine sees the entropies of what it projects beside a cross-entropy; of no label.
         dtype = torch.promote_types(teacher_final.dtype, torch.float32)
@@ -298,19 +304,18 @@ class Objective:
         places = measured.compared.targets(kept)
         ours = {s: student.rows(student[s], targets, places) for s, _ in pairs}
         theirs = {t: teacher.rows(teacher[t], targets, kept) for _, t in pairs}
-        # The tokens of all pairs are rows of one term, weighted for the mean over the pairs. Where
-        # pairs share a depth of the teacher, each is a term: no row of the teacher is repeated.
-        groups = [pairs] if len(theirs) == len(pairs) else [(pair,) for pair in pairs]
         options = {"temperature": self.temperature, **self.lens_kwargs}
         options["vocabularies"] = measured.compared.vocabularies
         like = ours[pairs[0][0]]
         weight = _share(like, self.lens_weight / (len(pairs) * measured.fraction))
         weight = self._weighted(weight.expand(len(pairs), -1), measured)
         terms = []
-        for number, group in enumerate(groups):
-            student_rows = _stacked([ours[s] for s, _ in group])
-            sides = (student_rows, _stacked([theirs[t] for _, t in group]), teacher_head)
-            share = weight.flatten() if len(groups) == 1 else weight[number]
+        # The tokens of a group's pairs are rows of one term, weighted for the mean over all pairs.
+        for group in self.layer_map.groups():
+            student_rows = _stacked([ours[s] for s, _ in pairs[group]])
+            teacher_rows = _stacked([theirs[t] for _, t in pairs[group]])
+            sides = student_rows, teacher_rows, teacher_head.at(pairs[group][0][1])
+            share = weight[group].flatten()
             terms.append(divergence_term(*sides, self.lens_divergence, weight=share, **options))
         return terms
 

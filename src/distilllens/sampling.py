@@ -33,7 +33,7 @@ def draw_pairs(layer_map: LayerMap, fraction: float, *, seed: int, step: int) ->
         return layer_map
     order = _splitmix(_key(seed, step, _PAIRS) + torch.arange(len(layer_map), device="cpu"))
     drawn = sorted(order.argsort()[:count].tolist())
-    return LayerMap(layer_map.pairs[index] for index in drawn)
+    return type(layer_map)(layer_map.pairs[index] for index in drawn)
 
 
 def draw_tokens(

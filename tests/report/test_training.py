@@ -48,6 +48,8 @@ def test_scores_are_percents():
 def test_pairs_rise_as_numbers():
     """2:8 comes before 10:11, and names that are not pairs are ignored."""
     assert pairs_of([*ROWS, {"lens_loss/a:b": 1.0, "lens_loss/7": 1.0}]) == ["2:8", "10:11"]
+    several = dict.fromkeys(("lens_loss/10:1@2", "lens_loss/2:8@2", "lens_loss/2:8@1"), 1.0)
+    assert pairs_of([several]) == ["2:8@1", "2:8@2", "10:1@2"]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -2,9 +2,10 @@
 
 usage: distributed_worker.py {ddp,fsdp2,zero3} OUTPUT
            [--untied] [--lora] [--cached] [--answers] [--stream] [--gaps] [--as-is]
-           [--from-main] [--form NAME]
+           [--from-main] [--form NAME] [--teachers ENTRIES] [--cross]
 """
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -55,6 +56,10 @@ def main(kind, output, *flags):
     settings |= {"teacher_cache": f"{output}/cache"} if "--cached" in flags else {}
     settings |= {"max_steps": 20} if "--gaps" in flags else {}
     settings |= toys.ANSWERED if "--answers" in flags else {}
+    teacher = None if by_name else "default"
+    if "--teachers" in flags:
+        settings["teachers"] = json.loads(flags[flags.index("--teachers") + 1])
+        teacher = [toys.llama(4, 24, seed=1), toys.llama(5, 32, seed=2, vocab=26)]
     if kind == "fsdp2":
         from_main = "--from-main" in flags
         settings |= {
@@ -69,14 +74,18 @@ def main(kind, output, *flags):
     if kind == "fsdp2" and "--as-is" not in flags:
         # On the CPU accelerate quietly runs DDP for FSDP, unless it takes itself for several GPUs.
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    trainer = toys.trainer(
-        args,
-        student=toys.llama(tied="--untied" not in flags),
-        teacher=None if by_name else "default",
-        data=toys.stream(7) if "--stream" in flags else None,
-        eval_dataset=(toys.stream if "--stream" in flags else toys.dataset)(7, seed=3),
-        peft_config=toys.lora() if "--lora" in flags else None,
-        score_answers=toys.score_answers() if "--answers" in flags else None,
+    trainer = (
+        _trainer_of_two_tokenizers(args, output)
+        if "--cross" in flags
+        else toys.trainer(
+            args,
+            student=toys.llama(tied="--untied" not in flags),
+            teacher=teacher,
+            data=toys.stream(7) if "--stream" in flags else None,
+            eval_dataset=(toys.stream if "--stream" in flags else toys.dataset)(7, seed=3),
+            peft_config=toys.lora() if "--lora" in flags else None,
+            score_answers=toys.score_answers() if "--answers" in flags else None,
+        )
     )
     before = trainer.evaluate() if kind == "ddp" else None
     counts = toys.with_gaps(trainer) if "--gaps" in flags else []
@@ -97,6 +106,16 @@ def main(kind, output, *flags):
         f"{output}/rank{trainer.accelerator.process_index}.pt",
     )
     end_training(trainer.accelerator)
+
+
+def _trainer_of_two_tokenizers(args, output):
+    """Twenty steps of the pair in the folder, with evaluation data."""
+    from train import two_tokenizers
+
+    words = two_tokenizers.student_tokenizer(), two_tokenizers.teacher_tokenizer()
+    pair = two_tokenizers.Pair(Path(output) / "teacher", *words)
+    settings = {"max_steps": 20, "per_device_train_batch_size": 2, "per_device_eval_batch_size": 2}
+    return pair.trainer(output, eval_dataset=toys.dataset(7, seed=3), **settings)
 
 
 if __name__ == "__main__":

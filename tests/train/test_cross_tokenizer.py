@@ -8,6 +8,7 @@ import torch
 import toys
 from datasets import Dataset
 from train import two_tokenizers
+from train.test_distributed import on_two_processes
 from train.two_tokenizers import pair_in, student_tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -138,6 +139,31 @@ def test_a_step_does_not_depend_on_how_tokens_are_batched(tmp_path, pair, name):
             assert toys.drift({key: weight}, {key: weights[key]}) < bound, key
         for key in ("loss", "output_loss", "lens_loss", "compared_share"):
             assert math.isclose(log[0][key], other_log[0][key], rel_tol=1e-5), key
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_after_twenty_steps(tmp_path, pair):
+    """Batch 2 on each of two processes, shuffled: the weights and losses of batch 4 on one."""
+    for model in (AutoModelForCausalLM.from_pretrained(pair.folder), pair.teacher_words):
+        model.save_pretrained(tmp_path / "teacher")
+    found, other = on_two_processes(tmp_path, "ddp", "--cross")
+    assert found["teacher"] == "AlignedTeacher"
+    assert found["wrapper"] == "DistributedDataParallel"
+    settings = {"max_steps": 20, "eval_dataset": toys.dataset(7, seed=3)}
+    alone = pair.trainer(tmp_path / "alone", **settings)
+    before = alone.evaluate()
+    expected, log = trained(alone)
+    for weights in (found["weights"], other["weights"]):
+        for name, value in expected.items():
+            ours = weights.get(name, weights.get(f"module.{name}"))
+            assert torch.allclose(ours, value, atol=20 * TOLERANCE / 3, rtol=0), name
+    rows = [row for row in log if "loss" in row]
+    assert len(rows) == 20
+    for a, b in zip([row for row in found["log"] if "loss" in row], rows, strict=True):
+        for key in (key for key in b if "loss" in key or key == "compared_share"):
+            assert math.isclose(a[key], b[key], rel_tol=1e-4), key
+    for key in ("eval_loss", "eval_output_loss", "eval_lens_loss", "eval_compared_share"):
+        assert math.isclose(found["before"][key], before[key], rel_tol=1e-6), key
 
 
 @pytest.mark.parametrize("rule", ["shared", "uld"])

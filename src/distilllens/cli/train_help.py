@@ -48,6 +48,10 @@ GROUPS = {
     "teacher": {
         "teacher_model_name_or_path": "",
         "teacher_model_init_kwargs": "",
+        "teachers": "",
+        "teacher_server": "",
+        "teacher_server_model": "",
+        "teacher_server_top_k": "",
         "teacher_tokenizer_name_or_path": "",
         "cross_tokenizer": "",
         "teacher_cache": "",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import math
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from distilllens.divergence import parameters, reading_waits
-from distilllens.head import Head
+from distilllens.head import Head, MixedHead
 from distilllens.linear_divergence import chunked, reference
 from distilllens.linear_divergence.precision import (
     head_in,
@@ -19,7 +20,8 @@ from distilllens.linear_divergence.precision import (
     projection_dtype,
     term_in,
 )
-from distilllens.linear_divergence.term import Term
+from distilllens.linear_divergence.term import Term, check_matrix, check_rows, checked_teacher
+from distilllens.top_predictions import TopPredictions
 from distilllens.vocabularies import Vocabularies
 
 _ENGINES = ("auto", "chunked", "reference", "triton")
@@ -29,8 +31,8 @@ _broken = set()  # devices on which "auto" no longer tries the Triton kernel
 def linear_divergence(
     student: Tensor,
     student_head: Head,
-    teacher: Tensor,
-    teacher_head: Head,
+    teacher: Tensor | Sequence[Tensor] | TopPredictions,
+    teacher_head: Head | MixedHead | None,
     *,
     divergence: str = "jsd",
     beta: float = 0.5,
@@ -59,7 +61,11 @@ def linear_divergence(
         student_head: ``[Vs, Ds]``.
         teacher: normed hidden states ``[N, Dt]``; a constant.
         teacher_head: ``[Vt, Dt]``; a constant. If Vs and Vt differ, both distributions are
-            restricted to the first ``min(Vs, Vt)`` tokens and renormalised.
+            restricted to the first ``min(Vs, Vt)`` tokens and renormalised. For a mixture of
+            teachers, ``teacher`` has the states of each and this is a ``MixedHead``; each teacher
+            is divided by the temperature, restricted and renormalised before they are mixed.
+            For ``TopPredictions`` it is None, and the temperature must be 1. Both are compared in
+            torch.
         divergence: a name of ``distilllens.divergence``.
         beta: of ``jsd``, strictly between 0 and 1; other divergences do not use it.
         temperature: divides both models' (capped) logits.
@@ -152,7 +158,7 @@ def linear_terms(
     _check_options(impl, chunk_size)
     device = terms[0].student.device
     for term in terms:
-        _check_rows("student", term.student, student_head)
+        check_rows("student", term.student, student_head)
         _check_labels(term, student_head)
     dtype = projection_dtype(device.type, student_head)
     student_head = head_in(dtype, student_head)
@@ -177,8 +183,8 @@ def linear_terms(
 
 def divergence_term(
     student: Tensor,
-    teacher: Tensor,
-    teacher_head: Head,
+    teacher: Tensor | Sequence[Tensor] | TopPredictions,
+    teacher_head: Head | MixedHead | None,
     divergence: str,
     *,
     temperature: float = 1.0,
@@ -192,13 +198,14 @@ def divergence_term(
         ValueError: as ``linear_divergence``.
     """
     params = parameters(divergence, params)
-    _check_matrix("student", student)
-    _check_rows("teacher", teacher, teacher_head)
-    if len(student) != len(teacher):
-        raise ValueError(
-            f"student and teacher must have the same number of rows, got {len(student)} and "
-            f"{len(teacher)}"
-        )
+    check_matrix("student", student)
+    teacher, teacher_head = checked_teacher(teacher, teacher_head, vocabularies, temperature)
+    for rows in teacher if isinstance(teacher, tuple) else (teacher,):
+        if len(student) != len(rows):
+            raise ValueError(
+                f"student and teacher must have the same number of rows, got {len(student)} and "
+                f"{len(rows)}"
+            )
     return Term(
         student=student,
         weight=_checked_weight(weight, student),
@@ -226,7 +233,7 @@ def cross_entropy_term(
     Raises:
         ValueError: as ``linear_cross_entropy``.
     """
-    _check_matrix("student", student)
+    check_matrix("student", student)
     return Term(
         student=student,
         weight=_checked_weight(weight, student),
@@ -269,19 +276,6 @@ def _is_faster_with_kernel(device):
     # Measured on capability 9.0. AMD's GPUs are "cuda" devices too, and are not measured.
     nvidia = device.type == "cuda" and torch.version.hip is None
     return nvidia and torch.cuda.get_device_capability(device) >= (8, 0)
-
-
-def _check_matrix(who, hidden):
-    if hidden.ndim != 2:
-        raise ValueError(f"{who} must be [N, D], got shape {list(hidden.shape)}")
-
-
-def _check_rows(who, hidden, head):
-    _check_matrix(who, hidden)
-    if hidden.shape[1] != head.weight.shape[1]:
-        raise ValueError(
-            f"{who} has width {hidden.shape[1]}, but its head reads width {head.weight.shape[1]}"
-        )
 
 
 def _check_labels(term, head):

@@ -17,11 +17,19 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distilllens.head import Head
+from distilllens.head import Head, MixedHead
 from distilllens.linear_divergence import gradients
-from distilllens.linear_divergence.logits import FoldedLogits, Labels, Logits
+from distilllens.linear_divergence.logits import (
+    FoldedLogits,
+    Labels,
+    Logits,
+    MixedLogits,
+    TopColumns,
+    TopLogits,
+)
 from distilllens.linear_divergence.term import Term
 from distilllens.linear_divergence.tiles import default_chunk_size
+from distilllens.top_predictions import TopPredictions
 from distilllens.vocabularies import Side
 
 _FIRST_ADDMM = (2, 10)
@@ -57,15 +65,17 @@ class _Plan:
     Attributes:
         sizes: the tokens that are projected, of the student and of the teacher.
         sides: what is compared of them, for two vocabularies; None for all.
+        top: what is compared, of a teacher whose logits are elsewhere.
         width: the columns that are compared.
     """
 
     kernel: Callable
     head: Head
-    other: Labels | tuple[Tensor, Head]
+    other: Labels | TopColumns | tuple[Tensor | tuple[Tensor, ...], Head | MixedHead]
     weight: Tensor
     sizes: tuple[int, int]
     sides: tuple[Side, Side] | None
+    top: TopPredictions | None
     width: int
     temperature: float
     chunk_size: int | None
@@ -75,11 +85,18 @@ class _Plan:
 
 def _plan(head, term, chunk_size, comparison):
     kernel, other, compare_rows = gradients.cross_entropy, Labels(term.labels, term.seen), None
-    sides = term.sides(head)
-    width = sides[0].width if sides else term.shared_size(head)
-    sizes = (head.vocab_size, term.teacher_head.vocab_size) if sides else (width, width)
+    sides, top = term.sides(head), None
     if term.labels is None:
         kernel = gradients.kernel(term.name, term.params)
+    if isinstance(term.teacher, TopPredictions):
+        top, width = term.teacher, term.teacher.width(head.vocab_size)
+        sizes, other = (head.vocab_size, width), TopColumns(top, head.vocab_size, term.dtype)
+    else:
+        width = sides[0].width if sides else term.shared_size(head)
+        sizes = (head.vocab_size, term.teacher_head.vocab_size) if sides else (width, width)
+    if isinstance(term.teacher_head, MixedHead):
+        other = (term.teacher, term.teacher_head)
+    elif term.teacher_head is not None:
         other = (term.teacher.detach(), term.teacher_head)
         if sides is None:
             compare_rows = comparison(term.name, term.params, term.temperature, term.dtype)
@@ -90,6 +107,7 @@ def _plan(head, term, chunk_size, comparison):
         weight=term.weight.to(term.dtype),
         sizes=sizes,
         sides=sides,
+        top=top,
         width=width,
         temperature=term.temperature,
         chunk_size=chunk_size,
@@ -171,7 +189,7 @@ def _run(plan, head, student, of_student, of_head, wants_gradient):
     in_tiles = 0 if plan.compare_rows else block
     rows = {"chunk": chunk, "block": in_tiles}
     logits, other = _logits(plan, 0, student, head, **rows), plan.other
-    if not isinstance(other, Labels):
+    if isinstance(other, tuple):
         other = _logits(plan, 1, *other, **rows)
     # The kernel needs no scratch; the bias's gradient is summed from float32 blocks.
     scratch = 2 if in_tiles else int(of_head.bias is not None)
@@ -202,6 +220,10 @@ def _run(plan, head, student, of_student, of_head, wants_gradient):
 def _logits(plan, number, hidden, head, **rows):
     """The logits of the student (0) or the teacher (1) of a plan."""
     rows |= {"temperature": plan.temperature, "dtype": plan.dtype}
+    if isinstance(head, MixedHead):
+        return MixedLogits(hidden, head, plan.sizes[number], **rows)
+    if plan.top is not None:
+        return TopLogits(hidden, head, plan.sizes[number], top=plan.top, **rows)
     if plan.sides is None:
         return Logits(hidden, head, plan.sizes[number], **rows)
     return FoldedLogits(hidden, head, plan.sizes[number], side=plan.sides[number], **rows)

@@ -7,6 +7,9 @@ from dataclasses import replace
 
 import torch
 
+from distilllens.head import MixedHead
+from distilllens.top_predictions import TopPredictions
+
 
 def projection_dtype(device, head):
     """The dtype in which a model's own head would project."""
@@ -33,6 +36,14 @@ def term_in(dtype, term, cast):
     student = term.student.to(dtype)
     if term.labels is not None:
         return replace(term, student=student)
+    if isinstance(term.teacher, TopPredictions):
+        return replace(term, student=student)
+    if isinstance(term.teacher_head, MixedHead):
+        heads = tuple(map(cast, term.teacher_head.heads))
+        parts = zip(term.teacher, heads, strict=True)
+        teacher = tuple(states.detach().to(head.weight.dtype) for states, head in parts)
+        mixed = replace(term.teacher_head, heads=heads)
+        return replace(term, student=student, teacher=teacher, teacher_head=mixed)
     head = cast(term.teacher_head)
     with torch.no_grad():
         teacher = term.teacher.to(head.weight.dtype)

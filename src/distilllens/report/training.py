@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -127,8 +128,12 @@ def _speed_plot(name):
 def pairs_of(rows: Rows) -> list[str]:
     """The depth pairs, such as "2:8", whose lens loss was logged, in ascending order."""
     names = {name.removeprefix(_PAIR) for row in rows for name in row if name.startswith(_PAIR)}
-    whole = [name for name in names if all(x.isdecimal() for x in name.split(":", 1))]
-    return sorted((n for n in whole if ":" in n), key=lambda n: [int(x) for x in n.split(":")])
+    return sorted((n for n in names if re.fullmatch(r"\d+:\d+(@\d+)?", n)), key=_depths_in)
+
+
+def _depths_in(pair):
+    """The numbers of "2:8", or of "2:8@1" where 1 is one of several teachers."""
+    return [int(number) for number in re.split("[:@]", pair)]
 
 
 def first_and_last(rows: Rows) -> Table:

@@ -2,6 +2,16 @@
 
 from distilllens.teacher.aligned import AlignedTeacher
 from distilllens.teacher.cache import CachedTeacher, CacheWriter
+from distilllens.teacher.mixed import MixedTeacher
+from distilllens.teacher.served import ServedTeacher
 from distilllens.teacher.source import LiveTeacher, TeacherSource
 
-__all__ = ["AlignedTeacher", "CacheWriter", "CachedTeacher", "LiveTeacher", "TeacherSource"]
+__all__ = [
+    "AlignedTeacher",
+    "CacheWriter",
+    "CachedTeacher",
+    "LiveTeacher",
+    "MixedTeacher",
+    "ServedTeacher",
+    "TeacherSource",
+]

@@ -36,6 +36,10 @@ def teacher_and_config(teacher, args) -> tuple[object, DistillLensConfig]:
     teacher = teacher or getattr(args, "teacher_model_name_or_path", None)
     if not isinstance(args, DistillLensConfig):
         args = _converted(args, {} if teacher else {"cross_entropy_weight": 1.0})
+    if args.teachers is not None or isinstance(teacher, list | tuple):
+        teacher = _several(teacher, args)
+    if teacher is not None and args.teacher_server is not None:
+        raise ValueError("teacher_server has the teacher: pass no teacher model beside it")
     if args.cross_tokenizer is not None:
         args = _with_teacher_tokenizer(args, teacher)
     return teacher, args
@@ -63,3 +67,26 @@ def _converted(args, settings):
     # Not to_dict, as in TRL: it hides tokens, those of texts too.
     given = {name: copy.copy(value) for name, value in vars(args).items() if name in known}
     return DistillLensConfig(**given, **settings)
+
+
+def _several(given, args):
+    """The models of ``args.teachers``, or their names: in its entries, or given as a list."""
+    entries = args.teachers
+    if entries is None:
+        raise ValueError(
+            f"{len(given)} teachers need weights: set teachers in args, such as "
+            "teachers=[{'weight': 0.7}, {'weight': 0.3}]"
+        )
+    named = [entry["model"] for entry in entries]
+    if given is None:
+        for number, entry in enumerate(entries, 1):
+            if entry["model"] is None and entry["cache"] is None:
+                raise ValueError(f"entry {number} of teachers needs a model or a cache")
+        return named
+    if not isinstance(given, list | tuple):
+        raise ValueError("teachers has several: pass a list of models, or name them in its entries")
+    if len(given) != len(entries):
+        raise ValueError(f"{len(given)} teachers were passed for the {len(entries)} of teachers")
+    if any(named):
+        raise ValueError("teachers are passed as models and named in teachers too; leave one out")
+    return list(given)

@@ -12,7 +12,13 @@ from tqdm.auto import tqdm
 from distilllens.fingerprints import fingerprint, tensor_fingerprint, tokenizer_fingerprint
 from distilllens.loading import load_config
 from distilllens.stored import DamagedFile
-from distilllens.teacher import CachedTeacher, TeacherSource, cache
+from distilllens.teacher import (
+    CachedTeacher,
+    MixedTeacher,
+    ServedTeacher,
+    TeacherSource,
+    cache,
+)
 from distilllens.teacher.documents import Document, cut
 from distilllens.teacher.manifest import LOGIT
 from distilllens.train.collation import Collation
@@ -139,6 +145,11 @@ def of_main_process(value):
 def name_of(teacher: TeacherSource) -> str:
     """A teacher's name for people."""
     source = teacher.source
+    if isinstance(source, MixedTeacher):
+        parts = zip(source.sources, source.weights, strict=True)
+        return ", ".join(f"{name_of(each)} ({weight:.3g})" for each, weight in parts)
+    if isinstance(source, ServedTeacher):
+        return source.name
     if isinstance(source, CachedTeacher):
         return source.manifest.teacher_name
     return _name_of(source.lens.model)

@@ -20,7 +20,8 @@ def check_arguments(model, teacher, args, compute_loss_func):
     """
     if not isinstance(model, str):
         check_writes_text(model)
-    if teacher is None and args.teacher_cache is None and args.cross_entropy_weight == 0:
+    there = (teacher, args.teacher_cache, args.teacher_server)
+    if all(each is None for each in there) and args.cross_entropy_weight == 0:
         raise ValueError(
             "nothing to learn from: there is no teacher and cross_entropy_weight is 0; set "
             "teacher_model_name_or_path or teacher_cache, or cross_entropy_weight: 1 for "
@@ -29,7 +30,8 @@ def check_arguments(model, teacher, args, compute_loss_func):
     if not any(getattr(args, name) for name in WEIGHT_FIELDS):
         *others, last = WEIGHT_FIELDS
         raise ValueError(f"{', '.join(others)} and {last} are all 0")
-    if teacher is not None and teacher is model and not isinstance(model, str):
+    teachers = teacher if isinstance(teacher, list) else [teacher]
+    if not isinstance(model, str) and any(each is model for each in teachers):
         raise ValueError("student and teacher are the same object; pass a copy as the teacher")
     if compute_loss_func is not None:
         raise ValueError(

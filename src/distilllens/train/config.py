@@ -39,6 +39,7 @@ from distilllens.train.lens_checks import (
 )
 from distilllens.train.on_policy_checks import check_on_policy
 from distilllens.train.schedule import lens_share
+from distilllens.train.teacher_fields import TeacherFields, settle_teachers
 from distilllens.train.terms import objective_of
 
 # Scores of answers.
@@ -46,7 +47,7 @@ HIGHER_IS_BETTER = ("rouge_l", "exact_match")
 
 
 @dataclass
-class DistillLensConfig(SFTConfig):
+class DistillLensConfig(TeacherFields, SFTConfig):
     """``trl.SFTConfig`` with the fields of distillation and of the logit lens.
 
     Defaults are those of ``SFTConfig``, except ``bf16`` (on where an accelerator supports it) and
@@ -64,47 +65,6 @@ class DistillLensConfig(SFTConfig):
         "eval_generate_kwargs",
     ]
 
-    teacher_model_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "The teacher: a folder or hub id. Without a teacher, training is plain SFT."
-        },
-    )
-    teacher_model_init_kwargs: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Arguments of from_pretrained for the teacher, such as {dtype: bfloat16}."
-        },
-    )
-    teacher_tokenizer_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "The teacher's tokenizer for cross_tokenizer, if it is not in the teacher's "
-            "folder: a folder or hub id."
-        },
-    )
-    cross_tokenizer: str | None = field(
-        default=None,
-        metadata={
-            "help": "How to compare with a teacher that has another tokenizer, where both have "
-            'read the same text: "shared" (the tokens that both have, and one more for the rest) '
-            'or "uld" (sorted probabilities). Not set: another tokenizer is refused.'
-        },
-    )
-    teacher_cache: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder of a teacher cache, from which training reads the teacher's states. "
-            "States that are missing from it are added by teacher_model_name_or_path."
-        },
-    )
-    teacher_cache_dtype: str = field(
-        default="auto",
-        metadata={
-            "help": 'How states are stored: "auto" (exact, in the dtype of the teacher) or "int8" '
-            "(one scale per state; lossy, and the error is reported)."
-        },
-    )
     output_divergence: str = field(
         default="reverse_kl",
         metadata={
@@ -316,6 +276,7 @@ class DistillLensConfig(SFTConfig):
         check_types(self)
         check_scope(self)
         check_fraction("lens_pair_fraction", self.lens_pair_fraction)
+        settle_teachers(self)
         settle_cross_tokenizer(self)
         check_divergences(self)
         self.objective(layer_map=None)  # checks weights, temperature, token fraction

@@ -51,6 +51,7 @@ _BOUNDS = {
     "save_steps": (_ABOVE_0, math.inf),
     "save_total_limit": (0, math.inf),
     "seed": (0, 2**32 - 1),
+    "teacher_server_top_k": (1, 2**20),
     "torch_empty_cache_steps": (1, math.inf),
     "warmup_steps": (0, math.inf),
     "weight_decay": (0, math.inf),

@@ -89,10 +89,10 @@ def settle_cross_tokenizer(args):
     rule = args.cross_tokenizer
     check_cross_tokenizer(rule)
     if rule is None:
-        if args.teacher_tokenizer_name_or_path is not None:
+        if args.teacher_tokenizer_name_or_path is not None and args.teacher_server is None:
             raise ValueError(
-                "teacher_tokenizer_name_or_path is read with cross_tokenizer only; set that too, "
-                "or leave it out"
+                "teacher_tokenizer_name_or_path is read with cross_tokenizer only (or for a "
+                "teacher_server); set that too, or leave it out"
             )
         return
     if args.feature_weight > 0:

@@ -19,7 +19,8 @@ def named_terms(terms: LossTerms, layer_map: LayerMap | None) -> dict[str, tuple
     total, with the weights of pairs and tokens; the value of a pair is over the tokens that it was
     measured on, without weights. ``mean_token_accuracy``
     and ``entropy`` are TRL's: over the student's predictions at the targets. ``compared_share`` is
-    the share of the targets at which a teacher with another tokenizer was compared.
+    the share of the targets at which a teacher with another tokenizer was compared;
+    ``teacher_tail`` the mean probability of the tokens that a teacher at a server did not list.
     """
     named = {"loss": (terms.total.detach(), terms.num_tokens)}
     named |= {term.log_name: terms.sums[term.key] for term in TERMS if term.key in terms.sums}
@@ -27,6 +28,8 @@ def named_terms(terms: LossTerms, layer_map: LayerMap | None) -> dict[str, tuple
         named |= {name: (terms.seen[at], terms.num_tokens) for at, name in enumerate(SEEN)}
     if terms.num_compared is not None:
         named["compared_share"] = (terms.total.new_tensor(terms.num_compared), terms.num_tokens)
+    if terms.tail is not None:
+        named["teacher_tail"] = (terms.tail, terms.num_tokens)
     for term in TERMS:
         values, count = terms.by_pair.get(term.key, ((), 0))
         pairs = terms.pairs.get(term.key, layer_map or ())

@@ -18,6 +18,7 @@ from distilllens.loading import positions_of
 from distilllens.objective import Objective
 from distilllens.sampling import answer_seed, draw_step
 from distilllens.targets import IGNORED, has_target, prompt_length, target_positions
+from distilllens.teacher import ServedTeacher
 from distilllens.teacher.documents import pieces
 from distilllens.train.attention import attention_of_changing_shapes
 from distilllens.train.logged_trainer import LoggedTrainer
@@ -58,7 +59,7 @@ class OnPolicyTrainer(LoggedTrainer):
     (``on_policy_steps``), of answers that were cut (``on_policy_truncated``) or ended at once
     (``on_policy_empty``), and their mean length in tokens (``on_policy_length``).
 
-    The trainer has ``teacher``, a live one, and ``student_lens``.
+    The trainer has ``teacher``, live ones or one at a server, and ``student_lens``.
     """
 
     _backend = None
@@ -130,7 +131,8 @@ class OnPolicyTrainer(LoggedTrainer):
         with self.accelerator.autocast(), attention_of_changing_shapes(packing=False):
             answers = written(self._backend, together, size, seed)
         # The student's vocabulary may have more rows of padding.
-        known = self.teacher.lens.model.get_input_embeddings().weight.shape[0]
+        embedded = (lens.model.get_input_embeddings() for lens in self._teacher_lenses())
+        known = min((each.weight.shape[0] for each in embedded), default=len(self.processing_class))
         answers = [readable(answer, known) for answer in answers]
         counted = {name: sum(map(count, answers)) for name, count in _COUNTED.items()}
         self._count({name: (total, len(answers)) for name, total in counted.items()})
@@ -141,6 +143,12 @@ class OnPolicyTrainer(LoggedTrainer):
             self._batch(each, [*islice(answers, len(each))]) if each else batch
             for each, batch in zip(prompts, batches, strict=True)
         ]
+
+    def _teacher_lenses(self):
+        """Of the teachers that run here: a server tells neither its positions nor its tokens."""
+        if isinstance(self.teacher, ServedTeacher):
+            return []
+        return [each.lens for each in getattr(self.teacher, "sources", [self.teacher])]
 
     def _batch(self, prompts, answers):
         """Prompts and answers as the collator batches rows of the data."""
@@ -176,7 +184,8 @@ class OnPolicyTrainer(LoggedTrainer):
                 "has no prompt to answer"
             )
         longest, asked = max(lengths, default=0), self.args.on_policy_max_new_tokens
-        for who, lens in (("student", self.student_lens), ("teacher", self.teacher.lens)):
+        teachers = (("teacher", lens) for lens in self._teacher_lenses())
+        for who, lens in (("student", self.student_lens), *teachers):
             positions = positions_of(lens.model.config)
             if positions is not None and longest + asked > positions:
                 raise ValueError(

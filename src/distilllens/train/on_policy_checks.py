@@ -51,7 +51,8 @@ def check_named_teacher(values: Mapping[str, Any]):
     Raises:
         ValueError: with the field that is missing.
     """
-    if values.get("on_policy_fraction") and not values.get("teacher_model_name_or_path"):
+    named = ("teacher_model_name_or_path", "teachers", "teacher_server")
+    if values.get("on_policy_fraction") and not any(values.get(name) for name in named):
         raise ValueError(_no_teacher(values["on_policy_fraction"]))
 
 
@@ -68,7 +69,7 @@ def check_prompts(args, teacher, rows: Iterable[Mapping[str, Any]] | None, forma
     """
     if not (share := args.on_policy_fraction):
         return
-    if teacher is None:
+    if teacher is None and args.teacher_server is None and args.teachers is None:
         raise ValueError(_no_teacher(share))
     row = next(iter(rows or ()), None) or {}
     if formatting_func is not None or _is_text(row, args.dataset_text_field):

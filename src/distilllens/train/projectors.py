@@ -66,6 +66,8 @@ def read_with_raw(teacher: TeacherSource, end_read, raw_pairs: LayerMap | None, 
     The raw rows of a cache are its states, which must be raw (``lens_norm: false``).
     """
     depths, source = _depths(raw_pairs), teacher.source
+    if not depths:
+        return *end_read(), {}
     if isinstance(source, CachedTeacher):
         states, head = end_read()
         return states, head, {depth: states[depth] for depth in depths}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -160,7 +161,8 @@ def _noted_pairs(folder):
 
 
 def _map_in_words(pairs):
-    return ",".join(sorted(pairs, key=lambda pair: [*map(int, pair.split(":"))]))
+    # "2:8", or "2:8@1" beside the first of several teachers.
+    return ",".join(sorted(pairs, key=lambda pair: [*map(int, re.split("[:@]", pair))]))
 
 
 def _with_map_of(folder, before, now):

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import NamedTuple
 
 from distilllens.fingerprints import tensor_fingerprint
+from distilllens.joined_map import JoinedMap
 from distilllens.layer_map import Cut, LayerMap
 from distilllens.lens import LogitLens
 from distilllens.lens.surgery import cut_of
 from distilllens.loading import check_tokenizers, find_tokenizer, load_model
-from distilllens.teacher import AlignedTeacher, CachedTeacher, LiveTeacher, TeacherSource
+from distilllens.teacher import (
+    AlignedTeacher,
+    CachedTeacher,
+    LiveTeacher,
+    MixedTeacher,
+    TeacherSource,
+)
 from distilllens.train.cache_fill import fill_cache
 from distilllens.train.cache_needs import (
     CacheRequirements,
@@ -24,9 +34,15 @@ from distilllens.train.config_defaults import load_models_whole
 from distilllens.train.finite import check_weights
 from distilllens.train.offload import head_on, is_placed, keep_ends, moved, whole_tensors
 from distilllens.train.redirect import run_inside_forward
+from distilllens.train.server_teacher import find_served
 from distilllens.train.sharding import gathered_head, is_sharded, shard_teacher
+from distilllens.train.teacher_fields import each_alone
 
 logger = logging.getLogger(__name__)
+
+
+# What a cache must still be filled with; of several teachers, for each of them or None.
+CacheNeeds = CacheRequirements | tuple[CacheRequirements | None, ...]
 
 
 class StudentDepths(NamedTuple):
@@ -43,18 +59,43 @@ def depths_of(config, num_layers: int | None = None) -> StudentDepths:
 
 def find_teacher(
     collation: Collation, teacher, student: StudentDepths
-) -> tuple[TeacherSource | None, CacheRequirements | None]:
+) -> tuple[TeacherSource | None, CacheNeeds | None]:
     """The teacher of a run, and what its cache must still be filled with (None: nothing).
 
     Args:
-        teacher: a model, its name, or None.
+        teacher: a model, its name, or None; a list of these for ``teachers``.
         student: what decides the depths.
 
     Raises:
         ValueError: a teacher that training cannot read, or a cache that does not fit the run.
     """
+    if collation.args.teacher_server is not None:
+        return find_served(collation), None
+    if collation.args.teachers is not None:
+        return _find_several(collation, teacher, student)
     source, needs = _find_source(collation.of_teacher, teacher, student)
     return aligned(collation, source), needs
+
+
+def _find_several(collation, teachers, student):
+    found = []
+    each = zip(each_alone(collation.args), teachers, strict=True)
+    for number, (args, teacher) in enumerate(each, 1):
+        with _of_entry(number, teacher):
+            found.append(find_teacher(replace(collation, args=args), teacher, student))
+    sources, needs = zip(*found, strict=True)
+    weights = [entry["weight"] for entry in collation.args.teachers]
+    return MixedTeacher(sources, weights), needs if any(needs) else None
+
+
+@contextmanager
+def _of_entry(number, teacher):
+    """Errors say which of several teachers they are about."""
+    try:
+        yield
+    except ValueError as error:
+        name = f" ({teacher})" if isinstance(teacher, str) else ""
+        raise ValueError(f"entry {number} of teachers{name}: {error}") from error
 
 
 def aligned(collation: Collation, source: TeacherSource | None) -> TeacherSource | None:
@@ -127,13 +168,20 @@ def load_teacher(collation: Collation, teacher) -> LiveTeacher:
 
 
 def filled(
-    collation: Collation, teacher: TeacherSource, student: StudentDepths, needs: CacheRequirements
+    collation: Collation, teacher: TeacherSource, student: StudentDepths, needs: CacheNeeds
 ) -> TeacherSource:
     """The teacher of a run whose cache a live one has filled with what it lacked.
 
     Raises:
         ValueError, OSError: as ``fill_cache``.
     """
+    if isinstance(teacher, MixedTeacher):
+        sources = list(teacher.sources)
+        for number, args in enumerate(each_alone(collation.args)):
+            if needs[number] is not None:
+                alone = replace(collation, args=args)
+                sources[number] = filled(alone, sources[number], student, needs[number])
+        return MixedTeacher(sources, teacher.weights)
     depths = cached_depths(collation, teacher, student)
     cached = fill_cache(collation.of_teacher, teacher.source, depths, needs)
     check_cached_depths(collation, cached, student)
@@ -146,8 +194,12 @@ def layer_map_of(args, student: StudentDepths, teacher: TeacherSource | None) ->
     Raises:
         ValueError: ``lens_layers`` that do not fit the two models.
     """
-    if teacher is None:
+    if teacher is None or teacher.num_layers is None:
         return None
+    if args.teachers is not None:
+        parts = zip(each_alone(args), teacher.num_layers, strict=True)
+        maps = [layer_map_of(a, student, SimpleNamespace(num_layers=n)) for a, n in parts]
+        return JoinedMap.of(maps)
     spec, layers = args.lens_layers, (student.num_layers, teacher.num_layers)
     if args.lens_weight > 0:
         return LayerMap.resolve(spec, *layers, student.cut)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from distilllens.head import mixture_weights
+from distilllens.joined_map import JoinedMap
 from distilllens.layer_map import LayerMap
 from distilllens.objective import Objective
 from distilllens.train.schedule import pair_weights
@@ -24,10 +26,21 @@ def objective_of(args, layer_map: LayerMap | None) -> Objective:
         cross_entropy_weight=args.cross_entropy_weight,
         temperature=args.temperature,
         lens_token_fraction=args.lens_token_fraction,
-        lens_pair_weights=pair_weights(args.lens_pair_weights, layer_map),
+        lens_pair_weights=_pair_weights(args, layer_map),
         lens_token_weights=args.lens_token_weights,
         lens_detach_head=args.lens_detach_head,
         feature_map=layer_map if has_features else None,
         feature_weight=args.feature_weight,
         feature_loss=args.feature_loss,
     )
+
+
+def _pair_weights(args, layer_map):
+    """The weights of pairs, 1 on average; of several teachers, each one's are as its weight."""
+    if not isinstance(layer_map, JoinedMap):
+        return pair_weights(args.lens_pair_weights, layer_map)
+    found, shares = [], mixture_weights(entry["weight"] for entry in args.teachers)
+    for share, of_one in zip(shares, layer_map.of_teachers(), strict=True):
+        weights = pair_weights(args.lens_pair_weights, of_one) or (1.0,) * len(of_one)
+        found += [weight * share * len(layer_map) / len(of_one) for weight in weights]
+    return tuple(found)

@@ -55,6 +55,8 @@ class TunedLensTrainer(CompanionTrainer):
     def settle_teacher_translators(self, collation: Collation):
         """Before its cache is filled, give a tuned teacher the cache's translators, or fit them."""
         live = self.teacher.source
+        if self.args.lens_readout != "tuned":
+            return
         if live.lens.translators is not None:
             translators_for_cache(live, collation.of_teacher)
             self._keep_teacher_translators(live.lens.translators)

@@ -100,6 +100,7 @@ def may_be_declared(name: str) -> bool:
     """
     own = Path(__file__).parents[1]
     files = [own / "divergence.py", own / "train/config.py", own / "workflows/train_inputs.py"]
+    files += [own / "train/teacher_fields.py"]
     for host, pattern in (("trl", "trainer/*_config.py"), ("transformers", "training_args.py")):
         spec = find_spec(host)  # imports nothing
         for folder in () if spec is None else spec.submodule_search_locations or ():

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from distilllens.fingerprints import fingerprint, tokenizer_fingerprint
 from distilllens.loading import load_config
 from distilllens.teacher.cache import manifest_of
+from distilllens.train.teacher_fields import each_alone
 from distilllens.train.teachers import depths_of, layer_map_of
 
 
@@ -45,6 +46,19 @@ def rows_identity(records) -> str:
     return digest.hexdigest()
 
 
+def teacher_identities(args) -> dict:
+    """Role -> ``teacher_identity``, of several teachers by their numbers; empty without one.
+
+    Raises:
+        ValueError: as ``teacher_identity``.
+    """
+    if args.teachers is not None:
+        each = enumerate(each_alone(args), 1)
+        return {f"teacher {number}": teacher_identity(alone) for number, alone in each}
+    found = teacher_identity(args)
+    return {} if found is None else {"teacher": found}
+
+
 def teacher_identity(args):
     """The fingerprint of the named teacher, or of the one in the teacher cache; None for neither.
 
@@ -62,6 +76,8 @@ def check_depths(args, student_config):
     Raises:
         ValueError: with the depths there are; also as ``teacher_identity``.
     """
+    for alone in each_alone(args) if args.teachers is not None else ():
+        check_depths(alone, student_config)
     if args.teacher_model_name_or_path:
         num_layers = _num_layers(teacher_config_of(args))
     elif args.teacher_cache:

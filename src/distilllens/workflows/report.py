@@ -45,7 +45,7 @@ class _Note(TypedDict):
 
 _TEXTS = ("model_name_or_path", "model_revision", "dtype", "dataset_name", "dataset_config")
 _TEXTS += ("dataset_train_split", "dataset_test_split", "teacher_model_name_or_path")
-_TEXTS += ("teacher_cache",)
+_TEXTS += ("teacher_cache", "teacher_server", "teacher_server_model")
 # The fields of a recipe that a report reads.
 _Fields = TypedDict(
     "_Fields",
@@ -57,6 +57,7 @@ _Fields = TypedDict(
         **{term.divergence_field: str for term in TERMS if term.divergence_field},
         "student_blocks": list[int] | int | None,
         "datasets": list[dict[str, Any]] | None,
+        "teachers": list[dict[str, Any]] | None,
         "seed": float,
         **dict.fromkeys(("chat", "use_cpu", "dataset_streaming", "streaming"), bool),
     },
@@ -180,6 +181,13 @@ def _student(fields):
 
 
 def _teacher(fields):
+    if several := fields.get("teachers"):
+        each = (
+            (entry.get("model") or entry.get("cache"), entry.get("weight")) for entry in several
+        )
+        return ", ".join(f"{name} (weight {weight})" for name, weight in each)
+    if server := fields.get("teacher_server"):
+        return f"{fields.get('teacher_server_model') or 'a model'} at {server}"
     cache = fields.get("teacher_cache")
     named = fields.get("teacher_model_name_or_path")
     return str(named) if named else f"the teacher cache {cache}" if cache else None

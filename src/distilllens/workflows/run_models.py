@@ -184,6 +184,10 @@ class _ModelLoader:
         if self.fields.get("cross_tokenizer"):
             raise ValueError("the teacher has another tokenizer, and all models read one")
         name = self.fields.get("teacher_model_name_or_path")
+        if self.fields.get("teachers"):
+            raise ValueError("the run had several teachers, and the page compares with one")
+        if self.fields.get("teacher_server"):
+            raise ValueError("the teacher is at a server, which returns no hidden states")
         if not name:
             if self.fields.get("teacher_cache"):
                 raise ValueError("the run used a teacher cache and names no teacher")
@@ -219,7 +223,8 @@ class _ModelLoader:
 
 
 def _depth_pairs(pairs):
-    return tuple(tuple(map(int, pair.split(":"))) for pair in pairs)
+    # Pairs of several teachers, "2:8@1", are of none that the page shows.
+    return tuple(tuple(map(int, pair.split(":"))) for pair in pairs if "@" not in pair)
 
 
 def _records(fields, folder, num):

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from distilllens.lens.surgery import cut_of
 from distilllens.loading import size_in_words
 from distilllens.objective import TERMS
+from distilllens.teacher import MixedTeacher, ServedTeacher
 from distilllens.train.cache_needs import name_of
 from distilllens.train.collation import Collation
 from distilllens.train.progress import LogLines, duration, losses
@@ -172,6 +173,10 @@ def _teacher(trainer):
     if teacher is None:
         return "none"
     name = trainer.args.teacher_model_name_or_path or name_of(teacher)
+    if isinstance(teacher, MixedTeacher):
+        return f"{name}: the mixture of their predictions"
+    if isinstance(teacher, ServedTeacher):
+        return f"{name}: its {teacher.top_k} most likely tokens at each position"
     if folder is not None:
         return f"{name}: its states are read from {folder}"
     return f"{name}: {size_in_words(teacher.source.lens.model)}, runs beside the student"
@@ -189,6 +194,8 @@ def _layers(trainer):
     asked, pairs = str(trainer.args.lens_layers), str(trainer.objective.layer_map)
     pairs = pairs.replace(",", ", ")
     how = "as in lens_layers"
+    if trainer.args.teachers is not None:
+        return f"{pairs} (student:depth@teacher)"
     if asked == "auto" or asked.isdecimal():
         how = f"lens_layers {asked}: {_rule(trainer)}"
     return f"{pairs} (student:teacher; {how})"

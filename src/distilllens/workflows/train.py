@@ -37,7 +37,7 @@ from distilllens.workflows.hub import hub_of
 from distilllens.workflows.identity import (
     check_depths,
     student_identity,
-    teacher_identity,
+    teacher_identities,
     tokenizer_identity,
 )
 from distilllens.workflows.outputs import PAGE
@@ -120,7 +120,7 @@ def _run(job, model, args, given):
     models = {
         "student": student_identity(model, config),
         "tokenizer": tokenizer_identity(reader),
-        **({"teacher": teacher} if (teacher := teacher_identity(args)) is not None else {}),
+        **teacher_identities(args),
     }
     train_inputs.say_templates(args, reader, examples, config)
     files = train_data.files_of(job)

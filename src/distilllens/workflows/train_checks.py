@@ -19,6 +19,7 @@ from distilllens.train.config_checks import (
 from distilllens.train.lens_checks import check_cross_tokenizer, check_lens_layers
 from distilllens.train.on_policy_checks import check_named_teacher, check_on_policy
 from distilllens.train.stream_checks import check_stream_settings
+from distilllens.train.teacher_checks import check_teachers
 from distilllens.workflows.outputs import check_folder
 
 _MODELS = {"student": "model_name_or_path", "teacher": "teacher_model_name_or_path"}
@@ -60,6 +61,7 @@ def check_values(values: Mapping[str, Any]):
         check_stream_settings(values)
     check_cross_tokenizer(values.get("cross_tokenizer"))
     check_save_dtype(values.get("save_dtype", "auto"))
+    check_teachers(values)
     check_on_policy(values)
     check_named_teacher(values)
 
@@ -85,6 +87,12 @@ def check_files(values: Mapping[str, Any]):
         if (name := values.get(f"{field}tokenizer_name_or_path")) is not None:
             check_folder_of(f"the tokenizer of the {who} {name!r}", name)
     check_folders(values["output_dir"], values.get("teacher_cache"))
+    for number, entry in enumerate(values.get("teachers") or (), 1):
+        if entry.get("model") is not None:
+            _check_model(f"entry {number} of teachers {entry['model']!r}", entry["model"])
+        elif entry.get("cache") is None:
+            raise ValueError(f"entry {number} of teachers needs a model or a cache")
+        check_folders(values["output_dir"], entry.get("cache"))
 
 
 def check_cache(values: Mapping[str, Any]):
@@ -93,6 +101,15 @@ def check_cache(values: Mapping[str, Any]):
     Raises:
         ValueError: with the field that is missing.
     """
+    if values.get("teachers"):
+        raise ValueError(
+            "distilllens cache writes the cache of one teacher; those that the entries of teachers "
+            "name are written by distilllens train, before its first step"
+        )
+    if values.get("teacher_server"):
+        raise ValueError(
+            "a cache holds hidden states, and a server returns none: leave teacher_server out"
+        )
     for name in ("teacher_cache", "teacher_model_name_or_path"):
         if not values.get(name):
             raise ValueError(f"distilllens cache needs {name}")

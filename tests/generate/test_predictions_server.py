@@ -1,0 +1,91 @@
+"""A server asked for the likely tokens in each place of a prompt."""
+
+import pytest
+import torch
+import toys
+from generate.predictions_stub import MODEL, Stub, serving
+
+from distilllens.generate.predictions_server import PredictionsServer
+from distilllens.generate.server import QuestionRefused, ServerFailed
+
+IDS = [3, 4, 5, 6, 7]
+
+
+def connected(stub, model=MODEL, **settings):
+    settings = {"key_variable": "NO_KEY", "retries": 1, "timeout": 5.0, **settings}
+    return PredictionsServer(stub.url, model, **settings)
+
+
+@pytest.mark.parametrize("style", ["prompt_logprobs", "echo"])
+def test_predictions_are_those_of_the_model(style):
+    """Of each token but the first: the top, and the token itself, as the model's softmax has it."""
+    model = toys.llama()
+    with serving(Stub(model, toys.tokenizer(), style=style)) as stub, connected(stub) as server:
+        found = server.settle(IDS, 3)
+        assert server.predictions(IDS, 3) == found and len(found) == len(IDS) - 1
+    with torch.no_grad():
+        logs = model(torch.tensor([IDS])).logits[0].softmax(-1).log()
+    for place, own, row in zip(found, IDS[1:], logs, strict=False):
+        top = row.topk(3)
+        assert {*top.indices.tolist(), own} == {*place}
+        for token, log in place.items():
+            assert log == pytest.approx(float(row[token]), abs=1e-5)
+    if style == "prompt_logprobs":
+        assert server.texts[own] == toys.tokenizer().decode([own])
+
+
+REPLIES = {
+    "no list": (500, {"error": {"message": "no"}}),
+    "no json": (200, "<html>"),
+    "no choices": (200, {"choices": []}),
+    "no logprob": (200, {"choices": [{"text": "x", "prompt_logprobs": [None, *[{"3": {}}] * 4]}]}),
+}
+
+
+@pytest.mark.parametrize("name", REPLIES)
+def test_a_reply_that_cannot_be_read_is_one_line(name):
+    """After as many tries as for any reply."""
+    with (
+        serving(Stub(toys.llama(), fail=lambda number: REPLIES[name])) as stub,
+        connected(stub) as server,
+        pytest.raises(ServerFailed) as error,
+    ):
+        server.predictions(IDS[:6], 3)
+    assert "\n" not in str(error.value) and len(stub.requests) in (2, 3)
+
+
+def test_another_number_of_tokens_is_another_text():
+    """A server that adds a token, a beginning of sequence, would shift all predictions."""
+    stub = Stub(toys.llama())
+    complete = stub._rows
+    stub._rows = lambda ids, k: complete([0, *ids], k)
+    with (
+        serving(stub),
+        connected(stub) as server,
+        pytest.raises(QuestionRefused, match="read 6 tokens where 5 were sent"),
+    ):
+        server.settle(IDS, 3)
+
+
+def test_a_server_without_echo_says_so_with_its_reason():
+    """As ``transformers serve``, which refuses fields that it does not know."""
+    refusal = (422, {"detail": "Unexpected fields in the request: {'prompt_logprobs'}"})
+    with (
+        serving(Stub(toys.llama(), fail=lambda number: refusal)) as stub,
+        connected(stub) as server,
+        pytest.raises(ValueError, match=r"returns no log-prob.*with echo; .*\(422\): Unexpected"),
+    ):
+        server.settle(IDS, 3)
+
+
+def test_a_key_is_sent_and_never_shown(monkeypatch):
+    """A refusal that quotes it."""
+    monkeypatch.setenv("THE_KEY", "sk-very-secret-key")
+    refusal = (400, {"error": {"message": "sk-very-secret-key may not ask"}})
+    with (
+        serving(Stub(toys.llama(), fail=lambda number: refusal)) as stub,
+        connected(stub, key_variable="THE_KEY") as server,
+        pytest.raises(QuestionRefused, match="<key> may not ask") as error,
+    ):
+        server.predictions(IDS, 3)
+    assert "secret" not in str(error.value)

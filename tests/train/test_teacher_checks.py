@@ -1,0 +1,103 @@
+"""What does not go with several teachers, or with one at a server: refused before torch."""
+
+import pytest
+import toys
+
+from distilllens.train.teacher_checks import check_teachers
+from distilllens.workflows.train_checks import check_cache, check_values
+
+TWO = [{"model": "a", "weight": 0.7}, {"model": "b", "weight": 0.3}]
+SERVER = {"teacher_server": "http://localhost:8000/v1", "lens_weight": 0}
+
+ENTRIES = {
+    "no list": ({"model": "a", "weight": 1}, "teachers must be a list such as"),
+    "empty": ([], "teachers must be a list"),
+    "no mapping": (["a", "b"], "entry 1 of teachers must be a mapping"),
+    "unknown key": ([{"model": "a", "wieght": 1}], "unknown key 'wieght'; known: model, weight"),
+    "no weight": ([{"model": "a"}], "entry 1 of teachers: weight must be a number"),
+    "negative": ([*TWO, {"model": "c", "weight": -1}], "entry 3 of teachers: weight .* got -1"),
+    "not finite": ([{"model": "a", "weight": float("nan")}], "weight must be"),
+    "true": ([{"model": "a", "weight": True}], "weight must be"),
+    "none": ([{"model": "a", "weight": 0}], "one of the teachers must have a weight above 0"),
+    "model": ([{"model": 3, "weight": 1}], "model must be a folder or hub id, got 3"),
+    "layers": (
+        [{"model": "a", "weight": 1, "lens_layers": "2-3"}],
+        "entry 1 of teachers: lens_lay",
+    ),
+    "kwargs": ([{"model": "a", "weight": 1, "model_init_kwargs": 1}], "must be a mapping"),
+    "one cache": ([{**each, "cache": "c"} for each in TWO], "c is the cache of two"),
+}
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_entries_of_teachers(name):
+    """One line, with the number of the entry."""
+    teachers, match = ENTRIES[name]
+    with pytest.raises(ValueError, match=match) as error:
+        check_teachers({"teachers": teachers})
+    assert "\n" not in str(error.value)
+
+
+ALONE = {
+    "teacher_model_name_or_path": "a",
+    "teacher_cache": "a",
+    "teacher_server": SERVER["teacher_server"],
+    "cross_tokenizer": "shared",
+    "lens_readout": "tuned",
+    "lens_token_weights": "entropy",
+    "feature_weight": 0.1,
+    "student_blocks": 3,
+}
+NOT_SERVED = {
+    "teacher_model_name_or_path": "a",
+    "teacher_model_init_kwargs": {"dtype": "bfloat16"},
+    "teacher_cache": "a",
+    "cross_tokenizer": "shared",
+    "feature_weight": 0.1,
+    "student_blocks": 3,
+    "temperature": 2.0,
+    "lens_weight": 0.5,
+    "output_divergence": "uld",
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_fields_beside_teachers(name):
+    """Each with its reason, also by the command line's first check."""
+    values = {"teachers": TWO, name: ALONE[name]}
+    for check in (check_teachers, check_values):
+        with pytest.raises(ValueError, match=rf"teachers does not go with {name}: "):
+            check(values)
+
+
+@pytest.mark.parametrize("name", NOT_SERVED)
+def test_fields_beside_teacher_server(name):
+    """Each with its reason, also by the command line's first check."""
+    word = "a lens" if name == "lens_weight" else name
+    for check in (check_teachers, check_values):
+        with pytest.raises(ValueError, match=rf"teacher_server does not go with {word}"):
+            check({**SERVER, name: NOT_SERVED[name]})
+
+
+def test_addresses():
+    """Only a web address, without a password in it."""
+    for address in ("localhost:8000", "ftp://host/v1", 3):
+        with pytest.raises(ValueError, match="is no address such as"):
+            check_teachers({**SERVER, "teacher_server": address})
+    with pytest.raises(ValueError, match="OPENAI_API_KEY"):
+        check_teachers({**SERVER, "teacher_server": "http://me:secret@host/v1"})
+    with pytest.raises(ValueError, match="teacher_server_model is a name at teacher_server"):
+        check_teachers({"teacher_server_model": "a"})
+
+
+def test_defaults_go_with_either(tmp_path):
+    """Both kinds, as a recipe would have them; no cache of one teacher is written of them."""
+    cached = [{**TWO[0], "cache": "c"}, TWO[1]]
+    check_values({"teachers": TWO, "on_policy_fraction": 0.5})
+    check_values({**SERVER, "on_policy_fraction": 0.5})
+    with pytest.raises(ValueError, match="on_policy_fraction does not go with a cache in teachers"):
+        check_values({"teachers": cached, "on_policy_fraction": 0.5})
+    assert toys.config(tmp_path, teachers=cached).teachers[0]["lens_layers"] is None
+    for values, match in (({"teachers": TWO}, "one teacher"), (SERVER, "a server returns none")):
+        with pytest.raises(ValueError, match=match):
+            check_cache(values)

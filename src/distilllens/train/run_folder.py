@@ -9,9 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from distilllens.errors import one_line
 from distilllens.files import is_part_of, sha256, write_json
-from distilllens.marks import MARK, RUN_FILE, FileNote, difference_from, unreadable
+from distilllens.marks import MARK, RUN_FILE, unreadable
 from distilllens.masking import masked
 from distilllens.stored import DamagedFile, read_stored
 from distilllens.train.checkpoint import damage_of, last_whole
@@ -35,11 +34,6 @@ class _Run(TypedDict):
     recipe: _Recipe
     finished: NotRequired[bool]
     id: NotRequired[str]
-
-
-class _Final(TypedDict):
-    weights: NotRequired[dict[str, FileNote]]
-    files: NotRequired[dict[str, FileNote]]
 
 
 # Fields that change what is shown or kept, not what is learned: a run may resume with new values.
@@ -207,34 +201,6 @@ def _with_shape_of(before, now):
 def is_finished(output_dir: str | Path) -> bool:
     """Whether the run in ``output_dir`` has saved its final model."""
     return _run_json(Path(output_dir)).get("finished") is True
-
-
-def final_damage(output_dir: str | Path) -> str | None:
-    """What is wrong with the final model of a run; None if nothing, or if it is not known.
-
-    Its other files may have been edited since, but not deleted. A run of version 0.1.0 did not note
-    what they were.
-    """
-    try:
-        note = read_stored(Path(output_dir) / RUN_FILE, _Final)
-    except DamagedFile as error:
-        return one_line(error)
-    missing = (name for name in note.get("files", {}) if not (Path(output_dir) / name).is_file())
-    damage = difference_from(output_dir, note.get("weights", {}))
-    return damage or next((f"{name} is missing" for name in missing), None)
-
-
-def edited_files(output_dir: str | Path) -> list[str]:
-    """Files of the final model, beside its weights, that have changed since they were written."""
-    note, folder = read_stored(Path(output_dir) / RUN_FILE, _Final), Path(output_dir)
-    files = note.get("files", {})
-    return [name for name in files if difference_from(folder, {name: files[name]})]
-
-
-def final_files(output_dir: str | Path) -> list[str]:
-    """The files of the final model of a run, weights first."""
-    note = read_stored(Path(output_dir) / RUN_FILE, _Final)
-    return [*note.get("weights", {}), *note.get("files", {})]
 
 
 def write_run(output_dir: str | Path, identity: dict, finished: bool = False, **more):

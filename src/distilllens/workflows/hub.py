@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import HfApi, constants
 
 from distilllens.errors import one_line
-from distilllens.train import run_folder
+from distilllens.train import final_model
 from distilllens.train.config import DistillLensConfig
 
 _NOT_UPLOADED = {"trainer_state.json", "training_args.bin"}  # of the run, not of the model
@@ -46,7 +46,7 @@ class Hub:
             ValueError: the hub did not take it. The model is in its folder.
         """
         folder = Path(self.args.output_dir)
-        names = [name for name in run_folder.final_files(folder) if name not in _NOT_UPLOADED]
+        names = [name for name in final_model.files_of(folder) if name not in _NOT_UPLOADED]
         try:
             commit = self.api.upload_folder(
                 repo_id=self.repository,

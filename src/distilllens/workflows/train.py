@@ -20,7 +20,7 @@ from distilllens.files import unmade_on_failure
 from distilllens.loading import is_adapter_folder
 from distilllens.marks import described
 from distilllens.objective import TERMS
-from distilllens.train import _trl, run_folder
+from distilllens.train import _trl, final_model, run_folder
 from distilllens.train.build import build_trainer
 from distilllens.train.checkpoint import rotate
 from distilllens.train.config import HIGHER_IS_BETTER, DistillLensConfig
@@ -129,8 +129,8 @@ def _run(job, model, args, given):
     with unmade_on_failure(args.output_dir), claimed(args.output_dir):
         checkpoint = run_folder.resume_point(args.output_dir, identity)
         if run_folder.is_finished(args.output_dir):
-            if (damage := run_folder.final_damage(args.output_dir)) is None:
-                if edited := run_folder.edited_files(args.output_dir):
+            if (damage := final_model.damage_of_final(args.output_dir)) is None:
+                if edited := final_model.edited_files(args.output_dir):
                     logger.warning(
                         "%s changed since the run wrote them and are left alone: delete one, and "
                         "the same command makes it again",

@@ -17,6 +17,7 @@ class Stub:
         self.objects: dict[str, bytes] = {}
         self.private: dict[str, str | None] = {}
         self.messages: list[str] = []
+        self.branches: list[str] = []
         self.broken = False
 
     def answer(self, method, path, body):
@@ -31,6 +32,10 @@ class Stub:
                 return 409, {"error": "it exists", "url": f"{self.url}/{name}"}
             self.repositories[name] = {}
             return 200, {"url": f"{self.url}/{name}"}
+        if "/branch/" in path:
+            self.branches.append(path.rpartition("/")[2])
+            known = self.branches[-1] in ("main", *self.branches[:-1])
+            return (409, {"error": "it exists"}) if known else (201, {})
         if self.broken:
             return 403, {"error": "no room left in this account"}
         if path.startswith("/objects/"):

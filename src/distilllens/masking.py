@@ -12,7 +12,9 @@ _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
 
 # TOKENIZERS_PARALLELISM is none.
 _SECRET_NAME = re.compile(r"TOKEN(?!IZERS)|KEY|SECRET|PASS|CREDENTIAL|AUTH|COOKIE|HEADER")
-_LOGIN = re.compile(r"://[^/@\s]+@")
+# User and password of an address, whose scheme may be left out; a password may hold an @.
+_LOGIN = re.compile(r"(^|://)[^/\s]*@")
+_ADDRESS_NAME = re.compile(r"(PROXY|URL|ENDPOINT|URI)$")
 
 
 def masked(value: Any) -> Any:
@@ -34,7 +36,12 @@ def masked_variable(name: str, value: str) -> str:
 
     Of an address, user and password are masked.
     """
-    return MASK if _SECRET_NAME.search(name.upper()) else _LOGIN.sub(f"://{MASK}@", masked(value))
+    name, value = name.upper(), masked(value)
+    if _SECRET_NAME.search(name):
+        return MASK
+    if not _ADDRESS_NAME.search(name) and "://" not in value:
+        return value
+    return _LOGIN.sub(rf"\1{MASK}@", value)
 
 
 def _is_secret(key, value):

@@ -46,7 +46,7 @@ def test_the_final_model_is_uploaded_and_nothing_else_of_the_run(hub, workshop, 
 def test_an_upload_that_failed_is_one_line_and_the_same_command_makes_up_for_it(
     hub, workshop, capsys
 ):
-    recipe(workshop, push_to_hub=True, hub_model_id="us/student")
+    recipe(workshop, push_to_hub=True, hub_model_id="us/student", hub_revision="next")
     hub.broken = True
     assert main(TRAIN) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -59,6 +59,20 @@ def test_an_upload_that_failed_is_one_line_and_the_same_command_makes_up_for_it(
     assert "nothing to do" in (err := capsys.readouterr().err) and "us/student/commit/" in err
     assert (workshop / "out/model.safetensors").stat().st_mtime_ns == weights
     assert "model.safetensors" in hub.repositories["us/student"]
+    assert hub.branches == ["next", "next"]  # made before the training; the second time it is there
+
+
+def test_a_run_that_does_not_say_what_its_model_is_is_not_uploaded(hub, workshop, capsys):
+    """Of version 0.1.0."""
+    recipe(workshop)
+    assert main(TRAIN) == 0
+    note = json.loads((workshop / "out/run.json").read_text())
+    del note["weights"], note["files"]
+    (workshop / "out/run.json").write_text(json.dumps(note))
+    recipe(workshop, push_to_hub=True)
+    assert main(TRAIN) == 2
+    assert "out was not uploaded: its run.json does not say" in capsys.readouterr().err
+    assert hub.repositories == {"someone/out": {}}
 
 
 def test_a_token_that_is_not_known_is_told_before_anything_is_loaded(

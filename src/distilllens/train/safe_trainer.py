@@ -312,10 +312,10 @@ def _warn_of_differences(checkpoint):
 
 
 def _without_secrets(args):
-    """A copy of training arguments without the hub's token, and with secrets masked in mappings."""
+    """A copy of training arguments without the hub's token and with other secrets masked."""
     args = copy.copy(args)
     args.hub_token = None
     for name, value in vars(args).items():
-        if isinstance(value, dict):
+        if isinstance(value, dict | list | tuple):
             setattr(args, name, masked(value))
     return args

@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import HfApi, constants
 
 from distilllens.errors import one_line
+from distilllens.marks import RUN_FILE
 from distilllens.train import final_model
 from distilllens.train.config import DistillLensConfig
 
@@ -38,6 +39,16 @@ class Hub:
                 "hub_model_id names the repository, and HF_TOKEN or `hf auth login` the token"
             ) from error
         self.repository = found.repo_id
+        if args.hub_revision is not None:
+            self._make_branch(args.hub_revision)
+
+    def _make_branch(self, name):
+        try:
+            self.api.create_branch(self.repository, branch=name, exist_ok=True)
+        except Exception as error:
+            raise ValueError(
+                f"hub_revision {name}: no such branch of {self.repository}: {_reason(error)}"
+            ) from error
 
     def upload(self) -> str:
         """Upload what is not there yet; returns a line on it.
@@ -47,6 +58,11 @@ class Hub:
         """
         folder = Path(self.args.output_dir)
         names = [name for name in final_model.files_of(folder) if name not in _NOT_UPLOADED]
+        if not names:
+            raise ValueError(
+                f"{folder} was not uploaded: its {RUN_FILE} does not say which files are the final "
+                "model, as those of version 0.1.0 do not"
+            )
         try:
             commit = self.api.upload_folder(
                 repo_id=self.repository,

@@ -167,6 +167,18 @@ BAD = {
         STUDY.replace("base:\n", "base:\n  cross_tokenizer: shared\n", 1),
         "cross_tokenizer is not for a study",
     ),
+    "several teachers": (
+        STUDY.replace("base:\n", "base:\n  teachers: [{model: a, weight: 1.0}]\n", 1),
+        "teachers is not for a study",
+    ),
+    "a teacher at a server": (
+        STUDY.replace("base:\n", "base:\n  teacher_server: http://localhost:1/v1\n", 1),
+        "teacher_server is not for a study",
+    ),
+    "an upload": (
+        STUDY.replace("base:\n", "base:\n  push_to_hub: true\n", 1),
+        "push_to_hub is not for a study",
+    ),
     "a score that does not exist": (STUDY + "choose_by: loss\n", "choose_by must be one of"),
     "KL without a teacher": (
         STUDY.replace("  teacher_model_name_or_path: teacher\n", "") + "choose_by: kl\n",

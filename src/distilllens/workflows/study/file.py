@@ -305,6 +305,18 @@ def _check_terms(study, file):
         )
 
 
+_ALONE = "train such runs one by one"
+# Field -> why a run with it is none of a study's.
+_NOT_IN_A_STUDY = {
+    "cross_tokenizer": "which measures every run's distance from its teacher on the same tokens; "
+    + _ALONE,
+    "teachers": "which measures every run's distance from one teacher; " + _ALONE,
+    "teacher_server": "which measures every run's distance from a teacher that runs here; "
+    + _ALONE,
+    "push_to_hub": "whose runs would all go to one repository; upload the one that you keep",
+}
+
+
 def _check_method(study, name, file):
     """Refuse fields that no run can use, and files that are not there."""
     values = {**study.recipe(name), "output_dir": _UNUSED}
@@ -314,12 +326,10 @@ def _check_method(study, name, file):
     try:
         for field in ("output_divergence", "lens_divergence"):
             table.check_divergence(field, values.get(field))
+        for field, reason in _NOT_IN_A_STUDY.items():
+            if values.get(field):
+                raise ValueError(f"{field} is not for a study, {reason}")
         check_values(values)
-        if values.get("cross_tokenizer") is not None:
-            raise ValueError(
-                "cross_tokenizer is not for a study, which measures every run's distance from its "
-                "teacher on the same tokens; train such runs one by one"
-            )
         check_loggers(values.get("report_to"))
         check_files(values)
     except ValueError as error:

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import io
 import os
+from pathlib import Path
 
 import pytest
 
@@ -109,3 +110,23 @@ def test_only_names_of_ours_are_temporary_files_of_ours(tmp_path):
         ".part",
     ):
         assert not files.is_part_of(tmp_path / name, "run.json", "shard-*.safetensors"), name
+
+
+def test_folders_that_two_processes_made_are_removed_once(tmp_path, monkeypatch):
+    """The reason of the failure is kept, whoever removes the folders first; full ones stay."""
+    folder, rmdir = tmp_path / "a" / "b", Path.rmdir
+
+    def after_another(path):
+        rmdir(path)
+        rmdir(path)
+
+    monkeypatch.setattr(Path, "rmdir", after_another)
+    with pytest.raises(ValueError, match="the reason"), files.unmade_on_failure(folder):
+        folder.mkdir(parents=True)
+        raise ValueError("the reason")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="the reason"), files.unmade_on_failure(folder):
+        folder.mkdir(parents=True)
+        (tmp_path / "a" / "kept").write_text("")
+        raise ValueError("the reason")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["kept"]

@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -80,7 +80,7 @@ def unmade_on_failure(folder: str | Path) -> Iterator[None]:
         yield
     except BaseException:
         for path in missing:
-            if path.is_dir() and not any(path.iterdir()):
+            with suppress(OSError):  # not empty, or removed by another process
                 path.rmdir()
         raise
 

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import fault_rows
 import pytest
@@ -10,7 +11,14 @@ import toys
 from processes import served
 from safetensors.torch import load_file
 
-from distilllens.train.elastic import StepRows, accumulation_for, with_shape_of
+from distilllens.train.checkpoint import mark_whole
+from distilllens.train.elastic import (
+    StepRows,
+    accumulation_for,
+    rows_to_keep,
+    settle,
+    with_shape_of,
+)
 
 TRAIN = ["train", "--config", "recipe.yaml"]
 # Stops after so many steps as at a SIGTERM, with a checkpoint.
@@ -135,6 +143,87 @@ def test_what_cannot_stay_is_refused_with_the_arithmetic(server, workshop):
     statuses, said = server.run(TRAIN, workshop, processes=2)
     assert set(statuses) == {2} and "dataloader_drop_last: true leaves out another" in said[0]
     assert (workshop / "out" / "run.json").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_the_rows_of_another_run_stay(server, workshop):
+    """A new folder on two processes, from a checkpoint of one; then the same without its name.
+
+    The recipe alone would have 4 rows a step, the other run 8: weights to 1e-6 of that one.
+    """
+    write_rows(workshop)
+    toys.recipe(workshop, **STEPS, gradient_accumulation_steps=4, output_dir="whole")
+    assert server.run(TRAIN, workshop)[0] == [0]
+    toys.recipe(workshop, **STEPS, gradient_accumulation_steps=4, output_dir="other")
+    assert server.run(TRAIN, workshop, before=STOP.format(step=4))[0] == [143]
+    toys.recipe(workshop, **STEPS)
+    named = [*TRAIN, "--resume_from_checkpoint", "other/checkpoint-4"]
+    statuses, said = server.run(named, workshop, processes=2, before=STOP.format(step=7))
+    assert statuses == [143, 143], said
+    mark = json.loads((workshop / "out" / "checkpoint-7" / "complete.json").read_text())
+    assert mark["step_rows"] == {"per_device": 2, "accumulation": 2, "processes": 2, "asked": 1}
+    statuses, said = server.run(TRAIN, workshop, processes=2)
+    assert statuses == [0, 0] and "resuming from out/checkpoint-7" in said[0], said
+    expected, found = (weights_and_log(workshop / name)[0] for name in ("whole", "out"))
+    assert toys.drift(expected, found) < 1e-6
+
+
+def arguments(per_device, accumulation, processes):
+    """What is read of training arguments, which know only the processes of now."""
+    return SimpleNamespace(
+        train_batch_size=per_device,
+        gradient_accumulation_steps=accumulation,
+        world_size=processes,
+        process_index=0,
+        train_sampling_strategy="random",
+        dataloader_drop_last=False,
+        average_tokens_across_devices=True,
+        accelerator_config=SimpleNamespace(split_batches=False),
+        auto_find_batch_size=False,
+        deepspeed=None,
+    )
+
+
+# Rows of a device, accumulation and processes: of the recipe that began the run (if any), of its
+# checkpoint with what was asked for (None: of version 0.1.0, by one process), of now; rows a step.
+KEPT = {
+    "another run, other processes": (None, (2, 8, 1, 8), (2, 1, 4), 16),
+    "another run, the same processes: on purpose": (None, (2, 2, 4, 2), (2, 1, 4), 8),
+    "adapted, as then": ((2, 4, 1), (2, 2, 2, 4), (2, 4, 2), 8),
+    "adapted to another run, as then": ((2, 1, 4), (2, 2, 4, 1), (2, 1, 4), 16),
+    "adapted to another run, fewer processes": ((2, 1, 4), (2, 2, 4, 1), (2, 1, 2), 16),
+    "adapted to another run, and anew": ((2, 1, 4), (2, 4, 2, 1), (2, 1, 4), 16),
+    "another run on purpose, fewer processes": ((2, 1, 4), (2, 2, 4, 2), (2, 1, 2), 8),
+    "adapted, back to one process": ((2, 4, 1), (2, 2, 2, 4), (2, 4, 1), 8),
+    "another batch, the same rows": ((2, 4, 1), (2, 2, 2, 4), (4, 1, 2), 8),
+    "of version 0.1.0": ((2, 4, 1), None, (2, 4, 2), 8),
+    "of version 0.1.0, another run": (None, None, (2, 4, 2), 8),
+}
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_what_a_run_keeps(tmp_path, case):
+    """As the command settles it, and the trainer again; then from a checkpoint of this run."""
+    begun, last, now, expected = KEPT[case]
+    names = ("per_device", "accumulation", "processes", "asked")
+    if last is None:
+        (tmp_path / "rng_state.pth").write_bytes(b"")
+    else:
+        mark_whole(tmp_path, versions={}, step_rows=dict(zip(names, last, strict=True)))
+    if begun is not None:
+        keys = ("per_device_train_batch_size", "gradient_accumulation_steps", "number of processes")
+        begun = StepRows.of_fields(dict(zip(keys, begun, strict=True)))
+    args = arguments(*now)
+    settle(args, rows_to_keep(begun, tmp_path, args))
+    assert StepRows.of_args(args).total == expected
+    settle(args, rows_to_keep(begun, tmp_path, args))
+    assert StepRows.of_args(args).total == expected
+    # What the run then notes, and what the same arguments make of it without a command.
+    noted = StepRows.of_args(args)
+    assert noted.asked == now[1]
+    again = arguments(*now)
+    settle(again, noted)
+    assert StepRows.of_args(again) == noted
 
 
 def test_rows_of_a_step():

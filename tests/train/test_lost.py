@@ -6,9 +6,12 @@ import signal
 import time
 
 import pytest
+import torch
 import toys
 from fault_rows import found
 from processes import served, texts, wait_for
+
+from distilllens.train import lost
 
 TRAIN = ["train", "--config", "recipe.yaml"]
 HERE = "tests/train/test_lost.py::"
@@ -73,8 +76,9 @@ def error_of(text):
 
 
 def in_words(statuses, text):
-    """What a user sees of a fault."""
-    return f"both end, status {' and '.join(map(str, statuses))}: `{error_of(text)}`"
+    """What a user sees of a fault, without what gloo says, which depends on who was waiting."""
+    line = re.sub(r"(last save \(process \d: ).+\)$", r"\1...)", error_of(text))
+    return f"both end, status {' and '.join(map(str, statuses))}: `{line}`"
 
 
 def ended(server, pids, workshop, seconds=SECONDS):
@@ -87,6 +91,43 @@ def ended(server, pids, workshop, seconds=SECONDS):
     assert all("Traceback" not in text for text in said), said
     print(f"{time.monotonic() - since:.1f} s")
     return statuses, said
+
+
+GONE = "[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1"
+NO_WORD = "ended without a word, or did not answer for ddp_timeout seconds; the same command"
+# The error of process 0, what process 1 has told, and what process 0 then raises and tells: a
+# pattern, or the error itself.
+ERRORS = {
+    "a loader that waits": ("DataLoader timed out after 30 seconds", None, None),
+    "a worker": ("Caught RuntimeError in DataLoader worker process 0.\nTimeout", None, None),
+    "a kernel": ("CUDA error: the launch timed out and was terminated", None, None),
+    "an AMD kernel": ("HIP error: the launch timed out and was terminated", None, None),
+    "a lost neighbour": (GONE, None, rf"^process 1 {NO_WORD} .* \(process 0: .*closed by peer"),
+    "both have lost": (GONE, "", rf"^process 1 {NO_WORD} .* \(process 0: .*closed by peer"),
+    "its own, in such words": ("my timeout", "", r"\(process 0: my timeout\)$"),
+    "a neighbour that told": (GONE, "a bad row", "^process 1 has ended: a bad row$"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_an_error_is_told_by_the_process_that_has_it(monkeypatch, case):
+    """Its own text is never lost, even where it sounds as if another process were gone."""
+    text, other, pattern = ERRORS[case]
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(lost, "default_store", lambda: (store, 0, 2))
+    monkeypatch.setattr(lost, "_GRACE_SECONDS", 0.1)
+    if other is not None:
+        store.set("distilllens/ended/1", other)
+    error = RuntimeError(text)
+    with pytest.raises((RuntimeError, lost.LostProcess)) as raised, lost.faults_told(30):
+        raise error
+    told = store.get("distilllens/ended/0").decode()
+    if pattern is None:
+        assert raised.value is error and told == " ".join(text.split())
+    else:
+        assert isinstance(raised.value, lost.LostProcess)
+        assert re.search(pattern, str(raised.value))
+        assert told == ("" if other else str(raised.value))
 
 
 @pytest.mark.slow

@@ -1,11 +1,16 @@
 """Profiles of several processes: what they mean, and what is refused before anything starts."""
 
 import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import trl
 import yaml
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 
 from distilllens.workflows import launch
 from distilllens.workflows.launch import Profile, check_profile, number_to_start, read_profile
@@ -166,3 +171,55 @@ def test_fields_become_flags():
     assert flags[:3] == ["--fsdp", "true", "--fsdp_config"]
     assert json.loads(flags[3])["cpu_ram_efficient_loading"] is False
     assert launch.field_flags(Profile("f", "zero", {"deepspeed": "z.json"}))[1] == "z.json"
+
+
+def started(monkeypatch, error):
+    """Two processes, of which torchrun raises an error."""
+
+    def run(args):
+        try:
+            raise ConnectionError("no route to host")
+        except ConnectionError as cause:
+            raise error from cause if isinstance(error, RendezvousConnectionError) else None
+
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr("torch.distributed.run.run", run)
+    return launch.start(["train"], 2, on_cpu=True)
+
+
+# Rank -> exit status and second, in the order in which torchrun finds them; the status of the
+# command, and the process that is named.
+ENDS = [
+    ({0: (2, 5), 1: (2, 5)}, 2, None),
+    ({1: (1, 5), 0: (-9, 600)}, 1, None),
+    ({1: (-9, 5), 0: (2, 6)}, 137, "process 1 of 2 was ended by SIGKILL"),
+    ({0: (-11, 5), 1: (-9, 6)}, 139, "process 0 of 2 was ended by SIGSEGV"),
+    ({1: (-11, 5), 0: (-9, 5)}, 139, "process 1 of 2 was ended by SIGSEGV"),
+    ({1: (2, 5), 0: (143, 6)}, 2, None),
+]
+
+
+@pytest.mark.parametrize(("failures", "status", "named"), ENDS)
+def test_the_process_that_failed_first_is_named_with_its_status(
+    monkeypatch, capsys, failures, status, named
+):
+    """Others end because of it, by torchrun's signals too."""
+    found = {
+        rank: SimpleNamespace(exitcode=code, timestamp=second)
+        for rank, (code, second) in failures.items()
+    }
+    monkeypatch.setattr(ChildFailedError, "format_msg", lambda self: "")
+    assert started(monkeypatch, ChildFailedError("train", found)) == status
+    assert capsys.readouterr().err == (f"distilllens: error: {named}\n" if named else "")
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (RendezvousConnectionError("See inner exception."), "no route to host"),
+        (torch.distributed.DistNetworkError("failed\nto listen"), "failed to listen"),
+    ],
+)
+def test_processes_that_cannot_meet_are_one_line(monkeypatch, error, text):
+    with pytest.raises(ValueError, match=f"^the processes cannot be started, .* meet: {text}$"):
+        started(monkeypatch, error)

@@ -192,36 +192,45 @@ def replace_progress_bar(trainer):
         trainer.add_callback(LossProgress() if sys.stderr.isatty() else LogLines())
 
 
-def mask_repeated_rows(inputs, accelerator, packed: bool):
+def mask_repeated_rows(inputs, accelerator, batch_size: int, *, packed: bool):
     """Mask the labels of padding rows in the last evaluation batch of several processes.
 
     accelerate repeats samples from the start so that every process gets a full batch, and removes
     them again only from tensors that it gathers. Packed rows hold an unknown number of documents
     and are left as they are.
+
+    Args:
+        batch_size: of the data loader.
     """
     state = accelerator.gradient_state
     if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
         return
-    if "attention_mask" in inputs or not packed:
-        _mask_rows(inputs, state.remainder, accelerator.process_index)
+    if accelerator.even_batches and ("attention_mask" in inputs or not packed):
+        _mask_rows(inputs, state.remainder, accelerator, batch_size)
 
 
-def _mask_rows(inputs, num_left, rank, documents=None):
+def _rows_of_each(accelerator, batch_size):
+    """Rows of a batch of one process."""
+    return batch_size // (accelerator.num_processes if accelerator.split_batches else 1)
+
+
+def _mask_rows(inputs, num_left, accelerator, batch_size, documents=None):
     """Mask the rows behind the ``num_left`` that the last batches of all processes have.
 
     Args:
         documents: of packed rows, how many each holds.
     """
-    labels = inputs["labels"]
-    if "attention_mask" in inputs:
-        rows = torch.arange(len(labels), device=labels.device)[:, None]
-        count = len(labels)
-    else:  # one row, documents begin at position 0
+    labels, count = inputs["labels"], _rows_of_each(accelerator, batch_size)
+    is_flat = len(labels) == 1 and "attention_mask" not in inputs and "position_ids" in inputs
+    if len(labels) > count:
+        return  # a collator that makes several rows of one: whose they are is not known
+    if is_flat:  # documents begin at position 0; so does each token of the padding behind them
         rows = (inputs["position_ids"] == 0).cumsum(-1) - 1
-        count = int(rows.max()) + 1 if documents is None else len(documents)
-    own = num_left - rank * count
-    if documents is not None:
-        own = int(documents[: max(own, 0)].sum())
+    else:
+        rows, count = torch.arange(len(labels), device=labels.device)[:, None], len(labels)
+    own = max(num_left - accelerator.process_index * count, 0)
+    if is_flat and documents is not None:
+        own = int(documents[:own].sum())
     inputs["labels"] = without_targets(labels, rows >= own)
 
 
@@ -245,12 +254,24 @@ def mask_repeated_training_rows(trainer, batches):
     """
     accelerator, found = trainer.accelerator, [b.pop(_DOCUMENTS, None) for b in batches]
     processes, dataset = accelerator.num_processes, trainer.train_dataset
-    if processes == 1 or not batches or isinstance(dataset, IterableDataset):
+    if processes == 1 or not batches or not _fills_up(trainer):
         return
-    num_left = len(dataset) % (trainer.args.train_batch_size * processes)
+    size = trainer._train_batch_size
+    num_left = len(dataset) % (_rows_of_each(accelerator, size) * processes)
     # The state of accelerate knows the remainder too, but not after a resume within an epoch.
     if num_left and accelerator.gradient_state.end_of_dataloader:
-        _mask_rows(batches[-1], num_left, accelerator.process_index, found[-1])
+        _mask_rows(batches[-1], num_left, accelerator, size, found[-1])
+
+
+def _fills_up(trainer):
+    """Whether accelerate repeats rows at the end of an epoch: it leaves some ways to batch alone.
+
+    ``batch_rebalance`` makes the groups of each process itself, of unequal sizes.
+    """
+    args = trainer.args
+    by_itself = args.dataloader_drop_last or args.train_sampling_strategy == "batch_rebalance"
+    is_stream = isinstance(trainer.train_dataset, IterableDataset)
+    return trainer.accelerator.even_batches and not by_itself and not is_stream
 
 
 def forget_evaluation(model, accelerator):

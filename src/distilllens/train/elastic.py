@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from distilllens.stored import DamagedFile, read_stored
@@ -14,7 +14,8 @@ logger = logging.getLogger(__name__)
 PROCESSES = "number of processes"
 # Fields of a recipe whose product is the number of rows of a step, and their defaults.
 _SHAPE = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, PROCESSES: 1}
-_STATE = "trainer_state.json"
+# Where ``settle`` notes the accumulation of the recipe on the arguments that it changes.
+_ASKED = "_asked_accumulation"
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,17 @@ class StepRows:
 
     @classmethod
     def of_args(cls, args) -> StepRows:
-        """That of a configuration in this process."""
-        return cls(args.train_batch_size, args.gradient_accumulation_steps, args.world_size)
+        """That of a configuration in this process; ``settle`` keeps what the recipe asks for."""
+        accumulation = args.gradient_accumulation_steps
+        asked = getattr(args, _ASKED, accumulation)
+        return cls(args.train_batch_size, accumulation, args.world_size, asked)
 
     @classmethod
     def of_fields(cls, fields: Mapping) -> StepRows | None:
         """That of the fields of a recipe (``recipe_identity``); None for what no version wrote."""
         found = [fields.get(name, default) for name, default in _SHAPE.items()]
         known = all(type(value) is int and value > 0 for value in found)
-        return cls(*found) if known else None
+        return cls(*found, found[1]) if known else None
 
     @classmethod
     def of_checkpoint(cls, folder: Path, args) -> StepRows:
@@ -56,7 +59,7 @@ class StepRows:
             return cls(*(noted[name] for name in names))
         ranks = sum(1 for _ in Path(folder).glob("rng_state_*.pth"))
         processes = ranks or (1 if (Path(folder) / "rng_state.pth").exists() else args.world_size)
-        return cls(args.train_batch_size, args.gradient_accumulation_steps, processes)
+        return cls(args.train_batch_size, cls.of_args(args).asked, processes)
 
     @property
     def total(self) -> int:
@@ -109,6 +112,31 @@ def accumulation_for(before: StepRows, now: StepRows) -> int:
     )
 
 
+def rows_to_keep(begun: StepRows | None, checkpoint: str | Path | None, args) -> StepRows | None:
+    """How a run shared out the rows of a step, for ``settle``; None for a new run.
+
+    Args:
+        begun: as its recipe says; None without one.
+        checkpoint: from which it goes on. A run that began at one of another run may have taken
+            over the rows of that one.
+    """
+    if checkpoint is None:
+        return begun
+    last = StepRows.of_checkpoint(checkpoint, args)
+    if begun is None:
+        return last
+    if last.asked is not None and _shared_anew(last, begun):
+        return replace(begun, accumulation=accumulation_for(last, begun))
+    return begun
+
+
+def _shared_anew(before, now):
+    """Whether a run keeps its rows: on other processes, or adapted to these already."""
+    again = now.processes == before.processes and now.per_device == before.per_device
+    adapted_then = again and now.asked == before.asked != before.accumulation
+    return now.processes != before.processes or adapted_then
+
+
 def settle(args, before: StepRows):
     """Set the accumulation with which this run goes on as it began, on these processes.
 
@@ -120,14 +148,14 @@ def settle(args, before: StepRows):
             many processes there are.
     """
     now = StepRows.of_args(args)
-    again = now.processes == before.processes and now.per_device == before.per_device
-    adapted_then = again and now.accumulation == before.asked != before.accumulation
-    if now.processes == before.processes and not adapted_then:
+    if not _shared_anew(before, now):
         return
     _check_independent(args, before, now)
     if now.total == before.total:
         return
-    args.gradient_accumulation_steps = accumulation_for(before, now)
+    adapted = accumulation_for(before, now)
+    setattr(args, _ASKED, now.asked)
+    args.gradient_accumulation_steps = adapted
     logger.log(
         logging.WARNING if args.process_index == 0 else logging.DEBUG,
         "the run goes on with %s instead of %s: %d rows a step as before, and the weights of a run "

@@ -76,7 +76,8 @@ class LoggedTrainer(SafeTrainer):
         """The loss; logits too, of another forward, if metrics or predictions ask for them."""
         inputs = self._prepare_inputs(inputs)
         packing = self.args.packing if self.args.eval_packing is None else self.args.eval_packing
-        _trl.mask_repeated_rows(inputs, self.accelerator, packing)
+        size = self.args.eval_batch_size
+        _trl.mask_repeated_rows(inputs, self.accelerator, size, packed=bool(packing))
         steady = attention_of_changing_shapes(bool(packing))
         with torch.no_grad(), self.compute_loss_context_manager(), steady:
             outputs = None

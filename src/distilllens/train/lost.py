@@ -12,11 +12,14 @@ from distilllens.train._trl import default_store, set_timeout
 
 # A process that fails with the others says so within these seconds of them.
 _GRACE_SECONDS = 5.0
+_GOES_ON = "the same command goes on from the last save"
 # What gloo, NCCL and the store of a process group say where another process is gone, or late.
 _LOST = re.compile(
     r"Connection (closed|reset|refused)|Broken pipe|[Tt]imed out|[Tt]imeout|Socket|gloo|NCCL|"
     r"TCPStore|failed to (recv|send)|process group|remote worker"
 )
+# Errors of a process's own that say the same words: of its workers, and of its accelerator.
+_OWN = re.compile(r"DataLoader|(CUDA|HIP|XPU|MPS|Triton) error", re.IGNORECASE)
 
 
 class LostProcess(ConnectionError):
@@ -43,11 +46,20 @@ def faults_told(ddp_timeout: float) -> Iterator[None]:
         if size == 1:
             raise
         # A RuntimeError of torch may have become one of ours.
-        if not any(isinstance(e, RuntimeError) and _LOST.search(str(e)) for e in _chain(error)):
+        if not any(map(_is_of_lost, _chain(error))):
             _tell(store, rank, one_line(error))
             raise
         _tell(store, rank, "")
-        raise LostProcess(_of_others(store, rank, size)) from error
+        told, text = _of_others(store, rank, size)
+        if not told:  # the error may yet be one of this process alone
+            text += f" (process {rank}: {one_line(error)})"
+            _tell(store, rank, text)
+        raise LostProcess(text) from error
+
+
+def _is_of_lost(error):
+    text = str(error)
+    return isinstance(error, RuntimeError) and bool(_LOST.search(text) and not _OWN.search(text))
 
 
 def _chain(error):
@@ -62,25 +74,23 @@ def _tell(store, rank, text):
 
 
 def _of_others(store, rank, size):
-    """What is known of the processes that have not also lost another one."""
+    """Whether one of the others has told why it ended, and what is known of them, in words."""
     others, deadline, told = {*range(size)} - {rank}, time.monotonic() + _GRACE_SECONDS, {}
     while others - told.keys() and time.monotonic() < deadline and not any(told.values()):
         try:
             ready = [other for other in others - told.keys() if store.check([_key(other)])]
             told |= {other: store.get(_key(other)).decode() for other in ready}
         except RuntimeError:  # which process 0 holds, without a launcher
-            return "process 0 has ended without a word; the same command goes on from the last save"
+            return False, f"process 0 has ended without a word; {_GOES_ON}"
         time.sleep(0.05)
     if faults := {other: text for other, text in told.items() if text}:
         other, text = min(faults.items())
-        return f"process {other} has ended: {text}"
+        return True, f"process {other} has ended: {text}"
     missing = sorted(others - told.keys()) or sorted(others)
     names = ", ".join(map(str, missing))
     verb = "es" if len(missing) > 1 else ""
-    return (
-        f"process{verb} {names} ended without a word, or did not answer for ddp_timeout seconds; "
-        "the same command goes on from the last save"
-    )
+    text = f"process{verb} {names} ended without a word, or did not answer for ddp_timeout seconds"
+    return False, f"{text}; {_GOES_ON}"
 
 
 def _key(rank):

@@ -7,7 +7,7 @@ import logging
 import re
 import shutil
 from collections import deque
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from signal import Signals
 
@@ -29,12 +29,12 @@ from distilllens.train._trl import (
 )
 from distilllens.train.carried import CarriedSums
 from distilllens.train.checkpoint import last_whole, mark_whole, rotate, versions_of
-from distilllens.train.elastic import StepRows, settle
+from distilllens.train.elastic import StepRows, rows_to_keep, settle
 from distilllens.train.finite import NotFinite, check_weights, first_not_finite, is_finite
 from distilllens.train.lost import faults_told
 from distilllens.train.metrics import num_tokens
 from distilllens.train.model_card import versions
-from distilllens.train.run_folder import run_id
+from distilllens.train.run_folder import run_id, step_rows
 from distilllens.train.saving import recast, saved_or_removed
 from distilllens.train.stopping import Stopped, StopSignals
 
@@ -55,7 +55,6 @@ class SafeTrainer(SFTTrainer):
         super().__init__(*args, **kwargs)
         # (loss, ids) of the optimizer step in progress.
         self._micro_batches = deque()
-        self._asked_accumulation = self.args.gradient_accumulation_steps
         self._saved_step = None
         self._signals = self._callback(StopSignals)
         self._carried = CarriedSums()
@@ -170,7 +169,8 @@ class SafeTrainer(SFTTrainer):
         if checkpoint is True:
             checkpoint = get_last_checkpoint(self.args.output_dir)
         if checkpoint and Path(checkpoint).is_dir():
-            settle(self.args, StepRows.of_checkpoint(checkpoint, self.args))
+            begun = step_rows(self.args.output_dir)
+            settle(self.args, rows_to_keep(begun, checkpoint, self.args))
         try:
             with faults_told(self.args.ddp_timeout):
                 output = super().train(resume_from_checkpoint, *args, **kwargs)
@@ -242,10 +242,6 @@ class SafeTrainer(SFTTrainer):
     def _deciding_metric(self):
         return f"eval_{(self.args.metric_for_best_model or '').removeprefix('eval_')}"
 
-    def _step_rows(self):
-        now = StepRows.of_args(self.args)
-        return replace(now, asked=self._asked_accumulation)
-
     def get_train_dataloader(self):
         """That of SFTTrainer; packed rows say how many documents they hold, if that matters."""
         collator = self.data_collator
@@ -277,7 +273,7 @@ class SafeTrainer(SFTTrainer):
                 if writes:
                     run = run_id(run_dir)
                     more = {"run": run} if run else {}
-                    more["step_rows"] = asdict(self._step_rows())
+                    more["step_rows"] = asdict(StepRows.of_args(self.args))
                     mark_whole(newest, versions=versions(), **more)
         finally:
             self.args.save_total_limit = limit

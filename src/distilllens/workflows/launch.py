@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from distilllens.errors import did_you_mean
+from distilllens.errors import did_you_mean, one_line
 from distilllens.workflows.recipe_file import Recipe, read_recipe
 
 _PROFILES = Path(__file__).with_name("profiles")
@@ -264,13 +264,18 @@ def field_flags(profile: Profile) -> list[str]:
 
 
 def start(words: list[str], number: int, *, on_cpu: bool) -> int:
-    """Run ``distilllens`` with these words on so many processes; the exit status of the first.
+    """Run ``distilllens`` with these words on so many processes; their exit status.
 
-    Signals reach the processes, which save and stop as one would.
+    It is that of the process that failed first. Signals reach the processes, which save and stop as
+    one would.
+
+    Raises:
+        ValueError: the processes cannot find each other.
     """
-    from torch.distributed import run
+    from torch.distributed import DistError, run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // number) if on_cpu else 1))
@@ -292,6 +297,9 @@ def start(words: list[str], number: int, *, on_cpu: bool) -> int:
         return 128 + int(stop.sigval)
     except ChildFailedError as error:
         return _status(error.failures, number)
+    except (RendezvousError, DistError) as error:
+        why = one_line(error.__cause__ or error)
+        raise ValueError(f"the processes cannot be started, for they do not meet: {why}") from error
     finally:
         logging.disable(logging.NOTSET)
     return 0
@@ -304,8 +312,9 @@ def _signals():
 
 def _status(failures, number):
     """The exit status of the process that failed first; says so where it could not itself."""
+    # Seconds; of equal ones the first is the one that torchrun found first.
     rank = min(failures, key=lambda rank: failures[rank].timestamp)
-    code = failures[0].exitcode if 0 in failures else failures[rank].exitcode
+    code = failures[rank].exitcode
     if code < 0:
         name = signal.Signals(-code).name
         print(

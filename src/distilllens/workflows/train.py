@@ -24,7 +24,7 @@ from distilllens.train import _trl, final_model, run_folder
 from distilllens.train.build import build_trainer
 from distilllens.train.checkpoint import rotate
 from distilllens.train.config import HIGHER_IS_BETTER, DistillLensConfig
-from distilllens.train.elastic import StepRows, settle
+from distilllens.train.elastic import rows_to_keep, settle
 from distilllens.train.lost import faults_told
 from distilllens.train.metrics import SEEN
 from distilllens.train.on_policy_checks import check_prompts
@@ -139,10 +139,8 @@ def _run(job, model, args, given):
                 return None
             logger.warning("the final model is damaged, and is made again: %s", damage)
         checkpoint = _chosen(args, checkpoint, config.to_dict(), identity)
-        if before := run_folder.step_rows(args.output_dir):
+        if before := rows_to_keep(run_folder.step_rows(args.output_dir), checkpoint, args):
             settle(args, before)
-        elif checkpoint is not None:
-            settle(args, StepRows.of_checkpoint(checkpoint, args))
         estimate.say_before_training(
             partial(run_of, job, model, args, config, reader, examples["train"]), args
         )

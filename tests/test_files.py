@@ -109,3 +109,9 @@ def test_only_names_of_ours_are_temporary_files_of_ours(tmp_path):
         ".part",
     ):
         assert not files.is_part_of(tmp_path / name, "run.json", "shard-*.safetensors"), name
+
+
+def test_sizes_in_words():
+    """Three digits, in powers of a thousand."""
+    found = [files.in_bytes(size) for size in (1250, 3.4e6, 21.3e9, 4e12)]
+    assert found == ["1.25 kB", "3.4 MB", "21.3 GB", "4 TB"]

@@ -130,3 +130,9 @@ def test_folders_that_two_processes_made_are_removed_once(tmp_path, monkeypatch)
         (tmp_path / "a" / "kept").write_text("")
         raise ValueError("the reason")
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["kept"]
+
+
+def test_sizes_in_words():
+    """Three digits, in powers of a thousand."""
+    found = [files.in_bytes(size) for size in (1250, 3.4e6, 21.3e9, 4e12)]
+    assert found == ["1.25 kB", "3.4 MB", "21.3 GB", "4 TB"]

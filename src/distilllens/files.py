@@ -1,4 +1,4 @@
-"""Files that are complete or absent, and their hashes."""
+"""Files that are complete or absent, their hashes, and the room that a disk has for them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
@@ -117,3 +118,24 @@ def sha256(path: str | Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def existing(folder: str | Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    there = Path(folder).absolute()
+    while not there.exists():
+        there = there.parent
+    return there
+
+
+def free_at(folder: str | Path) -> int:
+    """Bytes that are free on the disk of a folder, which need not exist."""
+    return shutil.disk_usage(existing(folder)).free
+
+
+def in_bytes(size: float) -> str:
+    """A size in words: 1.25 GB."""
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if size >= unit:
+            return f"{size / unit:.3g} {name}"
+    return f"{size / 1e3:.3g} kB"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -21,6 +22,15 @@ class TeacherDepth(NamedTuple):
 
     def __format__(self, spec):
         return format(str(self), spec)
+
+
+def depths_in(pair: str) -> list[int]:
+    """The numbers of "2:8", or of "2:8@1" where 1 is one of several teachers; pairs sort by them.
+
+    Raises:
+        ValueError: another text.
+    """
+    return [*map(int, re.split("[:@]", pair))]
 
 
 @dataclass(frozen=True, init=False)

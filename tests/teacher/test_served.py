@@ -1,6 +1,10 @@
 """A teacher at a server as a source of predictions."""
 
 import math
+import subprocess
+import sys
+import threading
+import time
 
 import pytest
 import torch
@@ -66,3 +70,80 @@ def test_there_are_no_hidden_states():
     ids = torch.tensor([[1, 2, 3]])
     with pytest.raises(ValueError, match="no hidden states"):
         ServedTeacher(ask, 2).read((1,), targets=Targets.of(ids), input_ids=ids)
+
+
+def batch(rows):
+    """As many documents of three tokens."""
+    ids = torch.tensor([[1, 2, 3]] * rows)
+    return {"targets": Targets.of(ids), "input_ids": ids}
+
+
+def test_what_waits_behind_a_failed_request_is_not_asked():
+    """Of 200 documents, at most those that eight threads have begun; the next batch is answered."""
+    asked, fails = [], threading.Event()
+    fails.set()
+
+    def failing(ids):
+        asked.append(ids)
+        time.sleep(0.02)
+        if fails.is_set():
+            raise OSError("the server is gone")
+        return ask(ids)
+
+    teacher = ServedTeacher(failing, 2)
+    with pytest.raises(OSError, match="is gone"):
+        teacher.read((), **batch(200))
+    fails.clear()
+    states, _ = teacher.read((), **batch(2))
+    assert states.final.ids.tolist() == [[2, 3], [3, 4]] * 2
+    assert len(asked) <= 2 * 8 + 2
+
+
+def test_a_teacher_that_is_gone_asks_nothing_more():
+    """What was sent and never read, where a step fails elsewhere; its threads end."""
+    asked, go = [], threading.Event()
+
+    def held(ids):
+        asked.append(ids)
+        go.wait(20)
+        return ask(ids)
+
+    before = threading.active_count()
+    teacher = ServedTeacher(held, 2)
+    teacher.begin((), **batch(50))
+    del teacher
+    go.set()
+    for _ in range(200):
+        if threading.active_count() == before:
+            break
+        time.sleep(0.05)
+    assert threading.active_count() == before and len(asked) <= 8
+
+
+HANGING = """
+import sys, time, torch
+from distilllens.targets import Targets
+from distilllens.teacher import ServedTeacher
+
+def hangs(ids):
+    if ids[0] == 1:
+        raise OSError("the server is gone")
+    time.sleep(100)
+
+ids = torch.tensor([[1, 2, 3]] + [[2, 3, 4]] * 30)
+end_read = ServedTeacher(hangs, 2).begin((), targets=Targets.of(ids), input_ids=ids)
+if sys.argv[1] == "elsewhere":
+    raise OSError("out of memory is gone")
+end_read()
+"""
+
+
+@pytest.mark.parametrize("where", ["in the request", "elsewhere"])
+def test_a_hanging_server_does_not_hold_a_process_that_fails(where):
+    """It ends with the error while requests hang and others wait, all of which take 100 s each."""
+    start = time.monotonic()
+    found = subprocess.run(
+        [sys.executable, "-c", HANGING, where], capture_output=True, text=True, timeout=90
+    )
+    assert found.returncode == 1 and found.stderr.splitlines()[-1].endswith("is gone")
+    assert time.monotonic() - start < 80

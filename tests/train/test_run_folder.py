@@ -2,8 +2,11 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
+import toys
+from generate.predictions_stub import Stub, serving
 from toys import recipe
 
 from distilllens.cli import main
@@ -187,3 +190,61 @@ def test_a_run_goes_on_with_the_pairs_that_it_began_with(stopped, capsys, is_not
     assert "lens_layers was not set and is now '1:1, 2:4'" in capsys.readouterr().err
     assert main([*train, "--lens_layers", "1:1, 2:2"]) == 0
     assert json.loads(note.read_text())["layer_map"] == began
+
+
+@pytest.fixture
+def served(workshop):
+    """Two servers with one teacher, and a run of four steps stopped behind the second."""
+    stubs = [Stub(toys.llama(4, 24, seed=1), toys.tokenizer()) for _ in range(2)]
+    with serving(stubs[0]) as first, serving(stubs[1]) as second:
+        fields = {"teacher_model_name_or_path": None, "lens_weight": 0.0, "max_steps": 4}
+        fields |= {"teacher_server": first.url, "teacher_server_top_k": 4}
+        recipe(workshop, **fields)
+        assert main(["train", "--config", "recipe.yaml"]) == 0
+        shutil.rmtree(workshop / "out" / "checkpoint-4")
+        change(workshop / "out" / "run.json", finished=False)
+        yield first, second
+
+
+SERVED = {  # models at the second server, the name that is set now -> what is said
+    "another address": (["teacher"], None, None),
+    "its name": (["teacher"], "teacher", None),
+    "its name, of two": (["teacher", "other"], "teacher", None),
+    "another model": (["other"], None, "whose teacher is teacher, and teacher_server now gives ot"),
+    "another name": (["other"], "other", "teacher_server_model was 'teacher' and is now 'other'"),
+}
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_a_run_goes_on_with_the_model_that_a_server_had(served, capsys, name):
+    """Wherever it is served now; another one is refused in one line, whether it is named or not."""
+    models, named, message = SERVED[name]
+    second = served[1]
+    second.models[:] = models
+    flags = ["--teacher_server", second.url]
+    flags += [] if named is None else ["--teacher_server_model", named]
+    status = main(["train", "--config", "recipe.yaml", *flags])
+    said = capsys.readouterr().err
+    if message is None:
+        assert status == 0 and "resuming from out/checkpoint-2" in said
+    else:
+        assert status == 2 and message in said.splitlines()[-1]
+
+
+def test_a_name_may_be_left_out_again(served, capsys):
+    """The recipe named the model; the server has no other."""
+    for flags in (["--teacher_server_model", "teacher"], []):
+        assert main(["train", "--config", "recipe.yaml", *flags]) == 0
+        change(Path("out/run.json"), finished=False)
+        shutil.rmtree("out/checkpoint-4")
+    served[0].models[:] = ["other"]
+    assert main(["train", "--config", "recipe.yaml"]) == 2
+    assert "teacher_server now gives other" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_server_instead_of_none_is_another_recipe(served, capsys):
+    """And the other way round."""
+    recipe(Path("."), teacher_model_name_or_path=None, lens_weight=0.0, max_steps=4)
+    assert main(["train", "--config", "recipe.yaml"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "teacher_server was 'http://127.0.0.1:" in last and "is now not set" in last

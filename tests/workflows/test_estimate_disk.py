@@ -9,7 +9,7 @@ from toys import recipe
 
 from distilllens.cli import main
 from distilllens.workflows import estimate_disk
-from distilllens.workflows.estimate_disk import Disk, check_space, in_bytes
+from distilllens.workflows.estimate_disk import Disk, check_space
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -118,9 +118,3 @@ def test_checkpoints_at_a_time(fields, steps, number):
     defaults |= {"load_best_model_at_end": False, "max_steps": -1, "num_train_epochs": 3}
     args = SimpleNamespace(**{**defaults, **fields})
     assert estimate_disk._checkpoints(args, steps) == number
-
-
-def test_sizes_in_words():
-    """Three digits, in powers of a thousand."""
-    found = [in_bytes(size) for size in (1250, 3.4e6, 21.3e9, 4e12)]
-    assert found == ["1.25 kB", "3.4 MB", "21.3 GB", "4 TB"]

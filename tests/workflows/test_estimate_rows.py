@@ -1,8 +1,12 @@
 """Rows by hand: lengths, batches, and what is not known."""
 
+import json
+
 import pytest
 import toys
 
+from distilllens.data import streams
+from distilllens.data.sources import Source
 from distilllens.workflows.estimate_rows import Rows, rows_of, unknown_rows
 
 ROWS = Rows(4, ((10, 4), (20, 10), (30, 15), (20, 11)), whole=True)
@@ -42,3 +46,26 @@ def test_unknown_rows_are_as_long_as_they_may_be():
     """Every token but the first is a target."""
     rows = unknown_rows(128)
     assert rows.num is None and rows.sample == ((128, 127),)
+
+
+@pytest.mark.parametrize("shares", [None, (0.75, 0.25)])
+def test_few_rows_of_a_stream_are_read(tmp_path, monkeypatch, shares):
+    """64 and the first of each source, not a buffer of 1,000; each source has its part."""
+    for name, prompt in (("a", "the"), ("b", "the cat sat")):
+        row = json.dumps({"prompt": prompt, "completion": " dog"})
+        (tmp_path / f"{name}.jsonl").write_text(f"{row}\n" * 500)
+    files = [str(tmp_path / f"{name}.jsonl") for name in "ab"]
+    sources = [
+        Source(file, files=(file,), fraction=shares and shares[n]) for n, file in enumerate(files)
+    ]
+    read, original = [], streams.read_record
+
+    def counted(*args, **kwargs):
+        read.append(args)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(streams, "read_record", counted)
+    found = rows_of(streams.RecordStream(tuple(sources)), toys.tokenizer(), 64)
+    assert found.num is None and len(found.sample) == 64 and len(read) <= 64 + 2 + 2
+    part = sum(tokens == 3 for tokens, _ in found.sample) / 64
+    assert part == pytest.approx(0.5 if shares is None else 0.75, abs=0 if shares is None else 0.15)

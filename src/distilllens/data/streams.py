@@ -91,8 +91,12 @@ class RecordStream:
                 else:
                     yield record
 
-    def dataset(self):
-        """The training examples as a ``datasets.IterableDataset``, each with its ``PLACE``."""
+    def dataset(self, *, shuffled: bool = True):
+        """The training examples as a ``datasets.IterableDataset``, each with its ``PLACE``.
+
+        Args:
+            shuffled: the first of them costs reading ``buffer_size`` rows.
+        """
         from datasets import IterableDataset
 
         kinds = [(first.kind, first.is_conversation) for first in self._firsts]
@@ -108,7 +112,7 @@ class RecordStream:
             parts = tuple(map(tuple, parts))
             read, given = _draw, {"parts": parts, "shares": shares, "seed": self.seed}
         found = IterableDataset.from_generator(read, gen_kwargs=given)
-        if self.buffer_size > 1:
+        if shuffled and self.buffer_size > 1:
             found = found.shuffle(seed=self.seed, buffer_size=self.buffer_size)
         return found if self.keeps is None else found.filter(self.keeps, with_indices=True)
 

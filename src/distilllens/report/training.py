@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distilllens import objective
+from distilllens.joined_map import depths_in
 from distilllens.report.by_depth import legend
 from distilllens.report.canvas import frame, mark, new_figure, style_of
 from distilllens.report.drawings import Curve, series_of
@@ -128,12 +129,7 @@ def _speed_plot(name):
 def pairs_of(rows: Rows) -> list[str]:
     """The depth pairs, such as "2:8", whose lens loss was logged, in ascending order."""
     names = {name.removeprefix(_PAIR) for row in rows for name in row if name.startswith(_PAIR)}
-    return sorted((n for n in names if re.fullmatch(r"\d+:\d+(@\d+)?", n)), key=_depths_in)
-
-
-def _depths_in(pair):
-    """The numbers of "2:8", or of "2:8@1" where 1 is one of several teachers."""
-    return [int(number) for number in re.split("[:@]", pair)]
+    return sorted((n for n in names if re.fullmatch(r"\d+:\d+(@\d+)?", n)), key=depths_in)
 
 
 def first_and_last(rows: Rows) -> Table:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from threading import Thread
 
 import torch
 
@@ -19,7 +23,8 @@ _AT_A_TIME = 8
 class ServedTeacher:
     """A teacher that is asked for each document of a batch; ``final`` is ``TopPredictions``.
 
-    Requests run beside the student, eight at a time.
+    Requests run beside the student, eight at a time. The process may end while they run, because a
+    server that hangs answers none of them for hours.
 
     Args:
         ask: tokens of a document -> for each of them but the first, token -> log-probability of the
@@ -28,14 +33,18 @@ class ServedTeacher:
 
     Attributes:
         name: for people.
+        model: its name at the server, if that is known.
     """
 
     num_layers = None  # no state can be read
-    name = "a server"
+    name, model = "a server", None
 
     def __init__(self, ask: Callable[[Sequence[int]], list[Mapping[int, float]]], top_k: int):
-        self.top_k, self._ask = top_k, ask
-        self._pool = ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="teacher_server")
+        self.top_k, self._queue = top_k, SimpleQueue()
+        # Not a ThreadPoolExecutor, whose queue is worked off before Python exits.
+        for _ in range(_AT_A_TIME):
+            Thread(target=_work, args=(self._queue, ask), daemon=True).start()
+        weakref.finalize(self, _end, self._queue)
 
     @property
     def source(self) -> ServedTeacher:
@@ -70,18 +79,46 @@ class ServedTeacher:
         for ids, is_target in pieces((input_ids, targets.mask), **where):
             places = is_target.nonzero().flatten().tolist()
             if places:  # what follows the last target is not needed
-                asked.append((self._pool.submit(self._ask, ids.tolist()[: places[-1] + 2]), places))
+                future = Future()
+                self._queue.put((future, ids.tolist()[: places[-1] + 2]))
+                asked.append((future, places))
         device = targets.mask.device
 
         def end_read():
             rows = []
-            for future, places in asked:
-                found = future.result()
-                rows += [found[place] for place in places]
+            try:
+                for future, places in asked:
+                    found = future.result()
+                    rows += [found[place] for place in places]
+            finally:
+                for future, _ in asked:
+                    future.cancel()  # those that wait behind one that failed
             top = top_predictions(rows, self.top_k).to(device)
             return LayerStates({}, normed=True, final=top, gathered=True), None
 
         return end_read
+
+
+def _work(queue, ask):
+    """Answer what is in the queue, until None."""
+    while (item := queue.get()) is not None:
+        future, ids = item
+        if not future.set_running_or_notify_cancel():
+            continue
+        try:
+            future.set_result(ask(ids))
+        except BaseException as error:  # Stopped is one
+            future.set_exception(error)
+        del item, future, ids
+
+
+def _end(queue):
+    """Drop what is in the queue, and end the threads that answer it."""
+    with suppress(Empty):
+        while True:
+            queue.get_nowait()
+    for _ in range(_AT_A_TIME):
+        queue.put(None)
 
 
 def top_predictions(rows: list[Mapping[int, float]], top_k: int) -> TopPredictions:

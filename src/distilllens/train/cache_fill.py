@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from distilllens.files import free_at, in_bytes
 from distilllens.lens.translators import translators_digest
 from distilllens.linear_divergence import linear_divergence
 from distilllens.teacher import CachedTeacher, CacheWriter, LiveTeacher, cache
@@ -191,26 +191,17 @@ def _manifest(live, depths, needs, states, head):
 def _check_space(folder, manifest, num_rows, head, tell):
     tensors = [head.weight, *([] if head.bias is None else [head.bias])]
     size = num_rows * manifest.row_bytes + sum(t.numel() * t.element_size() for t in tensors)
-    there = Path(folder).absolute()
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free
-    if size > free:
+    if size > (free := free_at(folder)):
         raise OSError(
-            f"teacher_cache {folder} needs {_in_bytes(size)}; its disk has {_in_bytes(free)} free"
+            f"teacher_cache {folder} needs {in_bytes(size)}; its disk has {in_bytes(free)} free"
         )
     if tell:
         dtype = "int8" if manifest.stored == "int8" else manifest.dtype
         logger.info(
             "teacher cache %s: %d positions x %d states of %d numbers in %s, %s (%s free)",
             *(folder, num_rows, manifest.num_states, manifest.width, dtype),
-            *(_in_bytes(size), _in_bytes(free)),
+            *(in_bytes(size), in_bytes(free)),
         )
-
-
-def _in_bytes(size):
-    unit, name = (1e9, "GB") if size >= 1e9 else (1e6, "MB")
-    return f"{size / unit:.3g} {name}"
 
 
 @torch.no_grad()

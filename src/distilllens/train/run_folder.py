@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from distilllens.files import is_part_of, sha256, write_json
+from distilllens.joined_map import depths_in
 from distilllens.marks import MARK, RUN_FILE, unreadable
 from distilllens.masking import masked
 from distilllens.stored import DamagedFile, read_stored
@@ -20,6 +20,7 @@ from distilllens.train.run_lock import LOCK_FILE
 
 # What begins the name of a pair of depths in the log.
 _PAIR = "lens_loss/"
+_SERVED = "teacher_server_model"
 # What is written into a run's folder under a temporary name.
 _WRITTEN = (RUN_FILE, "README.md", "report.html")
 
@@ -118,7 +119,8 @@ def resume_point(output_dir: str | Path, identity: dict) -> Path | None:
             "another output_dir and name the newest checkpoint by resume_from_checkpoint"
         ) from error
     identity = _with_shape_of(note["recipe"], identity)
-    difference = first_difference(_with_map_of(folder, note["recipe"], identity), identity)
+    before = _with_teacher_of(note, _with_map_of(folder, note["recipe"], identity), identity)
+    difference = first_difference(before, identity)
     if difference:
         raise ValueError(
             f"output_dir {folder} holds a run of another recipe: {difference}; "
@@ -144,6 +146,17 @@ def other_layer_map(checkpoint: str | Path, layer_map: str) -> str | None:
     )
 
 
+def other_served(checkpoint: str | Path, model: str) -> str | None:
+    """As ``other_layer_map``, of the name of a teacher at its server."""
+    folder = Path(checkpoint).parent
+    if (noted := _run_json(folder).get(_SERVED)) in (None, model):
+        return None
+    return (
+        f"{folder} holds a run whose teacher is {noted}, and teacher_server now gives {model}: "
+        f"set teacher_server_model: {noted} to go on as it began, or choose another folder"
+    )
+
+
 def _noted_pairs(folder):
     """The pairs that a run was trained on, and whether those are all; older runs log them only."""
     if isinstance(noted := _run_json(folder).get("layer_map"), str):
@@ -155,8 +168,7 @@ def _noted_pairs(folder):
 
 
 def _map_in_words(pairs):
-    # "2:8", or "2:8@1" beside the first of several teachers.
-    return ",".join(sorted(pairs, key=lambda pair: [*map(int, re.split("[:@]", pair))]))
+    return ",".join(sorted(pairs, key=depths_in))
 
 
 def _with_map_of(folder, before, now):
@@ -165,6 +177,18 @@ def _with_map_of(folder, before, now):
     if ":" not in asked or asked != _map_in_words(_noted_pairs(folder)[0]):
         return before
     return {**before, "fields": {**before["fields"], "lens_layers": asked}}
+
+
+def _with_teacher_of(note, before, now):
+    """The recipe of a run with the name that its teacher had at the server, if it is named now.
+
+    If it is not, ``other_served`` compares, once the server has been asked.
+    """
+    fields, asked = before["fields"], now.get("fields", {}).get(_SERVED)
+    if fields.get("teacher_server") is None:
+        return before
+    noted = note.get(_SERVED) or fields.get(_SERVED)
+    return {**before, "fields": {**fields, _SERVED: asked and noted}}
 
 
 def run_id(output_dir: str | Path) -> str | None:
@@ -178,10 +202,11 @@ def run_id(output_dir: str | Path) -> str | None:
 def other_recipe(output_dir: str | Path, identity: dict) -> str | None:
     """How the recipe of the run in a folder differs from another; None if not, or for no run."""
     try:
-        recipe = read_stored(Path(output_dir) / RUN_FILE, _Run)["recipe"]
+        note = read_stored(Path(output_dir) / RUN_FILE, _Run)
     except DamagedFile:
         return None
-    return first_difference(recipe, _with_shape_of(recipe, identity))
+    identity = _with_shape_of(note["recipe"], identity)
+    return first_difference(_with_teacher_of(note, note["recipe"], identity), identity)
 
 
 def step_rows(output_dir: str | Path) -> StepRows | None:

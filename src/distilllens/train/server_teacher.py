@@ -50,6 +50,7 @@ def find_served(collation: Collation) -> ServedTeacher:
         found = server.settle(ids, args.teacher_server_top_k)
         top = top_predictions(found, args.teacher_server_top_k)
         check_texts(server.texts, collation.tokenizer)
+        stack.callback(server.stop)  # before it is closed: no request is tried again
         opened = stack.pop_all()
     logger.info(
         "the teacher is %s at %s; %d of its tokens are compared at each position, and all others "
@@ -58,7 +59,7 @@ def find_served(collation: Collation) -> ServedTeacher:
     )
     ask = partial(server.predictions, top_k=args.teacher_server_top_k)
     teacher = ServedTeacher(ask, args.teacher_server_top_k)
-    teacher.name = f"{server.model} at {args.teacher_server}"
+    teacher.model, teacher.name = server.model, f"{server.model} at {args.teacher_server}"
     weakref.finalize(teacher, opened.close)
     return teacher
 

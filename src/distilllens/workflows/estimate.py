@@ -7,16 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from distilllens.errors import one_line
+from distilllens.files import free_at, in_bytes
 from distilllens.train.progress import duration
 from distilllens.workflows import students, train_data
 from distilllens.workflows.estimate_devices import check_options
-from distilllens.workflows.estimate_disk import (
-    check_space,
-    disk_in_words,
-    disk_of,
-    free_at,
-    in_bytes,
-)
+from distilllens.workflows.estimate_disk import check_space, disk_in_words, disk_of
 from distilllens.workflows.estimate_machine import device_of
 from distilllens.workflows.estimate_plans import largest_batch, plans_of
 from distilllens.workflows.estimate_run import Run, on_device, run_of

@@ -6,10 +6,10 @@ Weights and states are counted; tokenizers and logs are not.
 from __future__ import annotations
 
 import math
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from distilllens.files import existing, free_at, in_bytes
 from distilllens.workflows.estimate_run import Run
 
 # A cache whose size follows from some of the rows is refused only where it is clearly too large.
@@ -72,25 +72,11 @@ def check_space(disk: Disk, args) -> None:
         needs["teacher_cache", args.teacher_cache] = max(0, size - written)
     taken = {}
     for (name, folder), size in needs.items():
-        there = existing(folder)
-        on, free = there.stat().st_dev, shutil.disk_usage(there).free
-        left = free - taken.get(on, 0)
+        on = existing(folder).stat().st_dev
+        left = free_at(folder) - taken.get(on, 0)
         if size > left:
             raise ValueError(_too_little(name, folder, size, left, disk))
         taken[on] = taken.get(on, 0) + size
-
-
-def free_at(folder: str) -> int:
-    """Bytes that are free on the disk of a folder, which need not exist."""
-    return shutil.disk_usage(existing(folder)).free
-
-
-def existing(folder: str) -> Path:
-    """The folder, or the nearest one above it that exists."""
-    there = Path(folder).absolute()
-    while not there.exists():
-        there = there.parent
-    return there
 
 
 def disk_in_words(disk: Disk) -> str:
@@ -100,14 +86,6 @@ def disk_in_words(disk: Disk) -> str:
         many = {None: "an unknown number of checkpoints", 1: "1 checkpoint"}
         words += f", {many.get(num, f'{num} checkpoints at a time')} of {in_bytes(disk.checkpoint)}"
     return words + (f", teacher cache {in_bytes(disk.cache)}" if disk.cache else "")
-
-
-def in_bytes(size: float) -> str:
-    """A size in words: 1.25 GB."""
-    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
-        if size >= unit:
-            return f"{size / unit:.3g} {name}"
-    return f"{size / 1e3:.3g} kB"
 
 
 def _too_little(name, folder, size, left, disk):

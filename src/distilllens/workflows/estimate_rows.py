@@ -7,9 +7,11 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from distilllens.data.encode import encode_example
-from distilllens.data.streams import RecordStream
+from distilllens.data.format import to_training_examples
+from distilllens.data.streams import PLACE, RecordStream
 
 _SAMPLE, _LONGEST = 256, 8  # rows that are encoded: spread evenly, and the longest texts
 _STREAMED = 64  # the first of a stream
@@ -87,11 +89,7 @@ def rows_of(examples: Sequence[dict] | RecordStream, tokenizer, max_length: int 
         ValueError: an example that the chat template cannot write.
     """
     if isinstance(examples, RecordStream):
-        found = []
-        for example in examples.dataset():
-            found.append(_sizes(example, tokenizer, max_length))
-            if len(found) == _STREAMED:
-                break
+        found = (_sizes(example, tokenizer, max_length) for example in _first(examples))
         return Rows(None, tuple(found))
     step = max(1, len(examples) // _SAMPLE)
     chosen = [*range(0, len(examples), step)]
@@ -102,6 +100,22 @@ def rows_of(examples: Sequence[dict] | RecordStream, tokenizer, max_length: int 
     different = {hash(json.dumps(example, sort_keys=True, default=str)) for example in examples}
     unique = len(different) / len(examples)
     return Rows(len(examples), tuple(found), unique=unique, whole=step == 1)
+
+
+def _first(stream):
+    """Examples of the first rows: drawn by the shares of the sources, else of each in turns.
+
+    Not shuffled, which would read a whole buffer of rows.
+    """
+    if stream.sources[0].fraction is not None:
+        return islice(stream.dataset(shuffled=False), _STREAMED)
+    records = [*islice(stream.records(), _STREAMED)]
+    examples = to_training_examples(records, chat=stream.chat)
+    if stream.keeps is None:
+        return examples
+    pairs = zip(records, examples, strict=True)
+    kept = [e for record, e in pairs if stream.keeps.keeps({PLACE: record.place, **e})]
+    return kept or examples
 
 
 def unknown_rows(max_length: int | None) -> Rows:

@@ -165,8 +165,8 @@ class Sizes:
         theirs = [*teacher.parameters()] if teacher is not None else []
         inner = getattr(student, "get_base_model", lambda: student)()
         return cls(
-            _shape(inner),
-            None if teacher is None else _shape(teacher),
+            shape_of(inner),
+            None if teacher is None else shape_of(teacher),
             *(sum(p.numel() for p in each) for each in (parameters, trained)),
             *(sum(p.nbytes for p in each) for each in (trained, parameters)),
             sum(p.numel() for p in theirs),
@@ -240,7 +240,7 @@ def _dtype(name):
     return getattr(torch, str(name or "float32").removeprefix("torch."))
 
 
-def _shape(model):
+def shape_of(model) -> cost.Model:
     """The sizes of a model that its flops depend on; of experts, those that a token meets."""
     inputs, outputs = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     untied = inputs is not outputs

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from distilllens.files import in_bytes
 from distilllens.train.progress import duration
-from distilllens.workflows.estimate_disk import in_bytes
 
 
 def table_of(found: dict) -> str:

@@ -20,6 +20,7 @@ from distilllens.files import unmade_on_failure
 from distilllens.loading import is_adapter_folder
 from distilllens.marks import described
 from distilllens.objective import TERMS
+from distilllens.teacher import ServedTeacher
 from distilllens.train import _trl, final_model, run_folder
 from distilllens.train.build import build_trainer
 from distilllens.train.checkpoint import rotate
@@ -167,7 +168,9 @@ def _train(inputs, checkpoint, scorer, opening, identity, record):
         opening.trainer = trainer
         if lens_is_read(trainer):
             record["layer_map"] = str(trainer.objective.layer_map)
-            _check_layer_map(checkpoint, output_dir, record["layer_map"])
+        if isinstance(trainer.teacher, ServedTeacher):
+            record["teacher_server_model"] = trainer.teacher.model
+        _check_goes_on(checkpoint, output_dir, record)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     _save_final(trainer, identity, record)
     if trainer.is_world_process_zero():
@@ -249,12 +252,18 @@ def _chosen(args, checkpoint, config, identity):
     return checkpoint
 
 
-def _check_layer_map(checkpoint, output_dir, layer_map):
-    """Refuse to go on with other pairs of depths than the run began with."""
-    different = checkpoint and run_folder.other_layer_map(checkpoint, layer_map)
-    if different and checkpoint.parent.resolve() == Path(output_dir).resolve():
-        raise ValueError(f"output_dir {different}")
-    if different:
+def _check_goes_on(checkpoint, output_dir, record):
+    """Refuse to go on with other pairs of depths, or another teacher, than the run began with."""
+    if not checkpoint:
+        return
+    for name, other in (
+        ("layer_map", run_folder.other_layer_map),
+        ("teacher_server_model", run_folder.other_served),
+    ):
+        if not (name in record and (different := other(checkpoint, record[name]))):
+            continue
+        if checkpoint.parent.resolve() == Path(output_dir).resolve():
+            raise ValueError(f"output_dir {different}")
         logger.warning("%s", different)
 
 

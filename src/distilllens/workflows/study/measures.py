@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM
 
-from distilllens.cost import Model, training_flops
+from distilllens.cost import training_flops
 from distilllens.data import load_records, to_training_examples
 from distilllens.data.encode import encode_example
 from distilllens.layer_map import LayerMap
@@ -19,6 +18,8 @@ from distilllens.lens.reading import inspect_models
 from distilllens.lens.surgery import cut_of
 from distilllens.loading import load_config, load_model, load_tokenizer
 from distilllens.train import run_folder
+from distilllens.workflows.estimate_run import shape_of
+from distilllens.workflows.estimate_step import Side, build
 from distilllens.workflows.inspect import target_passage
 
 _NUM_READ, _LONGEST = 32, 256  # texts of the development set, and tokens of each
@@ -115,12 +116,12 @@ def _flops(fields, folder, last, steps):
         return None
     trusted = bool(fields.get("trust_remote_code"))
     config = load_config("student", str(folder), trust_remote_code=trusted)
-    student, teacher = _shape(config), None
+    student, teacher = shape_of(build(Side(config))), None
     value = {**_DEFAULTS, **fields}
     compared = float(value["output_weight"] > 0)
     if (name := fields.get("teacher_model_name_or_path")) is not None:
         their_config = load_config("teacher", name, trust_remote_code=trusted)
-        teacher = _shape(their_config)
+        teacher = shape_of(build(Side(their_config)))
         if value["lens_weight"] > 0:
             depths = config.num_hidden_layers, their_config.num_hidden_layers
             pairs = LayerMap.resolve(fields.get("lens_layers", "auto"), *depths, cut_of(config))
@@ -149,16 +150,3 @@ def _share_of_targets(fields, folder):
         tokens += len(ids)
         targets += max(0, len(ids) - max(first, 1))
     return targets / max(1, tokens)
-
-
-def _shape(config):
-    """The sizes of a model by its configuration; no weight is made."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    inputs, outputs = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    untied = inputs is not outputs
-    vocab, width = outputs.shape
-    everything = sum(parameter.numel() for parameter in model.parameters())
-    blocks = everything - inputs.numel() - untied * outputs.numel()
-    layers = config.get_text_config().num_hidden_layers
-    return Model(layers, width, vocab, blocks, untied)

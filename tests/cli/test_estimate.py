@@ -72,6 +72,22 @@ def test_table_and_json(workshop, capsys):
     assert found["unknown"] == [] and sorted(workshop.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("flags", "number"),
+    [
+        (["--num_processes", "4"], 4),
+        (["--accelerate_config", "fsdp2", "--num_processes", "2"], 2),
+        (["--num_processes", "4", "--num_devices", "8"], 8),
+    ],
+)
+def test_processes_are_devices(workshop, capsys, flags, number):
+    """Of a command of train, unless the devices are counted."""
+    recipe(workshop)
+    command = ["estimate", "--config", "recipe.yaml", "--device", "h100", "--json", *flags]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["num_devices"] == number
+
+
 def test_help_names_every_device(capsys):
     """Those of the table, and the flags of its own."""
     from distilllens.workflows.estimate_devices import NAMES

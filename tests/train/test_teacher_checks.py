@@ -88,6 +88,8 @@ def test_addresses():
         check_teachers({**SERVER, "teacher_server": "http://me:secret@host/v1"})
     with pytest.raises(ValueError, match="teacher_server_model is a name at teacher_server"):
         check_teachers({"teacher_server_model": "a"})
+    with pytest.raises(ValueError, match="teacher_server_top_k 50 is asked of teacher_server"):
+        check_teachers({"teacher_server_top_k": 50})
 
 
 def test_defaults_go_with_either(tmp_path):

@@ -94,3 +94,22 @@ def test_checkpoints_are_not_uploaded(hub, workshop, capsys):
     assert not hub.repositories
     recipe(workshop, push_to_hub=True, hub_strategy="end")
     assert main(TRAIN) == 0
+
+
+@pytest.mark.parametrize("field", [{"hub_model_id": "us/x"}, {"hub_private_repo": True}])
+def test_a_repository_without_an_upload_is_asked_after(hub, workshop, capsys, field):
+    recipe(workshop, **field)
+    assert main(TRAIN) == 2
+    (name,) = field
+    assert (
+        f"{name} is set, and nothing is uploaded; set push_to_hub: true" in capsys.readouterr().err
+    )
+
+
+def test_a_hub_that_cannot_be_reached_is_no_matter_of_tokens(hub, workshop, capsys, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    recipe(workshop, push_to_hub=True)
+    assert main(TRAIN) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "push_to_hub: http://127.0.0.1:9 gave no repository out: " in error
+    assert "HF_TOKEN" not in error and error.count("refused") == 1

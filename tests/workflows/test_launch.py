@@ -100,6 +100,10 @@ REFUSED = [
         },
         "offload_param_device must be none or cpu",
     ),
+    (
+        {"distributed_type": "MULTI_CPU", "fsdp_config": {"fsdp_version": 2}},
+        "fsdp_config does not go with distributed_type MULTI_CPU, which shards nothing",
+    ),
 ]
 
 
@@ -123,7 +127,8 @@ def test_an_unknown_profile_is_asked_after():
         (Profile("zero3", "zero"), {}, "which is not installed: pip install deepspeed"),
         (Profile("f", "ddp", precision="bf16"), {"bf16": False}, "set bf16: true, or mixed"),
         (Profile("f", "ddp", precision="bf16"), {"fp16": True}, "set bf16: true, or mixed"),
-        (Profile("f", "ddp", precision="fp16"), {}, "set fp16: true, or mixed"),
+        (Profile("f", "ddp", precision="fp16"), {"fp16": False}, "set fp16: true, or mixed"),
+        (Profile("f", "ddp", use_cpu=True), {"use_cpu": False}, "f asks for the CPU, and use_cpu"),
     ],
 )
 def test_a_profile_that_does_not_go_with_the_recipe(monkeypatch, profile, values, text):

@@ -6,7 +6,7 @@ import json
 
 from distilllens.cli import CommandParser, add_flags
 from distilllens.cli.terminal import quiet_libraries
-from distilllens.cli.train import read_arguments
+from distilllens.cli.train import processes_in, read_arguments
 from distilllens.cli.train_flags import flag_name, split_flags
 from distilllens.workflows.estimate_devices import check_options
 from distilllens.workflows.train_checks import check_files
@@ -17,7 +17,7 @@ configurations of the models and its data. No weights are read.
 
   --device NAME      h100, h200, a100-80gb, a100-40gb, l40s, rtx4090, a10g, t4 or cpu
                      (default: this machine, on which a matrix product is timed)
-  --num_devices N    devices that train together (default: 1)
+  --num_devices N    devices that train together (default: num_processes, or 1)
   --price PRICE      of a device for an hour, in any currency
   --json             print JSON instead of a table
 
@@ -43,6 +43,9 @@ def main(argv: list[str]) -> int:
         (own if flag_name(group) in names else others).extend(group)
     parser = CommandParser(prog="distilllens estimate")
     add_flags(parser, _FLAGS)
+    number, others = processes_in(others, "estimate")
+    if number is not None and "num_devices" not in map(flag_name, split_flags(own)):
+        own = [*own, "--num_devices", str(number)]
     options = parser.parse_args(own)
 
     def check(values):

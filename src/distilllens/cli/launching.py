@@ -110,6 +110,8 @@ def start(
     more = [] if is_quiet() else ["--verbose"]
     more += launch.field_flags(profile)
     more += ["--use_cpu", "true"] if profile.use_cpu and not use_cpu else []
+    if profile.precision and profile.precision not in values:
+        more += [f"--{profile.precision}", "true"]
     words = ["train", *(["--config", path] if path else []), *flags, *more]
     return launch.start(words, number, on_cpu=where == "CPU")
 

@@ -102,6 +102,20 @@ def read_arguments(
     return _arguments(recipe, flags, command, description, check)
 
 
+def processes_in(argv: list[str], command: str) -> tuple[int | None, list[str]]:
+    """How many processes recipe and flags ask for, None if they do not say; and the other flags.
+
+    Raises:
+        ValueError: as ``launching.requested``.
+    """
+    if _help_flags(argv) is not None or not argv:
+        return None, argv
+    request, *_ = launching.requested(*_parts(argv, command))
+    groups = [group for group in split_flags(argv) if flag_name(group) not in launching.NAMES]
+    number = request and (request.num_processes or request.profile.num_processes)
+    return number, [*chain(*groups)]
+
+
 def _is_question(argv, command, description):
     """Whether help was asked for, and printed.
 

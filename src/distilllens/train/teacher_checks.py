@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+TOP_K = 20  # the default of teacher_server_top_k
 _ENTRY = {"model": None, "weight": None, "lens_layers": None, "model_init_kwargs": None}
 _ENTRY |= {"cache": None}
 _EXAMPLE = "[{model: A, weight: 0.7}, {model: B, weight: 0.3}]"
@@ -83,6 +84,10 @@ def check_teachers(values: Mapping[str, Any]):
     if server is None:
         if values.get("teacher_server_model") is not None:
             raise ValueError("teacher_server_model is a name at teacher_server; set that too")
+        if (top_k := values.get("teacher_server_top_k", TOP_K)) != TOP_K:
+            raise ValueError(
+                f"teacher_server_top_k {top_k} is asked of teacher_server; set that too"
+            )
         return
     _check_address(server)
     _check_alone("teacher_server", _NOT_WITH_SERVER, values)

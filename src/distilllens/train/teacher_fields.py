@@ -6,7 +6,7 @@ import copy
 from dataclasses import dataclass, field
 from typing import Any
 
-from distilllens.train.teacher_checks import check_teachers, settled_entry
+from distilllens.train.teacher_checks import TOP_K, check_teachers, settled_entry
 
 
 @dataclass
@@ -52,7 +52,7 @@ class TeacherFields:
         metadata={"help": "Name of the teacher at teacher_server; not set: the only one there."},
     )
     teacher_server_top_k: int = field(
-        default=20,
+        default=TOP_K,
         metadata={
             "help": "Most likely tokens that teacher_server is asked for at each position; all "
             "others are compared as one."

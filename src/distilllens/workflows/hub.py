@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from distilllens.errors import one_line
 from distilllens.marks import RUN_FILE
 from distilllens.train import final_model
 from distilllens.train.config import DistillLensConfig
 
+_OF_UPLOADS = ("hub_model_id", "hub_private_repo", "hub_revision")
 _NOT_UPLOADED = {"trainer_state.json", "training_args.bin"}  # of the run, not of the model
 
 
@@ -34,9 +36,11 @@ class Hub:
         try:
             found = self.api.create_repo(name, private=args.hub_private_repo, exist_ok=True)
         except Exception as error:  # of the hub's client, of the network, of a missing token
+            answered = isinstance(error, HfHubHTTPError | LocalTokenNotFoundError)
+            hint = "hub_model_id names the repository, and HF_TOKEN or `hf auth login` the token"
             raise ValueError(
-                f"push_to_hub: {constants.ENDPOINT} gave no repository {name}: {_reason(error)}; "
-                "hub_model_id names the repository, and HF_TOKEN or `hf auth login` the token"
+                f"push_to_hub: {constants.ENDPOINT} gave no repository {name}: {_reason(error)}"
+                + (f"; {hint}" if answered else "")
             ) from error
         self.repository = found.repo_id
         if args.hub_revision is not None:
@@ -92,6 +96,9 @@ def hub_of(args: DistillLensConfig, given: Mapping[str, Any]) -> tuple[Hub | Non
         ValueError: another hub_strategy than ``end``, or as ``Hub``.
     """
     if not args.push_to_hub:
+        named = [name for name in _OF_UPLOADS if given.get(name) is not None]
+        if named and "push_to_hub" not in given:
+            raise ValueError(f"{named[0]} is set, and nothing is uploaded; set push_to_hub: true")
         return None, args
     strategy = str(getattr(args.hub_strategy, "value", args.hub_strategy))
     if "hub_strategy" in given and strategy != "end":
@@ -106,5 +113,6 @@ def hub_of(args: DistillLensConfig, given: Mapping[str, Any]) -> tuple[Hub | Non
 
 def _reason(error):
     """An error and what caused it, on one line: the hub's client tells which file, then why."""
-    cause = error.__cause__
-    return one_line(error) if cause is None else f"{one_line(error)} ({one_line(cause)})"
+    text = one_line(error)
+    why = "" if error.__cause__ is None else one_line(error.__cause__)
+    return f"{text} ({why})" if why and why not in text else text

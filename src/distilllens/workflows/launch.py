@@ -103,6 +103,11 @@ def read_profile(name: str) -> Profile:
         )
     for key, value in values.items():
         _check_entry(recipe, key, value)
+    if kind == "ddp" and values.get("fsdp_config"):
+        raise ValueError(
+            f"{recipe.where('fsdp_config')}: fsdp_config does not go with distributed_type "
+            f"{values['distributed_type']}, which shards nothing; set FSDP, or leave it out"
+        )
     fields = {"fsdp": _fsdp, "zero": _deepspeed}.get(kind, lambda recipe: {})(recipe)
     precision = values.get("mixed_precision")
     return Profile(
@@ -201,10 +206,11 @@ def check_profile(profile: Profile, values: Mapping[str, Any]):
             f"accelerate_config {profile.name} needs deepspeed, which is not installed: "
             f"{_INSTALL_DEEPSPEED}"
         )
+    if profile.use_cpu and values.get("use_cpu") is False:
+        raise ValueError(f"{profile.name} asks for the CPU, and use_cpu is false; change one")
     if (asked := profile.precision) is None:
         return
-    other = {"bf16": "fp16", "fp16": "bf16"}[asked]
-    if values.get(asked) is False or values.get(other) or (asked == "fp16" and asked not in values):
+    if values.get(asked) is False or values.get({"bf16": "fp16", "fp16": "bf16"}[asked]):
         raise ValueError(
             f"accelerate_config {profile.name} asks for mixed_precision {asked}, the recipe does "
             f"not; set {asked}: true, or mixed_precision: 'no'"

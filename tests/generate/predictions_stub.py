@@ -29,6 +29,7 @@ class Stub:
         self.model, self.tokenizer, self.style, self.most = model.eval(), tokenizer, style, most
         self.fail, self.requests = fail or (lambda number: None), []
         self.models, self.lock, self.url = [MODEL], threading.Lock(), None
+        self.listing = None  # what is sent instead of a list of models
 
     def answer(self, body):
         """(status, body) of a request to complete."""
@@ -91,7 +92,8 @@ def serving(stub):
 
         def do_GET(self):
             listed = [{"id": name, "object": "model"} for name in stub.models]
-            self._send(200, {"object": "list", "data": listed})
+            listing = {"object": "list", "data": listed} if stub.listing is None else stub.listing
+            self._send(200, listing)
 
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

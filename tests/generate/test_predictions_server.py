@@ -54,6 +54,19 @@ def test_a_reply_that_cannot_be_read_is_one_line(name):
     assert "\n" not in str(error.value) and len(stub.requests) in (2, 3)
 
 
+@pytest.mark.parametrize("page", ["<html>", [1, 2]], ids=["a page", "a list"])
+def test_a_list_of_models_that_is_none_is_one_line(page):
+    """The address of a proxy, or of a server without its /v1."""
+    stub = Stub(toys.llama())
+    stub.listing = page
+    with (
+        serving(stub) as stub,
+        connected(stub, model=None) as server,
+        pytest.raises(ValueError, match=r"lists no models as an OpenAI-compatible server .*/v1"),
+    ):
+        server.settle(IDS, 3)
+
+
 def test_another_number_of_tokens_is_another_text():
     """A server that adds a token, a beginning of sequence, would shift all predictions."""
     stub = Stub(toys.llama())

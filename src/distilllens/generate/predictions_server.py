@@ -16,6 +16,9 @@ class _Unnamed(QuestionRefused):
     """Tokens of a reply that cannot be told apart."""
 
 
+_PATIENCE = 10.0  # seconds for a list of models, which needs no model
+
+
 class PredictionsServer(Server):
     """A client for the most likely tokens in each place of a prompt, asked for in token ids.
 
@@ -144,8 +147,16 @@ class PredictionsServer(Server):
             )
 
     def _only_model(self):
+        client = self._client.with_options(timeout=min(_PATIENCE, self.timeout))
         try:
-            listed = [str(each.id) for each in self._client.models.list().data]
+            listed = [str(each.id) for each in client.models.list().data]
+        except (TypeError, AttributeError, LookupError, ValueError):  # a proxy's page
+            fault = ValueError(
+                f"{self._name} lists no models as an OpenAI-compatible server does; its address "
+                "usually ends in /v1"
+            )
+        except self._openai.APITimeoutError:
+            fault = ServerFailed(f"{self._name} does not say which models it has: it sent nothing")
         except self._openai.APIError as error:
             fault = self._fault(error)
             if getattr(error, "status_code", None) not in (None, 401, 403):

@@ -37,6 +37,7 @@ def find_served(collation: Collation) -> ServedTeacher:
     """
     args = collation.args
     _check_named_tokenizer(collation)
+    logger.info("asking the teacher's server %s", args.teacher_server)
     server = PredictionsServer(
         args.teacher_server,
         args.teacher_server_model,

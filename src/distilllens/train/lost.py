@@ -19,7 +19,7 @@ _LOST = re.compile(
     r"TCPStore|failed to (recv|send)|process group|remote worker"
 )
 # Errors of a process's own that say the same words: of its workers, and of its accelerator.
-_OWN = re.compile(r"DataLoader|(CUDA|HIP|XPU|MPS|Triton) error", re.IGNORECASE)
+_OWN = re.compile(r"DataLoader|(CUDA|HIP|XPU|MPS) error")
 
 
 class LostProcess(ConnectionError):

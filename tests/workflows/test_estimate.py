@@ -10,6 +10,7 @@ from toys import recipe
 from distilllens.cli import main
 from distilllens.workflows import estimate
 from distilllens.workflows.estimate_devices import DEVICES
+from distilllens.workflows.estimate_text import table_of
 from distilllens.workflows.recipe_file import read_recipe
 from distilllens.workflows.run_arguments import build
 
@@ -44,6 +45,43 @@ def test_parameters_are_those_of_the_models(workshop):
     assert result["student"]["parameters"] == student.num_parameters()
     assert result["teacher"]["parameters"] == teacher.num_parameters()
     assert (result["rows"], result["steps"]) == (8, 4)
+
+
+def test_several_teachers_are_summed(workshop):
+    """Parameters, memory, flops of their forwards and disk: of one teacher twice, twice one's."""
+    alone = found(workshop, teacher_cache="cache")
+    live = found(workshop)
+    entry = {"model": "teacher", "weight": 0.5}
+    both = found(workshop, teacher_model_name_or_path=None, teachers=[entry, entry])
+    for key in ("parameters", "bytes"):
+        assert both["teacher"][key] == 2 * live["teacher"][key]
+    assert both["pairs"] == 2 * live["pairs"]
+    assert both["memory"]["teacher"] == 2 * live["memory"]["teacher"] > 0
+    assert both["memory"]["loss"] > live["memory"]["loss"]
+    for part in ("weights", "gradients", "optimizer"):
+        assert both["memory"][part] == live["memory"][part]
+    for term in ("teacher forward", "lens"):
+        assert both["flops"][term] == 2 * live["flops"][term] > 0
+    assert live["flops"]["output"] < both["flops"]["output"] < 2 * live["flops"]["output"]
+    assert [plan["name"] for plan in both["plans"]] == [plan["name"] for plan in live["plans"]]
+    entries = [entry | {"cache": name} for name in ("a", "b")]
+    stored = found(workshop, teacher_model_name_or_path=None, teachers=entries)
+    assert stored["disk"]["cache"] == 2 * alone["disk"]["cache"] > 0
+    assert stored["memory"]["teacher"] == 0
+    assert stored["memory"]["cache"] == 2 * alone["memory"]["cache"]
+    assert "2 models, " in table_of(both) and "2 models" not in table_of(live)
+
+
+def test_a_teacher_at_a_server_is_said_to_be_left_out(workshop, capsys):
+    """In the estimate, and before a run, which here ends because nobody is at the address."""
+    fields = {"teacher_model_name_or_path": None, "lens_weight": 0.0}
+    fields["teacher_server"] = "http://127.0.0.1:9/v1"
+    (reason,) = found(workshop, **fields)["unknown"]
+    assert reason.startswith("the teacher at http://127.0.0.1:9/v1: the time of its answers")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distilllens.train.server_teacher._RETRIES", 0)
+        assert main(["train", "--config", "recipe.yaml"]) == 2
+    assert f"unknown   {reason}" in capsys.readouterr().err
 
 
 def test_hours_and_cost(workshop):

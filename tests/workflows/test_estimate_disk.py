@@ -23,7 +23,7 @@ def test_a_checkpoint_is_as_large_as_a_real_one(workshop, monkeypatch, setting):
     """The files of weights and optimizer that a run leaves, within the headers of their formats."""
     seen = []
     monkeypatch.setattr(
-        "distilllens.workflows.estimate.check_space", lambda disk, args: seen.append(disk)
+        "distilllens.workflows.estimate.check_space", lambda disk, output_dir: seen.append(disk)
     )
     recipe(workshop, **setting)
     assert main(["train", "--config", "recipe.yaml"]) == 0
@@ -41,7 +41,7 @@ def test_a_cache_is_as_large_as_a_real_one(workshop, monkeypatch):
     """States of the depths that are read and the last, and the head."""
     seen = []
     monkeypatch.setattr(
-        "distilllens.workflows.estimate.check_space", lambda disk, args: seen.append(disk)
+        "distilllens.workflows.estimate.check_space", lambda disk, output_dir: seen.append(disk)
     )
     recipe(workshop, teacher_cache="cache")
     assert main(["train", "--config", "recipe.yaml"]) == 0
@@ -72,23 +72,25 @@ def test_a_full_disk_is_refused_before_a_model_is_loaded(
 @pytest.mark.parametrize(
     ("disk", "space", "blamed"),
     [
-        (Disk(40, 2, 10, 0), 90, None),
-        (Disk(40, 2, 10, 0), 89, "output_dir"),
-        (Disk(40, None, 10, 0), 10, None),  # steps that are not known count for nothing
-        (Disk(0, 0, 10, 90), 100, None),
-        (Disk(0, 0, 10, 91), 100, "teacher_cache"),  # both on one disk
-        (Disk(0, 0, 10, 100, exact=False), 100, None),  # a sample: 90 are sure
+        (Disk(40, 2, 10, {}), 90, None),
+        (Disk(40, 2, 10, {}), 89, "output_dir"),
+        (Disk(40, None, 10, {}), 10, None),  # steps that are not known count for nothing
+        (Disk(0, 0, 10, {"b": 90}), 100, None),
+        (Disk(0, 0, 10, {"b": 45, "c": 45}), 100, None),
+        (Disk(0, 0, 10, {"b": 45, "c": 46}), 100, "teacher_cache c"),
+        (Disk(0, 0, 10, {"b": 91}), 100, "teacher_cache"),  # both on one disk
+        (Disk(0, 0, 10, {"b": 100}, exact=False), 100, None),  # a sample: 90 are sure
     ],
 )
 def test_what_fits(tmp_path, monkeypatch, disk, space, blamed):
     """By hand."""
     free(monkeypatch, space)
-    args = SimpleNamespace(output_dir=str(tmp_path / "a"), teacher_cache=str(tmp_path / "b"))
+    monkeypatch.chdir(tmp_path)
     if blamed is None:
-        check_space(disk, args)
+        check_space(disk, "a")
     else:
         with pytest.raises(ValueError, match=blamed):
-            check_space(disk, args)
+            check_space(disk, "a")
 
 
 def test_a_run_that_goes_on_has_written_a_part(tmp_path, monkeypatch):
@@ -96,7 +98,7 @@ def test_a_run_that_goes_on_has_written_a_part(tmp_path, monkeypatch):
     (tmp_path / "checkpoint-1").mkdir()
     (tmp_path / "checkpoint-1" / "model.safetensors").write_bytes(bytes(40))
     free(monkeypatch, 50)
-    check_space(Disk(40, 2, 10, 0), SimpleNamespace(output_dir=str(tmp_path), teacher_cache=None))
+    check_space(Disk(40, 2, 10, {}), str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from distilllens.workflows.estimate_disk import check_space, disk_in_words, disk
 from distilllens.workflows.estimate_machine import device_of
 from distilllens.workflows.estimate_plans import largest_batch, plans_of
 from distilllens.workflows.estimate_run import Run, on_device, run_of
-from distilllens.workflows.estimate_step import measure
+from distilllens.workflows.estimate_teachers import measure
 from distilllens.workflows.estimate_time import step_flops, step_seconds
 from distilllens.workflows.identity import check_depths
 
@@ -81,7 +81,7 @@ def say_before_training(run: Callable[[], Run], args) -> None:
     except Exception as error:  # models that cannot be built without weights, or of other versions
         logger.info("estimate  unknown: %s", one_line(error))
         return
-    check_space(disk, args)
+    check_space(disk, args.output_dir)
     try:
         device = device_of("cpu" if args.use_cpu else None)
         parts = measure(run.step(device))
@@ -95,6 +95,8 @@ def say_before_training(run: Callable[[], Run], args) -> None:
     logger.info("memory    %s", memory)
     logger.info("time      %s", time)
     logger.info("disk      %s", disk_in_words(disk))
+    for reason in run.unknown:
+        logger.info("unknown   %s", reason)
 
 
 def _examples(job, args, reader):
@@ -121,7 +123,10 @@ def _found(run, device, num_devices, price):
     disk = disk_of(run, num_devices)
     teacher = None
     if run.has_teacher:
-        teacher = {"parameters": sizes.teacher_parameters, "bytes": sizes.teacher_bytes}
+        each = [one.sizes for one in run.each]
+        teacher = {"parameters": sum(one.teacher_parameters for one in each)}
+        teacher["bytes"] = sum(one.teacher_bytes for one in each)
+        teacher |= {"models": len(each)} if run.others else {}
     student = {"parameters": sizes.parameters, "trained": sizes.trained}
     return {
         "device": {
@@ -131,7 +136,7 @@ def _found(run, device, num_devices, price):
         "num_devices": num_devices,
         "student": {**student, "bytes": sizes.student_bytes},
         "teacher": teacher,
-        "pairs": run.num_pairs,
+        "pairs": sum(one.num_pairs for one in run.each),
         "rows": run.rows.num,
         "tokens_per_row": round(run.rows.tokens, 1),
         "targets_per_row": round(run.rows.targets, 1),

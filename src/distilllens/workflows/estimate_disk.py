@@ -6,6 +6,7 @@ Weights and states are counted; tokenizers and logs are not.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,15 +26,20 @@ class Disk:
         num_checkpoints: how many there are at the same time, the one being written included; None
             if the number of steps is not known.
         final: of the final model.
-        cache: of the teacher cache; 0 without one, or if it is there already.
-        exact: whether the cache's size follows from all rows.
+        caches: of the teacher caches, by folder.
+        exact: whether a cache's size follows from all rows.
     """
 
     checkpoint: int
     num_checkpoints: int | None
     final: int
-    cache: int
+    caches: Mapping[str, int]
     exact: bool = True
+
+    @property
+    def cache(self) -> int:
+        """Of all teacher caches."""
+        return sum(self.caches.values())
 
     @property
     def output(self) -> int:
@@ -50,11 +56,12 @@ def disk_of(run: Run, num_devices: int = 1) -> Disk:
     if args.save_dtype not in ("auto", "float32") and trained == sizes.student_bytes:
         final = trained * 2 // run.student.dtype.itemsize
     num = _checkpoints(args, run.steps(num_devices))
-    cache = 0 if args.teacher_cache is None or not run.has_teacher else _cache(run)
-    return Disk(trained + states, num, final, cache, run.rows.whole)
+    there = [each for each in run.each if each.is_cached and each.has_teacher]
+    caches = {each.args.teacher_cache: _cache(each) for each in there}
+    return Disk(trained + states, num, final, caches, run.rows.whole)
 
 
-def check_space(disk: Disk, args) -> None:
+def check_space(disk: Disk, output_dir: str) -> None:
     """Refuse to begin a run whose files its disks cannot hold.
 
     What lies in the folders already, of a run that goes on, is counted as written.
@@ -64,12 +71,11 @@ def check_space(disk: Disk, args) -> None:
     """
     needs = {}
     if disk.output:
-        written = _written(Path(args.output_dir), "checkpoint-*/**/*")
-        needs["output_dir", args.output_dir] = max(0, disk.output - written)
-    if disk.cache:
-        size = disk.cache if disk.exact else round(_SAMPLED * disk.cache)
-        written = _written(Path(args.teacher_cache), "**/*")
-        needs["teacher_cache", args.teacher_cache] = max(0, size - written)
+        written = _written(Path(output_dir), "checkpoint-*/**/*")
+        needs["output_dir", output_dir] = max(0, disk.output - written)
+    for folder, size in disk.caches.items():
+        size = size if disk.exact else round(_SAMPLED * size)
+        needs["teacher_cache", folder] = max(0, size - _written(Path(folder), "**/*"))
     taken = {}
     for (name, folder), size in needs.items():
         on = existing(folder).stat().st_dev

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from distilllens.workflows.estimate_devices import Device
 from distilllens.workflows.estimate_run import Run, cached
-from distilllens.workflows.estimate_step import measure
+from distilllens.workflows.estimate_teachers import measure
 from distilllens.workflows.estimate_time import step_seconds
 
 _SHARDED = ("weights", "gradients", "optimizer")
@@ -20,13 +20,13 @@ def plans_of(run: Run, device: Device, num: int, price: float | None, parts: dic
     """
     found = []
     alone = "one device" if num == 1 else "DDP"
-    teacher = "" if not run.has_teacher else ", teacher " + ("cached" if run.is_cached else "live")
+    teacher = "" if not run.has_teacher else ", teacher " + ("live" if run.live else "cached")
     found.append(_plan(alone + teacher, run, device, num, price, _ddp(run, parts, num)))
     if num > 1:
         for name in ("FSDP2", "ZeRO-3"):
             size = _sharded(run, parts, num, whole_teacher=name == "FSDP2")
             found.append(_plan(name + teacher, run, device, num, price, size, sharded=True))
-    if run.has_teacher and not run.is_cached:
+    if run.live:
         other = cached(run)
         memory = _ddp(other, measure(other.step(device)), num)
         found.append(_plan(f"{alone}, teacher cached", other, device, num, price, memory))
@@ -77,10 +77,9 @@ def _sharded(run, parts, num, whole_teacher):
     size = sum(part / num if name in _SHARDED else part for name, part in parts.items())
     head = sizes.student.vocab * sizes.student.width * run.student.dtype.itemsize
     size += 2 * sizes.student_bytes / max(1, sizes.student.layers) + head
-    if run.has_teacher and not run.is_cached:
-        states = parts["teacher"] - sizes.teacher_bytes
-        size += sizes.teacher_bytes / num + states - parts["teacher"]
-        shape = sizes.teacher
-        block = 2 * sizes.teacher_bytes / max(1, shape.layers)
-        size += sizes.teacher_bytes if whole_teacher else block
+    if teachers := [each.sizes for each in run.live]:
+        whole = sum(each.teacher_bytes for each in teachers)
+        size += whole / num - whole
+        blocks = (2 * each.teacher_bytes / max(1, each.teacher.layers) for each in teachers)
+        size += whole if whole_teacher else max(blocks)
     return size

@@ -13,6 +13,7 @@ import torch
 from distilllens import cost
 from distilllens.loading import is_adapter_folder, saved_dtype
 from distilllens.train.build import with_adapter
+from distilllens.train.teacher_fields import each_alone
 from distilllens.train.teachers import depths_of, layer_map_of
 from distilllens.workflows.estimate_devices import Device
 from distilllens.workflows.estimate_rows import Batch, Rows, rows_of, unknown_rows
@@ -33,6 +34,7 @@ class Run:
         teacher_config: None without a teacher, or where only a cache is known.
         rows: of the training data.
         unknown: what could not be told, in words.
+        others: the same run with each other teacher alone.
     """
 
     job: Any
@@ -42,6 +44,17 @@ class Run:
     teacher_config: Any
     rows: Rows
     unknown: list[str] = field(default_factory=list)
+    others: tuple[Run, ...] = ()
+
+    @property
+    def each(self) -> tuple[Run, ...]:
+        """The run with each of its teachers alone."""
+        return (self, *self.others)
+
+    @property
+    def live(self) -> list[Run]:
+        """Those of ``each`` whose teacher runs beside the student."""
+        return [run for run in self.each if run.has_teacher and not run.is_cached]
 
     @property
     def has_teacher(self) -> bool:
@@ -117,6 +130,7 @@ class Run:
             accumulation=args.gradient_accumulation_steps,
             state_bytes=self.state_bytes,
             has_kernel=not device.is_cpu,
+            beside=tuple(run.step(device, size) for run in self.others),
         )
 
     def steps(self, num_devices: int) -> int | None:
@@ -186,9 +200,17 @@ def run_of(job, model, args, config, reader, examples) -> Run:
         unknown.append(f"the rows: all are taken to be {rows.sample[0][0]} tokens long")
     else:
         rows = rows_of(examples, reader, args.max_length)
-    teacher = teacher_config_of(args) if args.teacher_model_name_or_path else None
-    if teacher is None and args.teacher_cache:
-        unknown.append(f"the teacher of the cache {args.teacher_cache}, which names none")
+    found = []
+    for alone in [args] if args.teachers is None else each_alone(args):
+        teacher = teacher_config_of(alone) if alone.teacher_model_name_or_path else None
+        if teacher is None and alone.teacher_cache:
+            unknown.append(f"the teacher of the cache {alone.teacher_cache}, which names none")
+        found.append(Run(job, model, alone, config, teacher, rows, unknown))
+    if args.teacher_server:
+        unknown.append(
+            f"the teacher at {args.teacher_server}: the time of its answers and of comparing with "
+            "them; a step is counted as one without a teacher"
+        )
     if model.load_in_4bit or model.load_in_8bit:
         unknown.append("what quantisation saves: weights are counted in their own dtype")
     if is_adapter_folder(model.model_name_or_path):
@@ -197,7 +219,8 @@ def run_of(job, model, args, config, reader, examples) -> Run:
         unknown.append("the time in which the student writes answers (on_policy_fraction)")
     if args.deepspeed or args.fsdp:
         unknown.append("the settings of fsdp and deepspeed: the plans below are the plain ones")
-    return Run(job, model, args, config, teacher, rows, unknown)
+    first, *others = sorted(found, key=lambda run: not run.has_teacher)
+    return replace(first, others=tuple(run for run in others if run.has_teacher))
 
 
 def on_device(args, given, device: Device):
@@ -219,8 +242,9 @@ def replace_fields(args, **fields):
 
 
 def cached(run: Run) -> Run:
-    """The same run with its teacher in a cache."""
-    return replace(run, args=replace_fields(run.args, teacher_cache="cache"))
+    """The same run with every teacher in a cache."""
+    args = replace_fields(run.args, teacher_cache="cache")
+    return replace(run, args=args, others=tuple(map(cached, run.others)))
 
 
 def _fused(config):

@@ -57,6 +57,7 @@ class Step:
         state_bytes: of the optimizer, for each trained number.
         has_kernel: whether the loss runs in a Triton kernel.
         stored_bytes: of a number in the cache.
+        beside: the same step with each other teacher alone.
     """
 
     student: Side
@@ -71,10 +72,13 @@ class Step:
     state_bytes: float = 8.0
     has_kernel: bool = False
     stored_bytes: int = 2
+    beside: tuple[Step, ...] = ()
 
     def of(self, rows: int) -> Step:
         """The same with another number of rows."""
-        return replace(self, rows=rows, targets=round(self.targets * rows / self.rows))
+        beside = tuple(step.of(rows) for step in self.beside)
+        targets = round(self.targets * rows / self.rows)
+        return replace(self, rows=rows, targets=targets, beside=beside)
 
 
 def build(side: Side):

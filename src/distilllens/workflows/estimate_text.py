@@ -31,7 +31,8 @@ def _student(student):
 
 
 def _model(model):
-    return f"{_count(model['parameters'])} parameters, {in_bytes(model['bytes'])}"
+    several = f"{num} models, " if (num := model.get("models", 1)) > 1 else ""
+    return f"{several}{_count(model['parameters'])} parameters, {in_bytes(model['bytes'])}"
 
 
 def _count(num):

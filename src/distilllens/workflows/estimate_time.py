@@ -34,7 +34,22 @@ def step_seconds(run: Run, device: Device, num_devices: int = 1, sharded: bool =
 
 
 def _times(run):
-    """Flops and bytes of an optimizer step, by term."""
+    """Flops and bytes of an optimizer step, by term, with all teachers."""
+    flops, bytes_ = _times_alone(run)
+    batch = run.batch()
+    outputs = batch.targets * run.args.gradient_accumulation_steps * run.sizes.student.vocab
+    for other in run.others:
+        for all_, more in zip((flops, bytes_), _times_alone(other), strict=True):
+            for term in ("teacher forward", "lens"):
+                all_[term] += more[term]
+        flops["output"] += round(2 * outputs * other.sizes.teacher.width)
+        # A tile of its logits in float32, written and read.
+        bytes_["output"] += 0 if run.args.use_cpu else round(2 * 4 * outputs)
+    return flops, bytes_
+
+
+def _times_alone(run):
+    """As ``_times``, with the first teacher."""
     args, sizes, batch = run.args, run.sizes, run.batch()
     rows = [(round(batch.length), round(batch.targets / batch.rows))] * batch.rows
     lens = args.lens_weight > 0 and run.num_pairs > 0

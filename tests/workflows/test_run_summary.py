@@ -92,7 +92,7 @@ def test_nothing_is_said_twice(workshop, capsys):
     lines = [line for line in said if line.strip() and "|" not in line]
     assert len(lines) < 30 and len(lines) == len(set(lines))
     text = "\n".join(lines)
-    for once in (", ce ", "parameters, float32\n", "final model", "report is"):
+    for once in (", ce ", "parameters, float32\n", "the final model and", "report is"):
         assert text.count(once) == 1, once
 
 

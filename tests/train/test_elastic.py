@@ -254,6 +254,17 @@ def test_a_recipe_shared_out_anew_is_the_same():
     assert with_shape_of(before, other) == other
 
 
+def test_an_accumulation_that_is_asked_for_and_does_not_keep_the_rows_is_refused():
+    """It would be replaced by that which does; said by a flag, it means something."""
+    before = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    before["number of processes"] = 1
+    now = before | {"number of processes": 2, "gradient_accumulation_steps": 8}
+    with pytest.raises(
+        ValueError, match="steps was 4 and is now 8, which makes 32 rows a step ins"
+    ):
+        with_shape_of(before, now)
+
+
 @pytest.mark.parametrize("noted", [True, False], ids=["noted", "of version 0.1.0"])
 def test_a_trainer_in_python_goes_on_too(tmp_path, monkeypatch, noted):
     """From a checkpoint of two processes, noted in its mark or told by its files."""

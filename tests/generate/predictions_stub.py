@@ -6,6 +6,7 @@ there is no server with either to test against.
 
 import json
 import threading
+import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -24,6 +25,8 @@ class Stub:
         most: the most log-probabilities that it lists; more are refused, as by vLLM.
         fail: number of a request from 0 -> (status, body), or None to answer.
     """
+
+    HANGS = object()  # as ``listing``: nothing is sent for a second
 
     def __init__(self, model, tokenizer=None, *, style="prompt_logprobs", most=10**6, fail=None):
         self.model, self.tokenizer, self.style, self.most = model.eval(), tokenizer, style, most
@@ -92,6 +95,9 @@ def serving(stub):
 
         def do_GET(self):
             listed = [{"id": name, "object": "model"} for name in stub.models]
+            if stub.listing is stub.HANGS:
+                time.sleep(1.0)
+                return
             listing = {"object": "list", "data": listed} if stub.listing is None else stub.listing
             self._send(200, listing)
 

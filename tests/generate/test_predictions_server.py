@@ -5,6 +5,7 @@ import torch
 import toys
 from generate.predictions_stub import MODEL, Stub, serving
 
+from distilllens.generate import predictions_server
 from distilllens.generate.predictions_server import PredictionsServer
 from distilllens.generate.server import QuestionRefused, ServerFailed
 
@@ -65,6 +66,21 @@ def test_a_list_of_models_that_is_none_is_one_line(page):
         pytest.raises(ValueError, match=r"lists no models as an OpenAI-compatible server .*/v1"),
     ):
         server.settle(IDS, 3)
+
+
+@pytest.mark.parametrize("model", [MODEL, None], ids=["named", "not named"])
+def test_a_server_that_hangs_is_told_before_a_prompt_is_sent(model, monkeypatch):
+    """A prompt may take minutes; a list of models does not."""
+    monkeypatch.setattr(predictions_server, "_PATIENCE", 0.2)
+    stub = Stub(toys.llama())
+    stub.listing = stub.HANGS
+    with (
+        serving(stub) as stub,
+        connected(stub, model=model, retries=0, timeout=60.0) as server,
+        pytest.raises(ServerFailed, match="does not say which models it has"),
+    ):
+        server.settle(IDS, 3)
+    assert stub.requests == []
 
 
 def test_another_number_of_tokens_is_another_text():

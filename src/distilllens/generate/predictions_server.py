@@ -46,6 +46,8 @@ class PredictionsServer(Server):
         """
         if self.model is None:
             self.model = self._only_model()
+        else:
+            self._check_awake()
         try:
             found = self._asked(ids, top_k)
         except QuestionRefused as error:
@@ -146,17 +148,29 @@ class PredictionsServer(Server):
                 "cuts tokens, so its predictions are of another text"
             )
 
-    def _only_model(self):
+    def _list(self):
         client = self._client.with_options(timeout=min(_PATIENCE, self.timeout))
+        return [str(each.id) for each in client.models.list().data]
+
+    def _check_awake(self):
+        """Refuse a server that hangs, sooner than a prompt may take; it need not list models."""
         try:
-            listed = [str(each.id) for each in client.models.list().data]
+            self._list()
+        except self._openai.APITimeoutError:
+            raise ServerFailed(f"{self._name} does not say which models it has") from None
+        except Exception:  # what is wrong otherwise, the first prompt tells
+            return
+
+    def _only_model(self):
+        try:
+            listed = self._list()
         except (TypeError, AttributeError, LookupError, ValueError):  # a proxy's page
             fault = ValueError(
                 f"{self._name} lists no models as an OpenAI-compatible server does; its address "
                 "usually ends in /v1"
             )
         except self._openai.APITimeoutError:
-            fault = ServerFailed(f"{self._name} does not say which models it has: it sent nothing")
+            fault = ServerFailed(f"{self._name} does not say which models it has")
         except self._openai.APIError as error:
             fault = self._fault(error)
             if getattr(error, "status_code", None) not in (None, 401, 403):

@@ -19,6 +19,7 @@ from distilllens.train.elastic import (
     settle,
     with_shape_of,
 )
+from distilllens.train.recipe_difference import first_difference
 
 TRAIN = ["train", "--config", "recipe.yaml"]
 # Stops after so many steps as at a SIGTERM, with a checkpoint.
@@ -254,15 +255,15 @@ def test_a_recipe_shared_out_anew_is_the_same():
     assert with_shape_of(before, other) == other
 
 
-def test_an_accumulation_that_is_asked_for_and_does_not_keep_the_rows_is_refused():
+def test_an_accumulation_that_is_asked_for_and_does_not_keep_the_rows_is_another_recipe():
     """It would be replaced by that which does; said by a flag, it means something."""
     before = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
     before["number of processes"] = 1
     now = before | {"number of processes": 2, "gradient_accumulation_steps": 8}
-    with pytest.raises(
-        ValueError, match="steps was 4 and is now 8, which makes 32 rows a step ins"
-    ):
-        with_shape_of(before, now)
+    assert with_shape_of(before, now) == now
+    assert "gradient_accumulation_steps was 4 and is now 8" in first_difference(
+        {"fields": before}, {"fields": with_shape_of(before, now)}
+    )
 
 
 @pytest.mark.parametrize("noted", [True, False], ids=["noted", "of version 0.1.0"])

@@ -84,12 +84,8 @@ def with_shape_of(before: Mapping, now: Mapping) -> dict:
     if old is None or new is None or old.processes == new.processes:
         return dict(now)
     if old.total != new.total:
-        if old.asked != new.asked:
-            raise ValueError(
-                f"gradient_accumulation_steps was {old.asked} and is now {new.asked}, which makes "
-                f"{new.total} rows a step instead of {old.total} ({old}); leave it as it was, and "
-                "it follows the number of processes"
-            )
+        if old.asked != new.asked:  # another accumulation, and it does not keep the rows
+            return dict(now)
         accumulation_for(old, new)
     kept = {name: before[name] for name in _SHAPE if name in before}
     return {name: value for name, value in now.items() if name not in _SHAPE} | kept

@@ -6,7 +6,7 @@
 A row of Alpaca is kept if prompt and answer have at most 72 tokens together, and the answer at
 least 8: two CPU cores can then train a small language model in minutes. The order is drawn once;
 the first 300 rows are the development set, and few.jsonl (250 rows) is the beginning of more.jsonl
-(1,000 rows), which is the beginning of many.jsonl (8,000 rows).
+(1,000 rows), of once.jsonl (2,500 rows) and of many.jsonl (8,000 rows).
 
 Of a story of at least 60 words, the first ten are the prompt and the next fifty its completion:
 stories_few.jsonl (160 rows) is the beginning of stories_many.jsonl (1,600 rows); 200 stories of the
@@ -25,7 +25,7 @@ from distilllens.data import format_prompt
 
 LONGEST, SHORTEST_ANSWER, SEED = 72, 8, 0
 FIRST_TRAINED = 300
-SIZES = {"few": 250, "more": 1000, "many": 8000}
+SIZES = {"few": 250, "more": 1000, "once": 2500, "many": 8000}
 PROMPT_WORDS, STORY_WORDS = 10, 60
 STORIES = {"stories_few": 160, "stories_many": 1600}
 DEV_STORIES = 200

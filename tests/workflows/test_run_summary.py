@@ -2,6 +2,9 @@
 
 import json
 import logging
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -42,6 +45,19 @@ def test_a_run_says_what_it_does(workshop, caplog):
     assert rows["data"] == f"8 rows, {sum(map(len, answers)) + 8} target tokens"
     assert "loss " in closing and "distilllens inspect --teacher teacher --student out" in closing
     assert all(len(line) <= 100 for line in opening.splitlines())
+    assert re.search(r"^memory +at most [0-9.]+ [MG]B of the process$", closing, re.M)
+
+
+def test_peak_memory_is_what_a_process_has_held():
+    """An array of 500 MB counts after it is gone; what was held before is more than nothing."""
+    code = (
+        "import torch; from distilllens.workflows.run_summary import peak_memory\n"
+        "cpu = torch.device('cpu'); before = peak_memory(cpu)\n"
+        "torch.ones(125_000_000); print(before, peak_memory(cpu))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, after = map(int, found.stdout.split())
+    assert 5e7 < before < after and 250e6 < after - before < 560e6
 
 
 def test_forms_of_the_lens_are_told(workshop, caplog):

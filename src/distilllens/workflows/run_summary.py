@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from textwrap import wrap
@@ -11,6 +12,7 @@ from textwrap import wrap
 import torch
 from transformers import TrainerCallback
 
+from distilllens.files import in_bytes
 from distilllens.lens.surgery import cut_of
 from distilllens.loading import size_in_words
 from distilllens.objective import TERMS
@@ -18,6 +20,11 @@ from distilllens.teacher import MixedTeacher, ServedTeacher
 from distilllens.train.cache_needs import name_of
 from distilllens.train.collation import Collation
 from distilllens.train.progress import LogLines, duration, losses
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 logger = logging.getLogger(__name__)
 _WIDTH = 96
@@ -69,7 +76,7 @@ def block(rows: dict[str, str]) -> str:
 
 
 def closing(trainer, *, chat: bool = False) -> str:
-    """The block after the last step: losses if no line has told them, time, speed, what next."""
+    """The block after the last step: losses if no line has told them, time, memory, what next."""
     rows = trainer.state.log_history
     last = {name: value for row in rows for name, value in row.items()}
     shown = any(isinstance(each, LogLines) for each in trainer.callback_handler.callbacks)
@@ -80,12 +87,29 @@ def closing(trainer, *, chat: bool = False) -> str:
         speed = last.get("target_tokens_per_second")
         pace = "" if speed is None else f", {speed:,.0f} target tokens a second"
         found["time"] = f"{duration(seconds)} since this start{pace}"
+    if (peak := peak_memory(trainer.accelerator.device)) is not None:
+        where = "of the GPU" if trainer.accelerator.device.type == "cuda" else "of the process"
+        found["memory"] = f"at most {in_bytes(peak)} {where}"
     found = {name: value for name, value in found.items() if value}
     width = max(map(len, [*found, "next"])) + 2
     # Commands are not wrapped: they are there to be copied.
     commands = _next_commands(trainer.args, chat)
     commands = [f"{'next':{width}}{command}" for command in commands]
     return "\n".join([*([block(found)] if found else []), *commands])
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most memory in bytes that this process has used on a device since it started.
+
+    On a GPU the tensors of torch, elsewhere everything the process holds, libraries included; None
+    where the system does not tell.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _next_commands(args, chat):

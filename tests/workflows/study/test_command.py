@@ -211,6 +211,7 @@ def test_the_cost_of_a_run_that_was_finished_before_is_that_of_its_steps(done, t
     assert found.returncode == 0, found.stderr
     cost = json.loads((results / "cost.json").read_text())
     assert cost["seconds"] == before["seconds"]
+    assert before["peak_memory"] > 1e8 and cost["peak_memory"] is None
     assert cost["processor_seconds"] is None
     assert not checkpoint.exists()
 

@@ -33,10 +33,12 @@ class Begun(NamedTuple):
     Args:
         step: of the checkpoint it resumed from; 0 for the start.
         processor_seconds: of the process, loading included; None if they are not known.
+        peak_memory: the most bytes that it has held until then; None if they are not known.
     """
 
     step: int
-    processor_seconds: float | None
+    processor_seconds: float | None = None
+    peak_memory: int | None = None
 
 
 @torch.no_grad()
@@ -87,7 +89,7 @@ def files_of(value: str | list[str]) -> list[str]:
 
 
 def cost_of_run(fields: Mapping[str, Any], folder: Path, begun: Begun) -> dict:
-    """Steps, seconds and flops of a finished run.
+    """Steps, seconds, flops and memory of a finished run.
 
     The seconds of a run that was interrupted are those of its last start, times its steps over the
     steps of that start. The flops are those of the cost model: matrix products and attention.
@@ -103,6 +105,7 @@ def cost_of_run(fields: Mapping[str, Any], folder: Path, begun: Begun) -> dict:
         "processor_seconds": None if used is None else round(used * whole, 3),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "flops": _flops(fields, folder, last, steps),
+        "peak_memory": begun.peak_memory,
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from distilllens.evaluate.scores import METRICS, Samples, score
 from distilllens.evaluate.table import ResultTable, read_table
@@ -34,6 +34,7 @@ class Cost(TypedDict):
     processor_seconds: float | None
     load: float | None
     flops: int | None
+    peak_memory: NotRequired[int | None]  # since this was measured
 
 
 class Depths(TypedDict):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from distilllens.evaluate.scores import CONFIDENCE, METRICS
 from distilllens.evaluate.tables import finite, markdown
 from distilllens.evaluate.training_seeds import sentence
+from distilllens.files import in_bytes
 from distilllens.workflows.study.results import AVERAGE, DEV, MethodResult, StudyResult
 
 _FEW_DEPTHS = 6
@@ -86,6 +87,7 @@ def costs(result: StudyResult) -> Table:
         cost = one.costs.values()
         flops = [each["flops"] for each in cost if each["flops"]]
         used = [c["processor_seconds"] for c in cost if c["processor_seconds"] is not None]
+        held = [peak for each in cost if (peak := each.get("peak_memory")) is not None]
         steps = sorted({each["steps"] for each in cost})
         rows.append(
             (
@@ -95,14 +97,17 @@ def costs(result: StudyResult) -> Table:
                 f"{_mean([each['seconds'] for each in cost]):,.0f}",
                 f"{_mean(used):,.0f}" if used else "-",
                 f"{_mean(flops) / 1e12:,.1f}" if flops else "-",
+                in_bytes(max(held)) if held else "-",
                 f"{max(each['load'] or 0 for each in cost):.1f}",
             )
         )
-    columns = ("method", "seeds", "steps", "seconds", "processor seconds", "Tflop", "load")
+    columns = ("method", "seeds", "steps", "seconds", "processor seconds", "Tflop")
+    columns += ("peak memory", "load")
     return Table(
         "Cost",
         "Of a run, means over seeds. Seconds are of the steps, processor seconds of the whole "
-        "training process, Tflop by the cost model; the load of the machine is the highest seen.",
+        "training process, Tflop by the cost model. Peak memory is of the training process, or of "
+        "torch on a GPU; it and the load of the machine are the highest seen.",
         columns,
         tuple(rows),
     )

@@ -23,6 +23,7 @@ from distilllens.train.finite import NotFinite
 from distilllens.workflows.evaluate import Plan, evaluate
 from distilllens.workflows.quiet import hidden_library_bars
 from distilllens.workflows.run_arguments import build
+from distilllens.workflows.run_summary import peak_memory
 from distilllens.workflows.study.file import Study
 from distilllens.workflows.study.measures import (
     Begun,
@@ -100,7 +101,9 @@ def _train(run, study, fields, folders):
     step = 0 if was_finished else _first_step(folders.run(run))
     used = time.process_time()
     run_job(*build(fields))
-    begun = Begun(step, None if was_finished else time.process_time() - used)
+    used = time.process_time() - used
+    peak = peak_memory(torch.device(device_of(fields) or torch.accelerator.current_accelerator()))
+    begun = Begun(0) if was_finished else Begun(step, used, peak)
     if not study.keep_checkpoints:
         for checkpoint in folders.run(run).glob("checkpoint-*"):
             shutil.rmtree(checkpoint)

@@ -14,6 +14,16 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+# For ``before``: stops after so many steps as at a SIGTERM, with a checkpoint.
+STOP = """
+import os, signal
+from transformers.trainer_callback import CallbackHandler
+def stop(self, args, state, control, step=CallbackHandler.on_step_end):
+    if state.global_step == {step} and rank == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return step(self, args, state, control)
+CallbackHandler.on_step_end = stop
+"""
 SLOWEST = 120  # seconds that a toy command may take on a busy machine
 
 

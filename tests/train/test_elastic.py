@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import fault_rows
 import pytest
 import toys
-from processes import served
+from processes import STOP, served
 from safetensors.torch import load_file
 
 from distilllens.train.checkpoint import mark_whole
@@ -22,16 +22,6 @@ from distilllens.train.elastic import (
 from distilllens.train.recipe_difference import first_difference
 
 TRAIN = ["train", "--config", "recipe.yaml"]
-# Stops after so many steps as at a SIGTERM, with a checkpoint.
-STOP = """
-import os, signal
-from transformers.trainer_callback import CallbackHandler
-def stop(self, args, state, control, step=CallbackHandler.on_step_end):
-    if state.global_step == {step} and rank == 0:
-        os.kill(os.getpid(), signal.SIGTERM)
-    return step(self, args, state, control)
-CallbackHandler.on_step_end = stop
-"""
 STEPS = {"optim": "adamw_torch", "learning_rate": 0.01, "lr_scheduler_type": "linear"}
 STEPS |= {"logging_steps": 2, "max_steps": 11, "save_steps": 100, "max_grad_norm": 1.0}
 

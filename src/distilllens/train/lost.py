@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from accelerate.utils import gather_object
+
 from distilllens.errors import one_line
 from distilllens.train._trl import default_store, set_timeout
 
@@ -55,6 +57,24 @@ def faults_told(ddp_timeout: float) -> Iterator[None]:
             text += f" (process {rank}: {one_line(error)})"
             _tell(store, rank, text)
         raise LostProcess(text) from error
+
+
+def check_agreed(what: str, value: object):
+    """Refuse what one process sees otherwise than process 0.
+
+    Args:
+        what: for the message; found in ``output_dir``.
+
+    Raises:
+        ValueError: on all processes, with what two of them see.
+    """
+    first, *others = gather_object([str(value)])
+    for rank, other in enumerate(others, start=1):
+        if other != first:
+            raise ValueError(
+                f"{what} is {first} for process 0 and {other} for process {rank}; output_dir must "
+                "be a folder that all processes see, whose disk is sound"
+            )
 
 
 def _is_of_lost(error):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
+from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.tensor import DTensor
 from transformers.integrations.deepspeed import set_hf_deepspeed_config
 
+from distilllens.errors import one_line
 from distilllens.head import Head
 from distilllens.train._trl import (
     base_model_of,
@@ -62,6 +66,31 @@ def gathered_head(lens) -> Head:
             return head
         bias = None if head.bias is None else copied(head.bias)
         return replace(head, weight=copied(head.weight), bias=bias)
+
+
+def state_in_shards(accelerator) -> bool:
+    """Whether FSDP saves checkpoints in shards, one file of each process."""
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    return plugin is not None and "SHARDED" in str(plugin.state_dict_type)
+
+
+@contextmanager
+def shard_errors() -> Iterator[None]:
+    """What torch raises where a process cannot write or read its shard, as that process's error.
+
+    torch tells all processes, by a ``CheckpointException``, which is no ``Exception``.
+
+    Raises:
+        OSError: of the file system, with the process in its text.
+        RuntimeError: anything else.
+    """
+    try:
+        yield
+    except CheckpointException as error:
+        rank, (cause, _) = min(error.failures.items())
+        if isinstance(cause, OSError) and cause.errno is not None:
+            raise OSError(cause.errno, f"{cause.strerror} (process {rank})") from error
+        raise RuntimeError(f"{one_line(cause)} (process {rank})") from error
 
 
 def check_parallelism(accelerator, args):

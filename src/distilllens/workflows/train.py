@@ -26,7 +26,7 @@ from distilllens.train.build import build_trainer
 from distilllens.train.checkpoint import rotate
 from distilllens.train.config import HIGHER_IS_BETTER, DistillLensConfig
 from distilllens.train.elastic import rows_to_keep, settle
-from distilllens.train.lost import faults_told
+from distilllens.train.lost import check_agreed, faults_told
 from distilllens.train.metrics import SEEN
 from distilllens.train.on_policy_checks import check_prompts
 from distilllens.train.run_lock import claimed
@@ -140,6 +140,7 @@ def _run(job, model, args, given):
                 return None
             logger.warning("the final model is damaged, and is made again: %s", damage)
         checkpoint = _chosen(args, checkpoint, config.to_dict(), identity)
+        check_agreed("the checkpoint to go on from", checkpoint or "none")
         if before := rows_to_keep(run_folder.step_rows(args.output_dir), checkpoint, args):
             settle(args, before)
         estimate.say_before_training(

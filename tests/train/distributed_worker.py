@@ -2,7 +2,7 @@
 
 usage: distributed_worker.py {ddp,fsdp2,zero3} OUTPUT
            [--untied] [--lora] [--cached] [--answers] [--stream] [--gaps] [--as-is]
-           [--from-main] [--form NAME] [--teachers ENTRIES] [--cross]
+           [--from-main] [--replicated] [--form NAME] [--teachers ENTRIES] [--cross]
 """
 
 import json
@@ -60,10 +60,11 @@ def main(kind, output, *flags):
         settings["fsdp_config"] = {**config, "cpu_ram_efficient_loading": from_main}
         if from_main:  # as accelerate launch has it, of which transformers asks when it loads
             os.environ["ACCELERATE_USE_FSDP"] = "true"
+    settings |= {"teacher_sharding": "replicate"} if "--replicated" in flags else {}
     if kind == "zero3":
         settings |= read_profile("zero3").fields
     if kind == "fsdp2" and "--as-is" not in flags:
-        exec(sharded_runs.ON_CPU)
+        exec(sharded_runs.ON_CPU, {})
     args = toys.config(output, **settings)
     trainer = (
         _trainer_of_two_tokenizers(args, output)
@@ -93,10 +94,19 @@ def main(kind, output, *flags):
             "teacher": type(trainer.teacher).__name__,
             "targets": counts,
             "gathers": gathers,
+            "teacher_in_shards": _is_in_shards(trainer.teacher),
         },
         f"{output}/rank{trainer.accelerator.process_index}.pt",
     )
     end_training(trainer.accelerator)
+
+
+def _is_in_shards(teacher):
+    """Whether a weight of a live teacher is split; None for another teacher."""
+    if not hasattr(teacher, "lens"):
+        return None
+    weight = teacher.lens.model.get_input_embeddings().weight
+    return isinstance(weight, DTensor) or hasattr(weight, "ds_id")
 
 
 def _trainer_of_two_tokenizers(args, output):

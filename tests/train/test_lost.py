@@ -12,6 +12,7 @@ from fault_rows import found
 from processes import STOP, served, texts, wait_for
 from sharded_runs import KINDS
 
+from distilllens import lost as told
 from distilllens.train import lost
 from distilllens.train.run_lock import claimed
 
@@ -124,19 +125,19 @@ def test_an_error_is_told_by_the_process_that_has_it(monkeypatch, case):
     text, other, pattern = ERRORS[case]
     store = torch.distributed.HashStore()
     monkeypatch.setattr(lost, "default_store", lambda: (store, 0, 2))
-    monkeypatch.setattr(lost, "_GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(told, "_GRACE_SECONDS", 0.1)
     if other is not None:
         store.set("distilllens/ended/1", other)
     error = RuntimeError(text)
-    with pytest.raises((RuntimeError, lost.LostProcess)) as raised, lost.faults_told(30):
+    with pytest.raises((RuntimeError, told.LostProcess)) as raised, lost.faults_told(30):
         raise error
-    told = store.get("distilllens/ended/0").decode()
+    said = store.get("distilllens/ended/0").decode()
     if pattern is None:
-        assert raised.value is error and told == " ".join(text.split())
+        assert raised.value is error and said == " ".join(text.split())
     else:
-        assert isinstance(raised.value, lost.LostProcess)
+        assert isinstance(raised.value, told.LostProcess)
         assert re.search(pattern, str(raised.value))
-        assert told == ("" if other else str(raised.value))
+        assert said == ("" if other else str(raised.value))
 
 
 def kinds(*quick, each=(None,)):

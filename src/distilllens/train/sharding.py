@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,12 +19,18 @@ from distilllens.train._trl import (
     prepare_deepspeed,
     prepare_fsdp,
 )
+from distilllens.train.teacher_checks import SHARD, check_teacher_sharding, fsdp_is_asked
 
 
 def is_sharded(accelerator) -> bool:
     """Whether models are split over processes, by FSDP or DeepSpeed."""
     plugins = (getattr(accelerator.state, f"{name}_plugin", None) for name in ("deepspeed", "fsdp"))
     return any(plugin is not None for plugin in plugins)
+
+
+def shards_teacher(accelerator, args) -> bool:
+    """Whether the teacher of a run is split over processes, too."""
+    return is_sharded(accelerator) and args.teacher_sharding == SHARD
 
 
 def shard_teacher(teacher, accelerator):
@@ -97,12 +102,13 @@ def check_parallelism(accelerator, args):
     """Refuse ways of sharding that split what the loss needs whole, and one that does not happen.
 
     Raises:
-        ValueError: FSDP that accelerate replaces by plain data parallelism, as on a CPU; tensor,
-            context or sequence parallelism; ``eval_generate`` of a sharded student.
+        ValueError: as ``check_teacher_sharding``; FSDP that accelerate replaces by plain data
+            parallelism, as on a CPU; tensor, context or sequence parallelism; ``eval_generate`` of
+            a sharded student.
     """
     kind = str(accelerator.distributed_type)
-    asked = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1")
-    if asked and not kind.endswith("FSDP"):
+    check_teacher_sharding(vars(args))
+    if (args.fsdp or fsdp_is_asked()) and not kind.endswith("FSDP"):
         raise ValueError(
             f"fsdp is set, but accelerate starts {kind.removeprefix('DistributedType.')}: every "
             "process would hold whole models; FSDP needs GPUs, so leave fsdp out"

@@ -32,6 +32,7 @@ from distilllens.train.on_policy_checks import check_prompts
 from distilllens.train.run_lock import claimed
 from distilllens.train.saving import saved_or_removed
 from distilllens.train.stopping import StopSignals
+from distilllens.train.teacher_checks import check_teacher_sharding
 from distilllens.workflows import estimate, students, train_data, train_inputs
 from distilllens.workflows.estimate_run import run_of
 from distilllens.workflows.hub import hub_of
@@ -79,6 +80,7 @@ def run_job(job: JobArguments, model, args: DistillLensConfig, given: dict | Non
     if given is None:
         given = train_inputs.changed_fields(job, model, args)
     check_job(job, model, args)
+    check_teacher_sharding(vars(args))
     with faults_told(args.ddp_timeout):
         hub, args = hub_of(args, given)
         line = _run(job, model, args, given)

@@ -52,7 +52,7 @@ class Server:
             before: Python statements that each process runs first, such as a patch; ``rank`` is its
                 number.
         """
-        port, pids = _free_port(), []
+        port, pids = free_port(), []
         for rank in range(processes):
             more = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes}
             more |= {"LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -110,7 +110,8 @@ def served():
         server.close()
 
 
-def _free_port():
+def free_port():
+    """A port that nobody listens at."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return one.getsockname()[1]

@@ -14,6 +14,16 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+# For ``before``: stops after so many steps as at a SIGTERM, with a checkpoint.
+STOP = """
+import os, signal
+from transformers.trainer_callback import CallbackHandler
+def stop(self, args, state, control, step=CallbackHandler.on_step_end):
+    if state.global_step == {step} and rank == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return step(self, args, state, control)
+CallbackHandler.on_step_end = stop
+"""
 SLOWEST = 120  # seconds that a toy command may take on a busy machine
 
 
@@ -42,7 +52,7 @@ class Server:
             before: Python statements that each process runs first, such as a patch; ``rank`` is its
                 number.
         """
-        port, pids = _free_port(), []
+        port, pids = free_port(), []
         for rank in range(processes):
             more = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes}
             more |= {"LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -100,7 +110,8 @@ def served():
         server.close()
 
 
-def _free_port():
+def free_port():
+    """A port that nobody listens at."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return one.getsockname()[1]

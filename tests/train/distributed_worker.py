@@ -2,7 +2,7 @@
 
 usage: distributed_worker.py {ddp,fsdp2,zero3} OUTPUT
            [--untied] [--lora] [--cached] [--answers] [--stream] [--gaps] [--as-is]
-           [--from-main] [--form NAME] [--teachers ENTRIES] [--cross]
+           [--from-main] [--replicated] [--form NAME] [--teachers ENTRIES] [--cross]
 """
 
 import json
@@ -12,22 +12,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import sharded_runs
 import torch
 import toys
-from accelerate import PartialState
-from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 
 from distilllens.train._trl import end_training
 from distilllens.workflows.launch import read_profile
 
 torch.set_num_threads(1)
-FSDP2 = {
-    "version": 2,
-    "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-    "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"],
-    "state_dict_type": "FULL_STATE_DICT",
-}
 
 
 def count_gathers(trainer):
@@ -62,18 +55,17 @@ def main(kind, output, *flags):
         teacher = [toys.llama(4, 24, seed=1), toys.llama(5, 32, seed=2, vocab=26)]
     if kind == "fsdp2":
         from_main = "--from-main" in flags
-        settings |= {
-            "fsdp": True,
-            "fsdp_config": FSDP2 | {"cpu_ram_efficient_loading": from_main},
-        }
+        config = sharded_runs.FSDP2_WHOLE["fsdp_config"]
+        settings |= {"fsdp": True}
+        settings["fsdp_config"] = {**config, "cpu_ram_efficient_loading": from_main}
         if from_main:  # as accelerate launch has it, of which transformers asks when it loads
             os.environ["ACCELERATE_USE_FSDP"] = "true"
+    settings |= {"teacher_sharding": "replicate"} if "--replicated" in flags else {}
     if kind == "zero3":
         settings |= read_profile("zero3").fields
-    args = toys.config(output, **settings)
     if kind == "fsdp2" and "--as-is" not in flags:
-        # On the CPU accelerate quietly runs DDP for FSDP, unless it takes itself for several GPUs.
-        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        exec(sharded_runs.ON_CPU, {})
+    args = toys.config(output, **settings)
     trainer = (
         _trainer_of_two_tokenizers(args, output)
         if "--cross" in flags
@@ -102,10 +94,19 @@ def main(kind, output, *flags):
             "teacher": type(trainer.teacher).__name__,
             "targets": counts,
             "gathers": gathers,
+            "teacher_in_shards": _is_in_shards(trainer.teacher),
         },
         f"{output}/rank{trainer.accelerator.process_index}.pt",
     )
     end_training(trainer.accelerator)
+
+
+def _is_in_shards(teacher):
+    """Whether a weight of a live teacher is split; None for another teacher."""
+    if not hasattr(teacher, "lens"):
+        return None
+    weight = teacher.lens.model.get_input_embeddings().weight
+    return isinstance(weight, DTensor) or hasattr(weight, "ds_id")
 
 
 def _trainer_of_two_tokenizers(args, output):

@@ -125,6 +125,7 @@ def test_twenty_steps_with_unequal_targets(tmp_path, kind, wrapper, flags):
     targets = [rank["targets"] for rank in found]
     assert any(0 in counts for counts in targets) and targets[0] != targets[1]
     assert found[0]["wrapper"].startswith(wrapper)
+    assert found[0]["teacher_in_shards"] is (kind != "ddp")
     assert found[0]["gathers"] == {"tensors": 20 if kind == "fsdp2" else 0, "norms": 20}
     alone = toys.trainer(
         tmp_path / "alone", student=toys.llama(tied="--untied" not in flags), max_steps=20
@@ -139,6 +140,21 @@ def test_twenty_steps_with_unequal_targets(tmp_path, kind, wrapper, flags):
         assert torch.allclose(value, expected[name.removeprefix("module.")], atol=1e-6, rtol=0), (
             name
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "wrapper"), SHARDED[1:])
+def test_a_replicated_teacher_takes_the_same_steps(tmp_path, kind, wrapper):
+    """Whole in each process beside a sharded student: the weights of one process to 1e-6."""
+    found, _ = on_two_processes(tmp_path, kind, "--replicated")
+    assert found["wrapper"].startswith(wrapper)
+    assert found["teacher_in_shards"] is False and found["gathers"]["tensors"] == 0
+    alone = toys.trainer(tmp_path / "alone")
+    start = toys.weights(alone.model)
+    alone.train()
+    assert toys.drift(start, toys.weights(alone.model)) > 1e-3
+    for name, value in found["weights"].items():
+        assert torch.allclose(value, alone.model.state_dict()[name], atol=1e-6, rtol=0), name
 
 
 @pytest.mark.slow

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import fault_rows
 import pytest
 import toys
-from processes import served
+from processes import STOP, free_port, served
 from safetensors.torch import load_file
+from sharded_runs import FSDP2, ON_CPU
 
 from distilllens.train.checkpoint import mark_whole
 from distilllens.train.elastic import (
@@ -22,16 +23,6 @@ from distilllens.train.elastic import (
 from distilllens.train.recipe_difference import first_difference
 
 TRAIN = ["train", "--config", "recipe.yaml"]
-# Stops after so many steps as at a SIGTERM, with a checkpoint.
-STOP = """
-import os, signal
-from transformers.trainer_callback import CallbackHandler
-def stop(self, args, state, control, step=CallbackHandler.on_step_end):
-    if state.global_step == {step} and rank == 0:
-        os.kill(os.getpid(), signal.SIGTERM)
-    return step(self, args, state, control)
-CallbackHandler.on_step_end = stop
-"""
 STEPS = {"optim": "adamw_torch", "learning_rate": 0.01, "lr_scheduler_type": "linear"}
 STEPS |= {"logging_steps": 2, "max_steps": 11, "save_steps": 100, "max_grad_norm": 1.0}
 
@@ -56,11 +47,18 @@ def weights_and_log(run):
     rows = json.loads((run / "trainer_state.json").read_text())["log_history"]
     timed = re.compile(r".*(runtime|per_second|num_tokens|total_flos|num_input)|epoch$")
     log = [{k: v for k, v in row.items() if not timed.match(k)} for row in rows]
-    return load_file(next(run.glob("*model.safetensors"))), log
+    weights = load_file(next(run.glob("*model.safetensors")))
+    # FSDP2 also saves a tied head, which is its own tensor there.
+    head = weights.pop("lm_head.weight", None)
+    assert head is None or head.equal(weights["model.embed_tokens.weight"])
+    return weights, log
 
 
 STREAMED = {"dataset_streaming": True, "dataset_shuffle_buffer": 4}
 PACKED = {"packing": True, "max_length": 16, "per_device_train_batch_size": 1}
+# What torchrun tells a process that is the only one, which FSDP needs.
+ONE_OF_ONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+ONE_OF_ONE |= {"MASTER_ADDR": "127.0.0.1"}
 # Processes of before and after, and fields.
 CASES = {
     "1 to 2": (1, 2, {}),
@@ -72,6 +70,8 @@ MORE = {
     "4 to 2": (4, 2, {}),
     "streamed, 1 to 2": (1, 2, STREAMED),
     "features, 2 to 1": (2, 1, toys.FORMS["features"]),
+    "FSDP2, 2 to 1": (2, 1, FSDP2),
+    "FSDP2, 2 to 4": (2, 4, FSDP2),
 }
 
 
@@ -88,12 +88,17 @@ def test_another_number_of_processes_changes_nothing(server, workshop, case):
     write_rows(workshop)
     shape = {"per_device_train_batch_size": 2, **STEPS, **fields}
 
-    def run(processes, **more):
-        return server.run(TRAIN, workshop, processes=processes, **more)
+    def run(processes, before="", recipe=fields):
+        if "fsdp" not in recipe:
+            return server.run(TRAIN, workshop, processes=processes, before=before)
+        one = ONE_OF_ONE | {"MASTER_PORT": str(free_port())} if processes == 1 else {}
+        return server.run(TRAIN, workshop, processes=processes, before=ON_CPU + before, **one)
 
-    for name, processes in (("alone", 1), ("never", first)):
-        toys.recipe(workshop, **shape, output_dir=name, gradient_accumulation_steps=4 // processes)
-        statuses, said = run(processes)
+    # One process without shards.
+    plain = {name: value for name, value in shape.items() if name not in FSDP2}
+    for name, processes, kept in (("alone", 1, plain), ("never", first, shape)):
+        toys.recipe(workshop, **kept, output_dir=name, gradient_accumulation_steps=4 // processes)
+        statuses, said = run(processes, recipe=kept)
         assert set(statuses) == {0}, said
     toys.recipe(workshop, **shape, gradient_accumulation_steps=4 // first)
     statuses, said = run(first, before=STOP.format(step=5))

@@ -9,9 +9,12 @@ import pytest
 import torch
 import toys
 from fault_rows import found
-from processes import served, texts, wait_for
+from processes import STOP, served, texts, wait_for
+from sharded_runs import KINDS
 
+from distilllens import lost as told
 from distilllens.train import lost
+from distilllens.train.run_lock import claimed
 
 TRAIN = ["train", "--config", "recipe.yaml"]
 HERE = "tests/train/test_lost.py::"
@@ -30,7 +33,7 @@ AT_SAVE = """
 import resource, signal
 from distilllens.train.safe_trainer import SafeTrainer as T
 def save(self, *args, _save=T._save_checkpoint):
-    if rank == 0:
+    if rank == {rank} and self.state.global_step == {step}:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
     return _save(self, *args)
@@ -53,7 +56,14 @@ FAULTS = {
         AT_STEP_3.format(fault="raise ValueError('a bad row')"),
         "error: process 1 has ended: a bad row",
     ),
-    "a full disk on rank 0": (AT_SAVE, "could not be saved in out"),
+    "a full disk on rank 0": (
+        AT_SAVE.format(rank=0, step=2),
+        "checkpoint-2 could not be saved in out: File too large",
+    ),
+    "a full disk on rank 1, at the second checkpoint": (
+        AT_SAVE.format(rank=1, step=4),
+        "(process 1); out/checkpoint-2 is the last checkpoint: make room",
+    ),
     "bad data": (IN_DATA, "error: process 1 has ended: train.jsonl, line 7: no JSON"),
     "a process that hangs": (
         AT_STEP_3.format(fault="import time; time.sleep(30)"),
@@ -115,48 +125,92 @@ def test_an_error_is_told_by_the_process_that_has_it(monkeypatch, case):
     text, other, pattern = ERRORS[case]
     store = torch.distributed.HashStore()
     monkeypatch.setattr(lost, "default_store", lambda: (store, 0, 2))
-    monkeypatch.setattr(lost, "_GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(told, "_GRACE_SECONDS", 0.1)
     if other is not None:
         store.set("distilllens/ended/1", other)
     error = RuntimeError(text)
-    with pytest.raises((RuntimeError, lost.LostProcess)) as raised, lost.faults_told(30):
+    with pytest.raises((RuntimeError, told.LostProcess)) as raised, lost.faults_told(30):
         raise error
-    told = store.get("distilllens/ended/0").decode()
+    said = store.get("distilllens/ended/0").decode()
     if pattern is None:
-        assert raised.value is error and told == " ".join(text.split())
+        assert raised.value is error and said == " ".join(text.split())
     else:
-        assert isinstance(raised.value, lost.LostProcess)
+        assert isinstance(raised.value, told.LostProcess)
         assert re.search(pattern, str(raised.value))
-        assert told == ("" if other else str(raised.value))
+        assert said == ("" if other else str(raised.value))
+
+
+def kinds(*quick, each=(None,)):
+    """Every kind with each of the cases; those that are not quick run with ``-m faults`` alone."""
+    pairs = [(kind, case) for kind in KINDS for case in each]
+    return [
+        pytest.param(*((kind, case) if each != (None,) else (kind,)), marks=marks, id=name)
+        for kind, case in pairs
+        for name in [f"{kind}, {case}" if each != (None,) else kind]
+        for marks in [() if name in quick else pytest.mark.faults]
+    ]
+
+
+def on(kind):
+    """What ``found`` calls two processes."""
+    return "2" if kind == "DDP" else f"2, {kind}"
+
+
+_WHOLE = {}
+
+
+def undisturbed(server, workshop, kind):
+    """The bytes of the weights of a run of six steps that nothing happens to."""
+    if kind not in _WHOLE:
+        fields, before = KINDS[kind]
+        toys.recipe(workshop, max_steps=6, save_steps=2, output_dir="whole", **fields)
+        statuses, said = server.run(TRAIN, workshop, processes=2, before=before)
+        assert statuses == [0, 0], said
+        _WHOLE[kind] = (workshop / "whole" / "model.safetensors").read_bytes()
+    return _WHOLE[kind]
+
+
+def goes_on(server, workshop, kind):
+    """The same command without the fault ends at those bytes; what process 0 said."""
+    fields, before = KINDS[kind]
+    toys.recipe(workshop, max_steps=6, save_steps=2, **fields)
+    statuses, said = server.run(TRAIN, workshop, processes=2, before=before)
+    assert statuses == [0, 0], said
+    found = (workshop / "out" / "model.safetensors").read_bytes()
+    assert found == undisturbed(server, workshop, kind)
+    return said[0]
+
+
+QUICK = [f"DDP, {fault}" for fault in FAULTS if "rank 1" not in fault]
+QUICK += ["FSDP2, a full disk on rank 1, at the second checkpoint"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_of_one_process_ends_both(server, workshop, fault):
+@pytest.mark.parametrize(("kind", "fault"), kinds(*QUICK, each=tuple(FAULTS)))
+def test_a_fault_of_one_process_ends_both(server, workshop, kind, fault):
     """Whatever it is; the same command without it goes on to the weights of an undisturbed run."""
     before, line = FAULTS[fault]
+    if kind == "DDP" and "rank 1" in fault:  # whose file it is that rank 0 waits for
+        line = "process 1 has ended: checkpoint-4 could not be saved in out"
     hangs = "hangs" in fault
-    toys.recipe(workshop, max_steps=6, save_steps=2, ddp_timeout=4 if hangs else None)
-    pids = server.start(TRAIN, workshop, processes=2, before=before)
+    fields, first = KINDS[kind]
+    toys.recipe(workshop, max_steps=6, save_steps=2, ddp_timeout=4 if hangs else None, **fields)
+    pids = server.start(TRAIN, workshop, processes=2, before=first + before)
     statuses, said = ended(server, pids, workshop)
     assert line in said[0], said
     happened = in_words(statuses, said[0])
-    toys.recipe(workshop, max_steps=6, save_steps=2)
-    assert set(server.run(TRAIN, workshop, processes=2)[0]) == {0}
-    toys.recipe(workshop, max_steps=6, save_steps=2, output_dir="whole")
-    assert set(server.run(TRAIN, workshop, processes=2)[0]) == {0}
-    whole, again = (workshop / name / "model.safetensors" for name in ("whole", "out"))
-    assert again.read_bytes() == whole.read_bytes()
+    goes_on(server, workshop, kind)
     test = "test_a_fault_of_one_process_ends_both"
-    found(fault, "2", happened, "nothing: the same bytes afterwards", HERE + test)
+    found(fault, on(kind), happened, "nothing: the same bytes afterwards", HERE + test)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_is_named(server, workshop, victim):
+@pytest.mark.parametrize(("kind", "victim"), kinds("DDP, 0", "DDP, 1", each=(0, 1)))
+def test_a_killed_process_is_named(server, workshop, kind, victim):
     """By the one that is left, soon after SIGKILL."""
-    toys.recipe(workshop, max_steps=3000, save_steps=5)
-    pids = server.start(TRAIN, workshop, processes=2)
+    fields, before = KINDS[kind]
+    toys.recipe(workshop, max_steps=3000, save_steps=5, **fields)
+    pids = server.start(TRAIN, workshop, processes=2, before=before)
     wait_for(workshop / "out" / "checkpoint-5" / "complete.json")
     os.kill(pids[victim], signal.SIGKILL)
     statuses, said = ended(server, pids, workshop)
@@ -164,26 +218,30 @@ def test_a_killed_process_is_named(server, workshop, victim):
     assert f"process {victim} " in error_of(said[1 - victim]), said
     happened, test = in_words(statuses, said[1 - victim]), "test_a_killed_process_is_named"
     kept = "the steps since the last checkpoint, which are taken again"
-    found(f"SIGKILL of process {victim}", "2", happened, kept, HERE + test)
+    found(f"SIGKILL of process {victim}", on(kind), happened, kept, HERE + test)
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_stops_both(server, workshop):
+@pytest.mark.parametrize("kind", kinds("DDP"))
+def test_a_signal_to_one_process_stops_both(server, workshop, kind):
     """SIGTERM to rank 1 alone: the same step, one checkpoint, one line."""
-    toys.recipe(workshop, max_steps=3000, save_steps=5)
-    pids = server.start(TRAIN, workshop, processes=2)
+    fields, before = KINDS[kind]
+    toys.recipe(workshop, max_steps=3000, save_steps=5, **fields)
+    pids = server.start(TRAIN, workshop, processes=2, before=before)
     wait_for(workshop / "out" / "checkpoint-5" / "complete.json")
     os.kill(pids[1], signal.SIGTERM)
     statuses, said = ended(server, pids, workshop)
     assert statuses == [143, 143] and said[0].count("stopped by SIGTERM after step") == 1
     happened = re.sub(r"checkpoint-\d+", "checkpoint-N", in_words(statuses, said[0]))
     test = "test_a_signal_to_one_process_stops_both"
-    found("SIGTERM to process 1", "2", happened, "nothing", HERE + test)
+    found("SIGTERM to process 1", on(kind), happened, "nothing", HERE + test)
 
 
 @pytest.mark.slow
-def test_a_damaged_shard_ends_both(server, workshop):
+@pytest.mark.parametrize("kind", kinds("DDP"))
+def test_a_damaged_shard_ends_both(server, workshop, kind):
     """A bit that only rank 1 sees changed while it reads the cache."""
+    fields, before = KINDS[kind]
     toys.recipe(workshop, max_steps=6, save_steps=2, teacher_cache="cache")
     cache = ["cache", "--config", "recipe.yaml"]
     statuses, said = server.run(cache, workshop)
@@ -193,10 +251,73 @@ import distilllens.teacher.shards as shards
 if rank == 1:
     shards._checksum = lambda states, scales: b"another!"
 """
-    pids = server.start(TRAIN, workshop, processes=2, before=flip)
+    toys.recipe(workshop, max_steps=6, save_steps=2, teacher_cache="cache", **fields)
+    pids = server.start(TRAIN, workshop, processes=2, before=before + flip)
     statuses, said = ended(server, pids, workshop)
     assert "process 1 has ended" in said[0] and "shard" in said[0], said
     happened = re.sub(r"(shard-\w{4})\w+", r"\1...", in_words(statuses, said[0]))
     happened = re.sub(r"document \d+", "document N", happened)
     test = "test_a_damaged_shard_ends_both"
-    found("a damaged shard of a cache, seen by process 1", "2", happened, "nothing", HERE + test)
+    fault = "a damaged shard of a cache, seen by process 1"
+    found(fault, on(kind), happened, "nothing", HERE + test)
+
+
+# The newest checkpoint, and one of its files that process 1 has written.
+WRITTEN = {"DDP": "rng_state_1.pth", "FSDP2": "pytorch_model_fsdp_0/__1_0.distcp"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", kinds())
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(server, workshop, kind):
+    """One bit of what process 1 has saved; seen by process 1 alone, it ends both."""
+    fields, before = KINDS[kind]
+    toys.recipe(workshop, max_steps=6, save_steps=2, **fields)
+    statuses, said = server.run(TRAIN, workshop, processes=2, before=before + STOP.format(step=5))
+    assert statuses == [143, 143], said
+    alone = """
+import distilllens.train.checkpoint as c
+def damage(folder, contents, check=c._damage):
+    return "a bit" if rank == 1 and folder.name.endswith("5") else check(folder, contents)
+c._damage = damage
+"""
+    statuses, said = server.run(TRAIN, workshop, processes=2, before=before + alone)
+    assert statuses == [2, 2]
+    line = "the checkpoint to go on from is out/checkpoint-5 for process 0 and out/checkpoint-4 for"
+    assert line in error_of(said[0]), said
+    file = workshop / "out" / "checkpoint-5" / WRITTEN[kind]
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    said = goes_on(server, workshop, kind)
+    (line,) = re.findall("out/checkpoint-5 is damaged and not used: .*", said)
+    assert WRITTEN[kind] in line and "resuming from out/checkpoint-4" in said
+    happened = f"`{line}`, and the run goes on from the checkpoint before"
+    test = "test_a_damaged_checkpoint_is_named_and_the_one_before_is_used"
+    lost = "nothing: the same bytes afterwards"
+    found("a bit of a checkpoint, in what process 1 saved", on(kind), happened, lost, HERE + test)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", kinds())
+def test_a_folder_in_use_ends_both(server, workshop, kind):
+    """Process 0 finds it locked, and process 1 hears of it; the folder stays as it was."""
+    fields, before = KINDS[kind]
+    toys.recipe(workshop, max_steps=6, save_steps=2, **fields)
+    with claimed("out"):
+        statuses, said = ended(
+            server, server.start(TRAIN, workshop, processes=2, before=before), workshop
+        )
+        assert {path.name for path in (workshop / "out").iterdir()} == {"run.lock"}
+    assert "error: output_dir out is in use by another run" in error_of(said[0])
+    happened = re.sub(r"\(process \d+\)", "(process N)", in_words(statuses, said[0]))
+    test = "test_a_folder_in_use_ends_both"
+    found("a folder that another run uses", on(kind), happened, "nothing", HERE + test)
+
+
+def test_what_processes_see_otherwise_is_refused(monkeypatch):
+    """With what the first two of them see."""
+    monkeypatch.setattr(lost, "gather_object", lambda own: [*own, "a", "b", "c"])
+    with pytest.raises(ValueError, match="X is a for process 0 and b for process 2; output_dir"):
+        lost.check_agreed("X", "a")
+    monkeypatch.setattr(lost, "gather_object", lambda own: own * 3)
+    lost.check_agreed("X", "a")

@@ -3,7 +3,8 @@
 import pytest
 import toys
 
-from distilllens.train.teacher_checks import check_teachers
+from distilllens.train.teacher_checks import check_teacher_sharding, check_teachers
+from distilllens.workflows.launch import check_profile, read_profile
 from distilllens.workflows.train_checks import check_cache, check_values
 
 TWO = [{"model": "a", "weight": 0.7}, {"model": "b", "weight": 0.3}]
@@ -77,6 +78,39 @@ def test_fields_beside_teacher_server(name):
     for check in (check_teachers, check_values):
         with pytest.raises(ValueError, match=rf"teacher_server does not go with {word}"):
             check({**SERVER, name: NOT_SERVED[name]})
+
+
+SHARDED = {
+    "another word": ({"teacher_sharding": "split"}, "is one of shard, replicate, got 'split'"),
+    "cached": ({"teacher_cache": "a"}, "replicate does not go with a cache of the teacher"),
+    "all cached": (
+        {"teachers": [{"model": "a", "weight": 1, "cache": "b"}]},
+        "replicate does not go with a cache of the teacher",
+    ),
+    "at a server": (SERVER, "teacher_server does not go with teacher_sharding"),
+}
+
+
+@pytest.mark.parametrize("case", SHARDED)
+def test_a_teacher_that_is_not_here_has_no_sharding(case):
+    """Nor is there another word for it; several of which one runs here have one."""
+    values, match = SHARDED[case]
+    with pytest.raises(ValueError, match=match):
+        check_teachers({"teacher_sharding": "replicate", **values})
+    check_teachers({"teachers": TWO, "teacher_sharding": "replicate"})
+
+
+def test_whole_models_have_no_sharding():
+    """Neither a recipe nor a profile that shards nothing; the default says nothing."""
+    fields = {"teacher_sharding": "replicate"}
+    for profile in ({}, {"fsdp": False}, read_profile("ddp").fields):
+        with pytest.raises(ValueError, match="is about FSDP and DeepSpeed"):
+            check_teacher_sharding({**fields, **profile})
+    for profile in ({"fsdp": True}, read_profile("fsdp2").fields, read_profile("zero3").fields):
+        check_teacher_sharding({**fields, **profile})
+    check_teacher_sharding({"teacher_sharding": "shard"})
+    with pytest.raises(ValueError, match="is about FSDP and DeepSpeed"):
+        check_profile(read_profile("ddp"), fields)
 
 
 def test_addresses():

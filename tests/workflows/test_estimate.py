@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import toys
+from safetensors.torch import load_file
 from toys import recipe
 
 from distilllens.cli import main
@@ -105,6 +106,14 @@ def test_plans(workshop):
     assert plans["ZeRO-3, teacher live"]["memory"] <= plans["FSDP2, teacher live"]["memory"]
     assert plans["FSDP2, teacher live"]["memory"] < live["memory"] > cached["memory"]
     assert cached["seconds_per_step"] < live["seconds_per_step"]
+    whole = found(workshop, num_devices=8, teacher_sharding="replicate")["plans"]
+    whole = {plan["name"]: plan["memory"] for plan in whole}
+    # FSDP2 gathers the teacher as one unit, so each device holds its share and all of it at once.
+    teacher = sum(t.nbytes for t in load_file(workshop / "teacher" / "model.safetensors").values())
+    saved = plans["FSDP2, teacher live"]["memory"] - whole["FSDP2, teacher live and whole"]
+    assert saved == pytest.approx(teacher / 8, abs=1)
+    assert whole["FSDP2, teacher live and whole"] == whole["ZeRO-3, teacher live and whole"]
+    assert whole["DDP, teacher live"] == live["memory"]
     assert all(plan["fits"] for plan in plans.values())
     names = [p["name"] for p in found(workshop, teacher_cache="cache", num_devices=8)["plans"]]
     assert names == [f"{name}, teacher cached" for name in ("DDP", "FSDP2", "ZeRO-3")]

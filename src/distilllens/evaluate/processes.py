@@ -6,11 +6,13 @@ import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import distributed
 
 from distilllens.errors import first_line
+from distilllens.lost import faults_told
 
 # The others wait while the main process scores and calls a judge.
 _TIMEOUT = timedelta(days=7)
@@ -18,11 +20,16 @@ _TIMEOUT = timedelta(days=7)
 
 @dataclass(frozen=True)
 class Process:
-    """One of ``size`` processes, as torchrun and accelerate start them."""
+    """One of ``size`` processes, as torchrun and accelerate start them.
+
+    Args:
+        store: through which they tell each other of faults; None where others have made the group.
+    """
 
     rank: int
     size: int
     device: torch.device
+    store: Any = None
 
     @property
     def is_main(self) -> bool:
@@ -31,11 +38,21 @@ class Process:
 
     @contextmanager
     def together(self):
-        """Wait at the end of the block for all processes; a user error in one is raised in all.
+        """Wait at the end of the block for all processes; an error in one ends all.
 
         Raises:
             ValueError: the error of the process with the lowest rank that failed.
+            LostProcess: another process is gone, or had an error that is not its user's.
         """
+
+        def group():
+            return self.store, self.rank, self.size if self.store else 1
+
+        with faults_told(group, f"{_TIMEOUT.days} days"), self._user_errors_shared():
+            yield
+
+    @contextmanager
+    def _user_errors_shared(self):
         error = None
         try:
             yield
@@ -61,9 +78,12 @@ def this_process(device: str | None = None) -> Process:
         ValueError: the device cannot be used.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    store = None
     if size > 1 and not distributed.is_initialized():
-        distributed.init_process_group("gloo", timeout=_TIMEOUT)
-    return Process(rank, size, _device(device))
+        store, rank, size = next(distributed.rendezvous("env://", rank, size))
+        group = {"store": store, "rank": rank, "world_size": size}
+        distributed.init_process_group("gloo", timeout=_TIMEOUT, **group)
+    return Process(rank, size, _device(device), store)
 
 
 def _device(name):

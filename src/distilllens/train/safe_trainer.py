@@ -36,6 +36,7 @@ from distilllens.train.metrics import num_tokens
 from distilllens.train.model_card import versions
 from distilllens.train.run_folder import run_id, step_rows
 from distilllens.train.saving import recast, saved_or_removed
+from distilllens.train.sharding import shard_errors, state_in_shards
 from distilllens.train.stopping import Stopped, StopSignals
 
 logger = logging.getLogger(__name__)
@@ -172,7 +173,7 @@ class SafeTrainer(SFTTrainer):
             begun = step_rows(self.args.output_dir)
             settle(self.args, rows_to_keep(begun, checkpoint, self.args))
         try:
-            with faults_told(self.args.ddp_timeout):
+            with faults_told(self.args.ddp_timeout), shard_errors():
                 output = super().train(resume_from_checkpoint, *args, **kwargs)
         except BaseException:
             if (progress := self._callback(LossProgress)) is not None:
@@ -202,6 +203,9 @@ class SafeTrainer(SFTTrainer):
         if self.accelerator.reduce(bad.to(self.accelerator.device), reduction="sum") > 0:
             check_weights("student", self.model)
             raise NotFinite("the weights of the student are not finite on another process")
+        if not _internal_call and state_in_shards(self.accelerator):
+            # transformers saves nothing but the shards of checkpoints.
+            self._save(output_dir, self.accelerator.get_state_dict(self.model))
         super().save_model(output_dir, _internal_call)
         dtype = getattr(self.args, "save_dtype", "auto")
         if not _internal_call and self.args.should_save and dtype != "auto":
@@ -264,7 +268,7 @@ class SafeTrainer(SFTTrainer):
         # Delete an older checkpoint only after the newer one is complete on the disk.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            with saved_or_removed(newest, newest.name, writes=writes):
+            with saved_or_removed(newest, newest.name, writes=writes), shard_errors():
                 if writes:  # remains of a save that was killed
                     shutil.rmtree(newest, ignore_errors=True)
                 self.accelerator.wait_for_everyone()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
+from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.tensor import DTensor
 from transformers.integrations.deepspeed import set_hf_deepspeed_config
 
+from distilllens.errors import one_line
 from distilllens.head import Head
 from distilllens.train._trl import (
     base_model_of,
@@ -16,12 +19,18 @@ from distilllens.train._trl import (
     prepare_deepspeed,
     prepare_fsdp,
 )
+from distilllens.train.teacher_checks import SHARD, check_teacher_sharding, fsdp_is_asked
 
 
 def is_sharded(accelerator) -> bool:
     """Whether models are split over processes, by FSDP or DeepSpeed."""
     plugins = (getattr(accelerator.state, f"{name}_plugin", None) for name in ("deepspeed", "fsdp"))
     return any(plugin is not None for plugin in plugins)
+
+
+def shards_teacher(accelerator, args) -> bool:
+    """Whether the teacher of a run is split over processes, too."""
+    return is_sharded(accelerator) and args.teacher_sharding == SHARD
 
 
 def shard_teacher(teacher, accelerator):
@@ -64,16 +73,42 @@ def gathered_head(lens) -> Head:
         return replace(head, weight=copied(head.weight), bias=bias)
 
 
+def state_in_shards(accelerator) -> bool:
+    """Whether FSDP saves checkpoints in shards, one file of each process."""
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    return plugin is not None and "SHARDED" in str(plugin.state_dict_type)
+
+
+@contextmanager
+def shard_errors() -> Iterator[None]:
+    """What torch raises where a process cannot write or read its shard, as that process's error.
+
+    torch tells all processes, by a ``CheckpointException``, which is no ``Exception``.
+
+    Raises:
+        OSError: of the file system, with the process in its text.
+        RuntimeError: anything else.
+    """
+    try:
+        yield
+    except CheckpointException as error:
+        rank, (cause, _) = min(error.failures.items())
+        if isinstance(cause, OSError) and cause.errno is not None:
+            raise OSError(cause.errno, f"{cause.strerror} (process {rank})") from error
+        raise RuntimeError(f"{one_line(cause)} (process {rank})") from error
+
+
 def check_parallelism(accelerator, args):
     """Refuse ways of sharding that split what the loss needs whole, and one that does not happen.
 
     Raises:
-        ValueError: FSDP that accelerate replaces by plain data parallelism, as on a CPU; tensor,
-            context or sequence parallelism; ``eval_generate`` of a sharded student.
+        ValueError: as ``check_teacher_sharding``; FSDP that accelerate replaces by plain data
+            parallelism, as on a CPU; tensor, context or sequence parallelism; ``eval_generate`` of
+            a sharded student.
     """
     kind = str(accelerator.distributed_type)
-    asked = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1")
-    if asked and not kind.endswith("FSDP"):
+    check_teacher_sharding(vars(args))
+    if (args.fsdp or fsdp_is_asked()) and not kind.endswith("FSDP"):
         raise ValueError(
             f"fsdp is set, but accelerate starts {kind.removeprefix('DistributedType.')}: every "
             "process would hold whole models; FSDP needs GPUs, so leave fsdp out"

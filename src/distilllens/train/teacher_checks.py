@@ -6,6 +6,7 @@ No torch is needed, so the command line checks them before it is imported.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -39,6 +40,8 @@ _NOT_WITH_SEVERAL = {
         "(distilllens prune), and name it by model_name_or_path",
     ),
 }
+# teacher_sharding: its values, the default first.
+SHARDINGS = (SHARD, REPLICATE) = ("shard", "replicate")
 _NO_STATES = "a server returns predictions and no hidden states"
 _NOT_WITH_SERVER = {
     "teacher_model_name_or_path": (
@@ -47,6 +50,7 @@ _NOT_WITH_SERVER = {
     ),
     "teacher_model_init_kwargs": (None, "the server has loaded the teacher"),
     "teacher_cache": (None, f"a cache holds hidden states, and {_NO_STATES}"),
+    "teacher_sharding": (SHARD, "no weights of the teacher are here; leave it out"),
     "cross_tokenizer": (
         None,
         "the server is asked in tokens of the student; leave one of them out",
@@ -80,6 +84,7 @@ def check_teachers(values: Mapping[str, Any]):
                 "on_policy_fraction does not go with a cache in teachers: a cache holds states for "
                 "the answers of the data, and what the student will write is not known beforehand"
             )
+    _check_sharding(values)
     server = values.get("teacher_server")
     if server is None:
         if values.get("teacher_server_model") is not None:
@@ -101,6 +106,42 @@ def check_teachers(values: Mapping[str, Any]):
             "teacher_server does not go with output_divergence uld, which sorts the probabilities "
             "of all tokens: the server lists some; choose another"
         )
+
+
+def _check_sharding(values):
+    """Refuse a ``teacher_sharding`` that is none, and one where no teacher runs."""
+    if (sharding := values.get("teacher_sharding", SHARD)) not in SHARDINGS:
+        raise ValueError(f"teacher_sharding is one of {', '.join(SHARDINGS)}, got {sharding!r}")
+    entries = values.get("teachers") or ()
+    if sharding == SHARD or any(entry.get("cache") is None for entry in entries):
+        return
+    if values.get("teacher_cache") or entries:
+        raise ValueError(
+            "teacher_sharding replicate does not go with a cache of the teacher, which does not "
+            "run in training; leave it out"
+        )
+
+
+def check_teacher_sharding(fields: Mapping):
+    """Refuse a ``teacher_sharding`` that says nothing.
+
+    Args:
+        fields: field -> value, of a recipe or of a configuration.
+
+    Raises:
+        ValueError: models are whole everywhere.
+    """
+    sharding = fields.get("teacher_sharding", SHARD)
+    if sharding != SHARD and not (fields.get("fsdp") or fields.get("deepspeed") or fsdp_is_asked()):
+        raise ValueError(
+            f"teacher_sharding {sharding} is about FSDP and DeepSpeed, and without them all models "
+            "are whole in each process; leave it out, or set accelerate_config: fsdp2 or zero3"
+        )
+
+
+def fsdp_is_asked():
+    """Whether accelerate launch asks for FSDP."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1")
 
 
 def settled_entry(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import copy
 from dataclasses import dataclass, field
 from typing import Any
 
-from distilllens.train.teacher_checks import TOP_K, check_teachers, settled_entry
+from distilllens.train.teacher_checks import SHARD, TOP_K, check_teachers, settled_entry
 
 
 @dataclass
@@ -64,6 +64,13 @@ class TeacherFields:
             "help": "How to compare with a teacher that has another tokenizer, where both have "
             'read the same text: "shared" (the tokens that both have, and one more for the rest) '
             'or "uld" (sorted probabilities). Not set: another tokenizer is refused.'
+        },
+    )
+    teacher_sharding: str = field(
+        default=SHARD,
+        metadata={
+            "help": 'Under FSDP or DeepSpeed: "shard" (the teacher is in shards like the student) '
+            'or "replicate" (it is whole on each device, and nothing of it is gathered in a step).'
         },
     )
     teacher_cache: str | None = field(

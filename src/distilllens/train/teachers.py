@@ -35,7 +35,7 @@ from distilllens.train.finite import check_weights
 from distilllens.train.offload import head_on, is_placed, keep_ends, moved, whole_tensors
 from distilllens.train.redirect import run_inside_forward
 from distilllens.train.server_teacher import find_served
-from distilllens.train.sharding import gathered_head, is_sharded, shard_teacher
+from distilllens.train.sharding import gathered_head, shard_teacher, shards_teacher
 from distilllens.train.teacher_fields import each_alone
 
 logger = logging.getLogger(__name__)
@@ -133,12 +133,12 @@ def load_teacher(collation: Collation, teacher) -> LiveTeacher:
         logger.info("loading the teacher %s", teacher)
         load_models_whole(args)  # again: accelerate has announced shards since
         teacher = _load(teacher, args, collation)
-    sharded = is_sharded(accelerator)
+    sharded = shards_teacher(accelerator, args)
     placed = "device_map" in (args.teacher_model_init_kwargs or {}) or is_placed(teacher)
     if placed and sharded:
         raise ValueError(
             "a teacher with a device_map cannot be sharded by FSDP or DeepSpeed as well; leave "
-            "device_map out"
+            "device_map out, or set teacher_sharding: replicate"
         )
     if placed:
         keep_ends(teacher)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from distilllens.train.teacher_checks import REPLICATE, SHARD
 from distilllens.workflows.estimate_devices import Device
 from distilllens.workflows.estimate_run import Run, cached
 from distilllens.workflows.estimate_teachers import measure
@@ -23,9 +24,11 @@ def plans_of(run: Run, device: Device, num: int, price: float | None, parts: dic
     teacher = "" if not run.has_teacher else ", teacher " + ("live" if run.live else "cached")
     found.append(_plan(alone + teacher, run, device, num, price, _ddp(run, parts, num)))
     if num > 1:
+        whole = run.args.teacher_sharding == REPLICATE
         for name in ("FSDP2", "ZeRO-3"):
-            size = _sharded(run, parts, num, whole_teacher=name == "FSDP2")
-            found.append(_plan(name + teacher, run, device, num, price, size, sharded=True))
+            size = _sharded(run, parts, num, gathers_whole=name == "FSDP2")
+            words = teacher.replace("live", "live and whole") if whole else teacher
+            found.append(_plan(name + words, run, device, num, price, size, sharded=True))
     if run.live:
         other = cached(run)
         memory = _ddp(other, measure(other.step(device)), num)
@@ -68,18 +71,19 @@ def _ddp(run, parts, num):
     return sum(parts.values()) + (run.sizes.trained_bytes if num > 1 else 0)
 
 
-def _sharded(run, parts, num, whole_teacher):
+def _sharded(run, parts, num, gathers_whole):
     """What is sharded is divided; a block of weights and the head are whole for a moment.
 
-    FSDP2 gathers the teacher as one unit, ZeRO-3 module by module.
+    FSDP2 gathers the teacher as one unit, ZeRO-3 module by module, unless each device keeps it.
     """
     sizes = run.sizes
     size = sum(part / num if name in _SHARDED else part for name, part in parts.items())
     head = sizes.student.vocab * sizes.student.width * run.student.dtype.itemsize
     size += 2 * sizes.student_bytes / max(1, sizes.student.layers) + head
-    if teachers := [each.sizes for each in run.live]:
+    shards = run.args.teacher_sharding == SHARD
+    if shards and (teachers := [each.sizes for each in run.live]):
         whole = sum(each.teacher_bytes for each in teachers)
         size += whole / num - whole
         blocks = (2 * each.teacher_bytes / max(1, each.teacher.layers) for each in teachers)
-        size += whole if whole_teacher else max(blocks)
+        size += whole if gathers_whole else max(blocks)
     return size

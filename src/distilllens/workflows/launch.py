@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from distilllens.errors import did_you_mean, one_line
+from distilllens.train.teacher_checks import check_teacher_sharding
 from distilllens.workflows.recipe_file import Recipe, read_recipe
 
 _PROFILES = Path(__file__).with_name("profiles")
@@ -201,6 +202,7 @@ def check_profile(profile: Profile, values: Mapping[str, Any]):
             raise ValueError(
                 f"accelerate_config and {name} both say how weights are sharded; give one of them"
             )
+    check_teacher_sharding({**values, **profile.fields})
     if profile.kind == "zero" and find_spec("deepspeed") is None:
         raise ValueError(
             f"accelerate_config {profile.name} needs deepspeed, which is not installed: "

@@ -26,12 +26,13 @@ from distilllens.train.build import build_trainer
 from distilllens.train.checkpoint import rotate
 from distilllens.train.config import HIGHER_IS_BETTER, DistillLensConfig
 from distilllens.train.elastic import rows_to_keep, settle
-from distilllens.train.lost import faults_told
+from distilllens.train.lost import check_agreed, faults_told
 from distilllens.train.metrics import SEEN
 from distilllens.train.on_policy_checks import check_prompts
 from distilllens.train.run_lock import claimed
 from distilllens.train.saving import saved_or_removed
 from distilllens.train.stopping import StopSignals
+from distilllens.train.teacher_checks import check_teacher_sharding
 from distilllens.workflows import estimate, students, train_data, train_inputs
 from distilllens.workflows.estimate_run import run_of
 from distilllens.workflows.hub import hub_of
@@ -79,6 +80,7 @@ def run_job(job: JobArguments, model, args: DistillLensConfig, given: dict | Non
     if given is None:
         given = train_inputs.changed_fields(job, model, args)
     check_job(job, model, args)
+    check_teacher_sharding(vars(args))
     with faults_told(args.ddp_timeout):
         hub, args = hub_of(args, given)
         line = _run(job, model, args, given)
@@ -140,6 +142,7 @@ def _run(job, model, args, given):
                 return None
             logger.warning("the final model is damaged, and is made again: %s", damage)
         checkpoint = _chosen(args, checkpoint, config.to_dict(), identity)
+        check_agreed("the checkpoint to go on from", checkpoint or "none")
         if before := rows_to_keep(run_folder.step_rows(args.output_dir), checkpoint, args):
             settle(args, before)
         estimate.say_before_training(

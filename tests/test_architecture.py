@@ -17,7 +17,7 @@ FLOORS = {
     "targets": 0,
     "files": 0,
     "errors": 0,
-    "lost": 0,
+    "lost": 1,
     "masking": 0,
     "stored": 0,
     "names": 0,

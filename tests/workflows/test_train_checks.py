@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from distilllens.workflows import train_checks
+from distilllens.workflows.field_table import read_table
 from distilllens.workflows.train_checks import check_cache, check_files, check_loggers, check_values
 
 # Field -> values out of range, and the range in words.
@@ -39,6 +40,48 @@ def test_numbers_out_of_range(name):
             check_values({name: value})
     check_values({name: None})
     check_values({name: 0.5 if name in ("lora_dropout", "eval_steps") else 1})
+
+
+def _accepted(name):
+    """Those of the hostile numbers that a field takes."""
+    found = []
+    for text in ("-1", "0", "1e18", "nan", "inf"):
+        try:
+            check_values({name: float(text) if text in ("nan", "inf") else int(float(text))})
+        except ValueError as error:
+            assert str(error).startswith((name, "teacher_server")), error
+        else:
+            found.append(text)
+    return found
+
+
+# What each field of a number takes of -1, 0, 1e18, nan and inf; the fields that are not here take
+# 1e18 alone, and what TRL or the data decide is here with its reason.
+TAKEN = {
+    "0": "dataset_shuffle_buffer lora_dropout adam_beta1 adam_beta2 adam_epsilon seed data_seed "
+    "dataloader_num_workers on_policy_fraction on_policy_from",
+    "0 1e18": "learning_rate warmup_steps weight_decay max_grad_norm neftune_noise_alpha "
+    "eval_delay save_total_limit router_aux_loss_coef output_weight cross_entropy_weight "
+    "lens_weight feature_weight",
+    "": "per_device_train_batch_size gradient_accumulation_steps per_device_eval_batch_size "
+    "dataloader_prefetch_factor dataset_num_proc ddp_timeout lora_r lens_beta lens_pair_fraction "
+    "lens_token_fraction lens_weight_until teacher_server_top_k on_policy_max_new_tokens",
+    # -1 of max_steps is "not set"; local_rank is set by launchers; pad_to_multiple_of may be a
+    # word and student_blocks a list, and both are checked with the dataclasses; the only value of
+    # label_smoothing_factor is 0, which is said with the reason.
+    "-1 1e18": "max_steps",
+    "-1 0 1e18": "local_rank pad_to_multiple_of label_smoothing_factor",
+}
+
+
+def test_hostile_numbers():
+    """Every field of a number, by the table of fields."""
+    expected = {name: taken for taken, names in TAKEN.items() for name in names.split()}
+    fields = [f for f in read_table().fields if {"int", "float"} & {f.type, *f.kinds}]
+    fields = [f.name for f in fields if f.name != "student_blocks"]
+    assert {*expected} <= {*fields} and len(fields) > 50
+    found = {name: " ".join(_accepted(name)) for name in fields}
+    assert found == {name: expected.get(name, "1e18") for name in fields}
 
 
 def test_python_callers_get_the_same_ranges(workshop):

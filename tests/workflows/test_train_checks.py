@@ -1,10 +1,13 @@
 """Fields of a job that are refused before torch is imported."""
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
+import toys
 
+from distilllens.cli import main
 from distilllens.workflows import train_checks
 from distilllens.workflows.field_table import read_table
 from distilllens.workflows.train_checks import check_cache, check_files, check_loggers, check_values
@@ -103,6 +106,62 @@ def test_python_callers_get_the_same_ranges(workshop):
     assert not (workshop / "out").exists()
 
 
+def test_forms_of_the_lens_are_checked_first():
+    """Before torch, by what lens_layers says of the number of pairs."""
+    for values, match in (
+        ({"lens_pair_weights": "abc"}, "lens_pair_weights must be uniform or depth"),
+        ({"lens_pair_weights": [1, 2], "lens_layers": "3"}, "one for each of the 3 pairs"),
+        ({"lens_pair_weights": [0, 0]}, "are 0 for all pairs"),
+        ({"lens_weight_schedule": "slow"}, "is one of constant, linear, cosine, got 'slow'"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            check_values(values)
+    check_values({"lens_pair_weights": [1, 2], "lens_layers": 2, "lens_weight_schedule": "cosine"})
+
+
+def test_a_missing_deepspeed_is_told_first(monkeypatch):
+    """With how to install it."""
+    monkeypatch.setattr(train_checks, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="deepspeed is not installed: pip install deepspeed"):
+        check_values({"deepspeed": "ds.json"})
+
+
+def test_a_teacher_at_nobodys_address_is_told_first(workshop, capsys):
+    """One line, before torch; a folder that holds a run is left to the run, which may be over."""
+    toys.recipe(
+        workshop,
+        teacher_model_name_or_path=None,
+        teacher_server="http://127.0.0.1:9/v1",
+        lens_weight=0,
+    )
+    assert main(["train", "--config", "recipe.yaml"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "cannot be reached, asked 2 times" in said[0]
+
+
+def test_a_hub_that_cannot_be_reached_is_told_first(workshop, monkeypatch):
+    """With the field and what was looked for; a model that was downloaded is left to the loader."""
+    from huggingface_hub import constants
+
+    def unknown(*_):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(workshop / "hub"))
+    monkeypatch.setattr("distilllens.places.getproxies", dict)
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    job = {"train_file": ["train.jsonl"], "output_dir": "out"}
+    for field, name in (
+        ("teacher_model_name_or_path", "org/teachr"),
+        ("model_name_or_path", "org/studnt"),
+        ("tokenizer_name_or_path", "org/tokenizr"),
+    ):
+        with pytest.raises(ValueError, match=rf"'{name}': there is no such folder .*by {field}$"):
+            check_files(job | {field: name})
+    (workshop / "hub" / "models--org--teachr").mkdir(parents=True)
+    check_files(job | {"teacher_model_name_or_path": "org/teachr"})
+
+
 def test_what_a_run_reports_to_is_looked_for(monkeypatch):
     """Wherever report_to names it; a name that nobody knows here is left to transformers."""
     for names in (None, "none", "all", "kubeflow", "logger_of_another_version"):
@@ -147,6 +206,15 @@ def test_a_cache_needs_a_folder_and_a_teacher():
         check_cache({"teacher_model_name_or_path": "b"})
     with pytest.raises(ValueError, match="distilllens cache needs teacher_model_name_or_path"):
         check_cache({"teacher_cache": "a", "teacher_model_name_or_path": None})
+
+
+def test_a_cache_that_is_a_file_is_told_first(workshop):
+    """Also one of several teachers."""
+    job = {"train_file": ["train.jsonl"], "output_dir": "out"}
+    cached = {"teachers": [{"model": "teacher", "weight": 1, "cache": "train.jsonl"}]}
+    for fields in ({"teacher_cache": "train.jsonl"}, cached):
+        with pytest.raises(ValueError, match="teacher_cache train.jsonl is a file; name a folder"):
+            check_files(job | fields)
 
 
 @pytest.mark.parametrize("name", ["train_file", "eval_file"])

@@ -61,7 +61,6 @@ def main(argv: list[str]) -> int:
     arguments = _arguments(recipe, flags, "train", _DESCRIPTION, _check)
     from distilllens.workflows.train import run_job
 
-    quiet_libraries()
     say(run_job(*arguments))
     return 0
 
@@ -71,7 +70,6 @@ def _check_whole(recipe, flags):
     arguments = _arguments(recipe, flags, "train", _DESCRIPTION, _check)
     from distilllens.workflows.train import check_before_processes
 
-    quiet_libraries()
     check_before_processes(*arguments[:3])
 
 
@@ -151,6 +149,7 @@ def _arguments(recipe, flags, command, description, check):
     from distilllens.workflows.run_arguments import build
 
     values = read_fields(make_parser(command, description), recipe, flags)
+    quiet_libraries()
     try:
         return build(values)
     except ValueError as error:

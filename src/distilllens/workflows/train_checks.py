@@ -18,7 +18,12 @@ from distilllens.train.config_checks import (
     check_finite,
     check_save_dtype,
 )
-from distilllens.train.lens_checks import check_cross_tokenizer, check_lens_layers
+from distilllens.train.lens_checks import (
+    check_cross_tokenizer,
+    check_lens_layers,
+    check_schedule,
+    settled_pair_weights,
+)
 from distilllens.train.on_policy_checks import check_named_teacher, check_on_policy
 from distilllens.train.stream_checks import check_stream_settings
 from distilllens.train.teacher_checks import check_teachers
@@ -58,7 +63,12 @@ def check_values(values: Mapping[str, Any]):
     """
     check_bounds(values)
     check_finite(values)
-    check_lens_layers(values.get("lens_layers", "auto"))
+    layers = str(values.get("lens_layers", "auto"))
+    check_lens_layers(layers)
+    settled_pair_weights(values.get("lens_pair_weights"), layers)
+    check_schedule(values.get("lens_weight_schedule", "constant"))
+    if values.get("deepspeed") and find_spec("deepspeed") is None:
+        raise ValueError("deepspeed is not installed: pip install deepspeed, or leave it out")
     if values.get("dataset_streaming") or values.get("streaming"):
         check_stream_settings(values)
     check_cross_tokenizer(values.get("cross_tokenizer"))
@@ -233,6 +243,8 @@ def check_folders(output_dir: str, teacher_cache: str | None):
             )
     if teacher_cache is None:
         return
+    if Path(teacher_cache).is_file():
+        raise ValueError(f"teacher_cache {teacher_cache} is a file; name a folder")
     cache, output = Path(teacher_cache).resolve(), folder.resolve()
     if output in (cache, *cache.parents):
         raise ValueError(

@@ -107,6 +107,10 @@ def tokenizer_fingerprint(tokenizer) -> str:
     return hashlib.blake2b(repr((vocabulary, split)).encode(), digest_size=8).hexdigest()
 
 
+class OtherTokenizer(ValueError):
+    """Two tokenizers number tokens differently, or split texts differently."""
+
+
 @dataclass(frozen=True)
 class Unshared:
     """Added tokens that two tokenizers do not share; false if there are none.
@@ -128,7 +132,7 @@ class Unshared:
             names: of the texts, in messages.
 
         Raises:
-            ValueError: with the first token and its text.
+            OtherTokenizer: with the first token and its text.
         """
         written = {name: i for i, pair in self.tokens.items() for name in pair if name is not None}
         for name, ids in zip(names, rows, strict=True) if self else ():
@@ -137,14 +141,16 @@ class Unshared:
                 text = tokenizer.decode(ids)
                 found = next((i for token, i in written.items() if token in text), None)
             if found is not None:
-                raise ValueError(f"{_difference(found, *self.tokens[found])}, and {name} has it")
+                raise OtherTokenizer(
+                    f"{_difference(found, *self.tokens[found])}, and {name} has it"
+                )
 
 
 def compare_tokenizers(student, teacher) -> Unshared:
     """The added tokens that two tokenizers do not share; every other difference is refused.
 
     Raises:
-        ValueError: an id is another token for each, or they split a text differently.
+        OtherTokenizer: an id is another token for each, or they split a text differently.
     """
     ours, theirs = ({i: t for t, i in each.get_vocab().items()} for each in (student, teacher))
     different = {
@@ -155,7 +161,7 @@ def compare_tokenizers(student, teacher) -> Unshared:
     added = [{None, *each.get_added_vocab()} for each in (student, teacher)]
     for i, pair in different.items():
         if not (pair[0] in added[0] and pair[1] in added[1]):
-            raise ValueError(
+            raise OtherTokenizer(
                 f"{_difference(i, *pair)} ({len(ours)} and {len(theirs)} tokens); "
                 "distil between models that share one"
             )
@@ -166,7 +172,7 @@ def compare_tokenizers(student, teacher) -> Unshared:
         at = next(
             (k for k, pair in enumerate(zip(ours, theirs, strict=False)) if len({*pair}) > 1), -1
         )
-        raise ValueError(
+        raise OtherTokenizer(
             "student and teacher have different tokenizers: they share a vocabulary but split "
             f"{PROBE!r} differently, first at token {at}"
         )

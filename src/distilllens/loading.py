@@ -19,6 +19,7 @@ from distilllens.marks import check_noted_weights
 from distilllens.places import (
     broken_in,
     check_folder_of,
+    check_hub_of,
     is_local,
     meant,
     missing_in,
@@ -253,6 +254,7 @@ def _one_line(what, name, part, advice=""):
     name = str(name)
     advice = f"; {advice}" if advice else ""
     check_folder_of(what, name, advice)
+    check_hub_of(what, name, advice)
     try:
         yield
     except Exception as error:  # a broken or missing file raises whatever it likes

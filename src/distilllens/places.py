@@ -5,8 +5,11 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import socket
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from distilllens.stored import DamagedFile, read_stored
 
@@ -70,6 +73,34 @@ def check_folder_of(what: str, name: str, advice: str = ""):
         problem = "no such folder" + why_no_id(name)
         problem = "it is a file; name its folder" if Path(name).exists() else problem
         raise ValueError(f"cannot load {what}: {problem}{meant(name)}{advice}")
+
+
+def check_hub_of(what: str, name: str, advice: str = ""):
+    """Refuse a hub id where the hub cannot be reached and nothing of it was downloaded.
+
+    The libraries would try for half a minute.
+
+    Args:
+        what: what the message calls the model.
+        advice: ends the message.
+
+    Raises:
+        ValueError: with what was looked for.
+    """
+    from huggingface_hub import constants
+
+    host = urlsplit(constants.ENDPOINT).hostname
+    if is_local(name) or constants.HF_HUB_OFFLINE or getproxies():
+        return  # offline, the libraries say so at once
+    if Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}").is_dir():
+        return
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError as error:
+        raise ValueError(
+            f"cannot load {what}: there is no such folder here{meant(name)}, no model of that name "
+            f"was downloaded before, and {host} cannot be reached ({error.strerror}){advice}"
+        ) from None
 
 
 def missing_in(folder: Path, part: str) -> str | None:

@@ -26,7 +26,7 @@ def refused(capsys, argv, message):
     [
         (["--steps", "0"], "--steps must be at least 1, got 0"),
         (["--steps", "-3"], "--steps must be at least 1, got -3"),
-        (["--steps", "many"], "invalid int value: 'many'"),
+        (["--steps", "many"], "must be a whole number, got 'many'"),
         (["--seed", "-1"], "--seed must be between 0 and"),
         (["--step", "3"], "unrecognized arguments: --step 3"),
     ],

@@ -14,7 +14,7 @@ from distilllens.cli import main
         (["--device", "h1000"], "--device 'h1000' is not known; did you mean h100?; known: h100, "),
         (["--device", "abacus"], "known: h100, h200, a100-80gb, a100-40gb, l40s, rtx4090, a10g"),
         (["--num_devices", "0"], "--num_devices must be at least 1, got 0"),
-        (["--num_devices", "x"], "--num_devices: invalid int value"),
+        (["--num_devices", "x"], "--num_devices: must be a whole number"),
         (["--price", "-1"], "--price must be a number of at least 0 for an hour, got -1.0"),
         (["--price", "nan"], "--price must be a number of at least 0"),
         (["--model_name_or_path", "empty"], "no readable config.json"),

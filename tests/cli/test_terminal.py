@@ -42,6 +42,26 @@ def test_stages_and_warnings(capsys):
     assert (out, err) == ("", "loading the teacher\ndistilllens: warning: 3 records left out\n")
 
 
+@pytest.mark.parametrize(("rank", "level"), [("0", None), ("1", "ERROR")])
+def test_torch_itself_warns_in_the_main_process_alone(monkeypatch, rank, level):
+    """Each of N processes would print its warning of unused parameters."""
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.delenv("TORCH_CPP_LOG_LEVEL", raising=False)
+    with command_output():
+        assert os.environ.get("TORCH_CPP_LOG_LEVEL") == level
+    assert "TORCH_CPP_LOG_LEVEL" not in os.environ
+
+
+def test_tries_to_reach_the_hub_are_not_shown(capsys):
+    """What comes of them is said once."""
+    with command_output():
+        hub = logging.getLogger("huggingface_hub.utils._http")
+        hub.warning("'...' thrown while requesting HEAD https://huggingface.co/x")
+        hub.warning("Retrying in 1s [Retry 1/5].")
+        hub.warning("the hub is old")
+    assert capsys.readouterr().err == "distilllens: warning: the hub is old\n"
+
+
 def test_warnings_of_libraries_look_like_ours(capsys):
     """Those that matter, in one line; harmless and deprecated things are left out."""
     with warnings.catch_warnings(), command_output():

@@ -272,7 +272,7 @@ BAD = {
     "a share of nan": (
         {"lens_token_fraction": math.nan},
         [],
-        "lens_token_fraction must be finite, got nan",
+        "lens_token_fraction must be above 0 and at most 1, got nan",
     ),
     "a share in words": (
         {"lens_pair_fraction": "a lot"},
@@ -298,7 +298,7 @@ BAD = {
     "no data": ({"train_file": None}, [], "train_file"),
     "missing data": ({"train_file": "nowhere.jsonl"}, [], "nowhere.jsonl"),
     "nothing to learn": ({"teacher_model_name_or_path": None}, [], "cross_entropy_weight"),
-    "bad value of a flag": ({}, ["--max_steps", "many"], "invalid int value: 'many'"),
+    "bad value of a flag": ({}, ["--max_steps", "many"], "must be a whole number, got 'many'"),
     "no output_dir": ({"output_dir": None}, [], "output_dir is missing"),
     "bare no": ({"save_strategy": False}, [], 'write "no" in quotes'),
     "text that is a list": ({"model_name_or_path": ["a"]}, [], "takes one value, got the list"),

@@ -95,7 +95,7 @@ TYPOS = [
     ("--train_file a --train-file b", "give it once, a list as --train_file A B"),
     ("--lens_norm --no_lens_norm", "--lens_norm and --no_lens_norm set the same field"),
     ("--max_steps", "argument --max_steps: expected one argument"),
-    ("--learning_rate fast", "argument --learning_rate: invalid float value: 'fast'"),
+    ("--learning_rate fast", "argument --learning_rate: must be a number, got 'fast'"),
     ("--lens_norm maybe", "argument --lens_norm: must be true or false, got 'maybe'"),
     ("--save_strategy step", "argument --save_strategy: invalid choice: 'step'"),
     ("--save_strategy step", "did you mean steps?"),

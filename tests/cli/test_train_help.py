@@ -94,4 +94,4 @@ def test_errors_name_a_flag_in_one_spelling(workshop, capsys):
 
     toys.recipe(workshop)
     assert main(["train", "--config", "recipe.yaml", "--max_steps", "two"]) == 2
-    assert "argument --max_steps: invalid int value: 'two'" in capsys.readouterr().err
+    assert "argument --max_steps: must be a whole number, got 'two'" in capsys.readouterr().err

@@ -1,12 +1,15 @@
 """A server asked for the likely tokens in each place of a prompt."""
 
+import time
+from contextlib import nullcontext
+
 import pytest
 import torch
 import toys
 from generate.predictions_stub import MODEL, Stub, serving
 
 from distilllens.generate import predictions_server
-from distilllens.generate.predictions_server import PredictionsServer
+from distilllens.generate.predictions_server import PredictionsServer, check_reachable
 from distilllens.generate.server import QuestionRefused, ServerFailed
 
 IDS = [3, 4, 5, 6, 7]
@@ -81,6 +84,56 @@ def test_a_server_that_hangs_is_told_before_a_prompt_is_sent(model, monkeypatch)
     ):
         server.settle(IDS, 3)
     assert stub.requests == []
+
+
+def test_a_first_prompt_without_an_answer_is_not_asked_again(monkeypatch):
+    """The server lists its models, and its model hangs: told after one patience, not after six."""
+    monkeypatch.setattr(predictions_server, "_FIRST_PATIENCE", 0.2)
+    stub = Stub(toys.llama(), fail=lambda number: time.sleep(1.0))
+    with (
+        serving(stub) as stub,
+        connected(stub, retries=5, timeout=600.0) as server,
+        pytest.raises(ServerFailed, match=r"not answered a first, short question in 0.2 s.*teach"),
+    ):
+        server.settle(IDS, 3)
+    assert len(stub.requests) == 1
+
+
+def test_a_first_prompt_is_asked_again_after_other_failures():
+    """A server that is busy for a moment; afterwards its own timeout counts again."""
+    busy = (503, {"error": {"message": "loading"}})
+    stub = Stub(toys.llama(), fail=lambda number: busy if number == 0 else None)
+    with serving(stub) as stub, connected(stub) as server:
+        assert len(server.settle(IDS, 3)) == len(IDS) - 1
+        assert server._client.timeout == 5.0 and server._last_try == float("inf")
+    assert len(stub.requests) == 2
+
+
+REACHED = {
+    "named": (MODEL, [MODEL], None),
+    "the only one": (None, [MODEL], None),
+    "two": (None, ["a", "b"], "lists a, b; name the teacher by teacher_server_model"),
+    "not listed": ("alias", [MODEL], None),
+}
+
+
+@pytest.mark.parametrize("name", REACHED)
+def test_a_server_is_reached_without_a_prompt(name):
+    """Before anything is loaded; a name that is not listed may be another's."""
+    model, listed, match = REACHED[name]
+    with serving(Stub(toys.llama())) as stub:
+        stub.models = listed
+        with pytest.raises(ValueError, match=match) if match else nullcontext():
+            check_reachable(stub.url, model, key_variable="NO_KEY")
+    assert stub.requests == []
+
+
+@pytest.mark.parametrize("model", [MODEL, None], ids=["named", "not named"])
+def test_nobody_at_the_address_is_one_line(model):
+    """Whether the model is named or not."""
+    with pytest.raises(ServerFailed, match=r"asked 2 times: .*refused") as error:
+        check_reachable("http://127.0.0.1:9/v1", model, key_variable="NO_KEY")
+    assert "\n" not in str(error.value)
 
 
 def test_another_number_of_tokens_is_another_text():

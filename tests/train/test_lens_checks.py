@@ -12,7 +12,7 @@ REFUSED = [
     ({"lens_token_weights": "entrpy"}, "lens_token_weights is one of uniform, entropy, got"),
     ({"lens_detach_head": "yes"}, "lens_detach_head must be true or false, got 'yes'"),
     ({"feature_loss": "l1"}, "feature_loss is one of mse, cosine, got 'l1'"),
-    ({"feature_weight": -1}, "feature_weight must be a finite number >= 0, got -1"),
+    ({"feature_weight": -1}, "feature_weight must be at least 0, got -1"),
     ({"feature_weight": None}, "feature_weight must be a number, got None"),
     ({"lens_pair_weights": "deep"}, "must be uniform or depth, or a number for each pair .*'deep'"),
     ({"lens_pair_weights": []}, r"or a number for each pair such as \[1, 2, 3\], got \[\]"),

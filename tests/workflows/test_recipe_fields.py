@@ -131,7 +131,8 @@ def test_the_advice_on_numbers_is_right(tmp_path):
     ("field", "message"),
     [
         ("temperature: 0", "recipe.yaml:3: temperature must be above 0"),
-        ("adam_epsilon: .nan", "recipe.yaml:3: adam_epsilon must be finite, got nan"),
+        ("label_smoothing_factor: .nan", "recipe.yaml:3: label_smoothing_factor must be finite, g"),
+        ("adam_epsilon: .nan", "recipe.yaml:3: adam_epsilon must be at least 0 and at most 1, got"),
         ("logging_steps: .inf", "recipe.yaml:3: logging_steps must be finite, got inf"),
         ("save_steps: 1" + 30 * "0", "recipe.yaml:3: save_steps must be below 2^63"),
         ("seed: -1", "recipe.yaml:3: seed must be at least 0"),
@@ -192,7 +193,7 @@ REFUSED = [
     ("output_divergence: abc", ": unknown divergence 'abc'; known: forward_kl,"),
     ("output_divergence_kwargs: {beta: 2}", ": divergence 'reverse_kl' takes no parameter 'beta'"),
     ("lens_divergence_kwargs: {a: 1}", ": divergence 'jsd' takes no parameter 'a'; valid: beta"),
-    ("lens_beta: 99999999", ": beta of jsd must lie strictly between 0 and 1"),
+    ("lens_beta: 99999999", ": lens_beta must be above 0 and below 1"),
     ("lens_layers: 0", " must be a whole number of pairs from 1, got 0"),
     ("lens_layers: -1", " must be a whole number of pairs from 1, got -1"),
     ("lens_layers: {}", " takes one value, got the mapping {}"),

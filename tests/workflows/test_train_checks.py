@@ -1,11 +1,15 @@
 """Fields of a job that are refused before torch is imported."""
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
+import toys
 
+from distilllens.cli import main
 from distilllens.workflows import train_checks
+from distilllens.workflows.field_table import read_table
 from distilllens.workflows.train_checks import check_cache, check_files, check_loggers, check_values
 
 # Field -> values out of range, and the range in words.
@@ -41,6 +45,48 @@ def test_numbers_out_of_range(name):
     check_values({name: 0.5 if name in ("lora_dropout", "eval_steps") else 1})
 
 
+def _accepted(name):
+    """Those of the hostile numbers that a field takes."""
+    found = []
+    for text in ("-1", "0", "1e18", "nan", "inf"):
+        try:
+            check_values({name: float(text) if text in ("nan", "inf") else int(float(text))})
+        except ValueError as error:
+            assert str(error).startswith((name, "teacher_server")), error
+        else:
+            found.append(text)
+    return found
+
+
+# What each field of a number takes of -1, 0, 1e18, nan and inf; the fields that are not here take
+# 1e18 alone, and what TRL or the data decide is here with its reason.
+TAKEN = {
+    "0": "dataset_shuffle_buffer lora_dropout adam_beta1 adam_beta2 adam_epsilon seed data_seed "
+    "dataloader_num_workers on_policy_fraction on_policy_from",
+    "0 1e18": "learning_rate warmup_steps weight_decay max_grad_norm neftune_noise_alpha "
+    "eval_delay save_total_limit router_aux_loss_coef output_weight cross_entropy_weight "
+    "lens_weight feature_weight",
+    "": "per_device_train_batch_size gradient_accumulation_steps per_device_eval_batch_size "
+    "dataloader_prefetch_factor dataset_num_proc ddp_timeout lora_r lens_beta lens_pair_fraction "
+    "lens_token_fraction lens_weight_until teacher_server_top_k on_policy_max_new_tokens",
+    # -1 of max_steps is "not set"; local_rank is set by launchers; pad_to_multiple_of may be a
+    # word and student_blocks a list, and both are checked with the dataclasses; the only value of
+    # label_smoothing_factor is 0, which is said with the reason.
+    "-1 1e18": "max_steps",
+    "-1 0 1e18": "local_rank pad_to_multiple_of label_smoothing_factor",
+}
+
+
+def test_hostile_numbers():
+    """Every field of a number, by the table of fields."""
+    expected = {name: taken for taken, names in TAKEN.items() for name in names.split()}
+    fields = [f for f in read_table().fields if {"int", "float"} & {f.type, *f.kinds}]
+    fields = [f.name for f in fields if f.name != "student_blocks"]
+    assert {*expected} <= {*fields} and len(fields) > 50
+    found = {name: " ".join(_accepted(name)) for name in fields}
+    assert found == {name: expected.get(name, "1e18") for name in fields}
+
+
 def test_python_callers_get_the_same_ranges(workshop):
     """Of all three dataclasses, before anything is loaded."""
     from trl import ModelConfig
@@ -58,6 +104,62 @@ def test_python_callers_get_the_same_ranges(workshop):
     with pytest.raises(ValueError, match="lora_dropout must be at least 0 and below 1, got 2"):
         run_job(JobArguments(train_file=["train.jsonl"]), model, args)
     assert not (workshop / "out").exists()
+
+
+def test_forms_of_the_lens_are_checked_first():
+    """Before torch, by what lens_layers says of the number of pairs."""
+    for values, match in (
+        ({"lens_pair_weights": "abc"}, "lens_pair_weights must be uniform or depth"),
+        ({"lens_pair_weights": [1, 2], "lens_layers": "3"}, "one for each of the 3 pairs"),
+        ({"lens_pair_weights": [0, 0]}, "are 0 for all pairs"),
+        ({"lens_weight_schedule": "slow"}, "is one of constant, linear, cosine, got 'slow'"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            check_values(values)
+    check_values({"lens_pair_weights": [1, 2], "lens_layers": 2, "lens_weight_schedule": "cosine"})
+
+
+def test_a_missing_deepspeed_is_told_first(monkeypatch):
+    """With how to install it."""
+    monkeypatch.setattr(train_checks, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="deepspeed is not installed: pip install deepspeed"):
+        check_values({"deepspeed": "ds.json"})
+
+
+def test_a_teacher_at_nobodys_address_is_told_first(workshop, capsys):
+    """One line, before torch; a folder that holds a run is left to the run, which may be over."""
+    toys.recipe(
+        workshop,
+        teacher_model_name_or_path=None,
+        teacher_server="http://127.0.0.1:9/v1",
+        lens_weight=0,
+    )
+    assert main(["train", "--config", "recipe.yaml"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "cannot be reached, asked 2 times" in said[0]
+
+
+def test_a_hub_that_cannot_be_reached_is_told_first(workshop, monkeypatch):
+    """With the field and what was looked for; a model that was downloaded is left to the loader."""
+    from huggingface_hub import constants
+
+    def unknown(*_):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(workshop / "hub"))
+    monkeypatch.setattr("distilllens.places.getproxies", dict)
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    job = {"train_file": ["train.jsonl"], "output_dir": "out"}
+    for field, name in (
+        ("teacher_model_name_or_path", "org/teachr"),
+        ("model_name_or_path", "org/studnt"),
+        ("tokenizer_name_or_path", "org/tokenizr"),
+    ):
+        with pytest.raises(ValueError, match=rf"'{name}': there is no such folder .*by {field}$"):
+            check_files(job | {field: name})
+    (workshop / "hub" / "models--org--teachr").mkdir(parents=True)
+    check_files(job | {"teacher_model_name_or_path": "org/teachr"})
 
 
 def test_what_a_run_reports_to_is_looked_for(monkeypatch):
@@ -104,6 +206,15 @@ def test_a_cache_needs_a_folder_and_a_teacher():
         check_cache({"teacher_model_name_or_path": "b"})
     with pytest.raises(ValueError, match="distilllens cache needs teacher_model_name_or_path"):
         check_cache({"teacher_cache": "a", "teacher_model_name_or_path": None})
+
+
+def test_a_cache_that_is_a_file_is_told_first(workshop):
+    """Also one of several teachers."""
+    job = {"train_file": ["train.jsonl"], "output_dir": "out"}
+    cached = {"teachers": [{"model": "teacher", "weight": 1, "cache": "train.jsonl"}]}
+    for fields in ({"teacher_cache": "train.jsonl"}, cached):
+        with pytest.raises(ValueError, match=r"^teacher_cache train\.jsonl is a file; name a fol"):
+            check_files(job | fields)
 
 
 @pytest.mark.parametrize("name", ["train_file", "eval_file"])

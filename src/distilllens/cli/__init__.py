@@ -87,6 +87,8 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message):
         """Raise a ValueError of one line, in which a flag has one spelling."""
         message = re.sub(r"(--\w+)(/--[\w-]+)+", r"\1", message)
+        for kind, words in (("int", "whole number"), ("float", "number")):
+            message = re.sub(rf"invalid {kind} value: (.*)", rf"must be a {words}, got \1", message)
         if choice := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
             message += did_you_mean(choice[1], re.findall(r"[\w-]+", choice[2]))
         raise ValueError(f"{message} (see {self.prog} --help)")

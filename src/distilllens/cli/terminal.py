@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 _OWN = logging.getLogger("distilllens")
-_LIBRARIES = ("accelerate", "bitsandbytes", "peft", "transformers", "trl")
+_LIBRARIES = ("accelerate", "bitsandbytes", "huggingface_hub", "peft", "transformers", "trl")
 # Warnings of transformers that are wrong or do not matter here.
 _HARMLESS = (
     "Token indices sequence length is longer",  # examples are truncated after tokenization
@@ -18,6 +18,8 @@ _HARMLESS = (
     "The tokenizer has new PAD/BOS/EOS tokens",
     "MatMul8bitLt: inputs will be cast",  # at every layer of every step
 )
+# Of huggingface_hub: each try to reach the hub. What comes of them is said once.
+_TRIES = ("thrown while requesting", "Retrying in ")
 # The quiet command that is running; what is put on it is undone at its end.
 _quiet: list[ExitStack] = []
 
@@ -52,9 +54,10 @@ def command_output(*, verbose: bool = False) -> Iterator[None]:
         _OWN.setLevel(logging.INFO)
         if not verbose:
             # datasets reads it when it is imported.
-            if "HF_DATASETS_DISABLE_PROGRESS_BARS" not in os.environ:
-                os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
-                stack.callback(os.environ.pop, "HF_DATASETS_DISABLE_PROGRESS_BARS", None)
+            _set(stack, "HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+            if os.environ.get("RANK", "0") != "0":
+                # torch's own library, too, reads it when it is loaded.
+                _set(stack, "TORCH_CPP_LOG_LEVEL", "ERROR")
             for name in _LIBRARIES:
                 _attach(stack, logging.getLogger(name), handler)
             handler.addFilter(_matters)
@@ -83,9 +86,17 @@ def quiet_libraries() -> None:
 
     stack = _quiet[-1]
     stack.enter_context(hidden_library_bars())
-    library = logging.getLogger("transformers")
-    stack.callback(setattr, library, "handlers", library.handlers)
-    library.handlers = [h for h in library.handlers if type(h) is not logging.StreamHandler]
+    for name in ("transformers", "huggingface_hub"):
+        library = logging.getLogger(name)
+        stack.callback(setattr, library, "handlers", library.handlers)
+        library.handlers = [h for h in library.handlers if type(h) is not logging.StreamHandler]
+
+
+def _set(stack, name, value):
+    """Set an environment variable until the end of a stack, unless it is set."""
+    if name not in os.environ:
+        os.environ[name] = value
+        stack.callback(os.environ.pop, name, None)
 
 
 def _attach(stack, logger, handler):
@@ -94,7 +105,8 @@ def _attach(stack, logger, handler):
 
 
 def _matters(record):
-    return not record.getMessage().startswith(_HARMLESS)
+    text = record.getMessage()
+    return not text.startswith(_HARMLESS) and not any(part in text for part in _TRIES)
 
 
 def _show_warning(message, category, *_, **__):

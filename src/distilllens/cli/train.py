@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from itertools import chain
+from pathlib import Path
 
 from distilllens.cli import launching
 from distilllens.cli.terminal import quiet_libraries, stage
@@ -19,7 +20,12 @@ from distilllens.cli.train_flags import (
 from distilllens.workflows.field_table import may_be_declared, read_table
 from distilllens.workflows.recipe_fields import UnknownField, located
 from distilllens.workflows.recipe_file import Recipe, read_recipe
-from distilllens.workflows.train_checks import check_files, check_loggers, check_values
+from distilllens.workflows.train_checks import (
+    check_files,
+    check_loggers,
+    check_server,
+    check_values,
+)
 
 _DESCRIPTION = """\
 Train a student. The loss weights select the method: DistillLens (lens_weight above 0, the default),
@@ -55,22 +61,23 @@ def main(argv: list[str]) -> int:
     arguments = _arguments(recipe, flags, "train", _DESCRIPTION, _check)
     from distilllens.workflows.train import run_job
 
-    quiet_libraries()
     say(run_job(*arguments))
     return 0
 
 
 def _check_whole(recipe, flags):
-    """Refuse what can be refused without data and models."""
+    """Refuse what can be refused without data and weights."""
     arguments = _arguments(recipe, flags, "train", _DESCRIPTION, _check)
-    from distilllens.workflows.train import check_job
+    from distilllens.workflows.train import check_before_processes
 
-    check_job(*arguments[:3])
+    check_before_processes(*arguments[:3])
 
 
 def _check(values):
     check_loggers(values.get("report_to"))
     check_files(values)
+    if not (Path(values["output_dir"]) / "run.json").exists():  # it may be finished
+        check_server(values)
 
 
 def read_arguments(
@@ -142,6 +149,7 @@ def _arguments(recipe, flags, command, description, check):
     from distilllens.workflows.run_arguments import build
 
     values = read_fields(make_parser(command, description), recipe, flags)
+    quiet_libraries()
     try:
         return build(values)
     except ValueError as error:

@@ -10,7 +10,13 @@ from typing import Any
 
 from distilllens.cli import OneLineParser, is_flag
 from distilllens.workflows.field_table import KINDS, Field
-from distilllens.workflows.recipe_fields import UnknownField, check_recipe, located, meant_field
+from distilllens.workflows.recipe_fields import (
+    UnknownField,
+    check_recipe,
+    located,
+    mappings_of,
+    meant_field,
+)
 from distilllens.workflows.recipe_file import Recipe, parse_list, parse_mapping
 
 _OF_A_NAME = ("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split")
@@ -110,16 +116,18 @@ def merged(parser: OneLineParser, recipe: Mapping[str, Any], flags: list[str]) -
         if isinstance(value, str) and dict in kinds:
             values[name] = parse_mapping(value, what, may_be_text=name in _FILES)
         elif actions[name].items is dict and isinstance(value, list):
-            values[name] = [each for text in value for each in _mappings(text, what)]
+            values[name] = [each for text in value for each in _mappings(text, what, name)]
         elif isinstance(value, str) and list in kinds and value.startswith("["):
             values[name] = parse_list(value, what)
     return values
 
 
-def _mappings(value, what):
+def _mappings(value, what, name):
     """The mappings that a value of a field of mappings, or a text of one or of several, holds."""
     if not isinstance(value, str):
         return [value]
+    if value.lstrip()[:1] not in ("[", "{"):
+        raise ValueError(f"{what} must be a list of {mappings_of(name)}, got {value!r}")
     is_list = value.startswith("[")
     return parse_list(value, what) if is_list else [parse_mapping(value, what)]
 

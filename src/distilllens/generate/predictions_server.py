@@ -17,6 +17,23 @@ class _Unnamed(QuestionRefused):
 
 
 _PATIENCE = 10.0  # seconds for a list of models, which needs no model
+_FIRST_PATIENCE = 120.0  # for the predictions in a first, short prompt
+
+
+def check_reachable(base_url: str, model: str | None, *, key_variable: str):
+    """Refuse a server that does not answer, before anything is loaded for its sake.
+
+    Args:
+        model: its name at the server; None for the only one there.
+
+    Raises:
+        ValueError: no such model, or a key that is refused.
+        OSError: the server does not answer.
+        ImportError: openai is not installed.
+    """
+    settings = {"key_variable": key_variable, "retries": 1, "timeout": _PATIENCE}
+    with PredictionsServer(base_url, model, **settings) as server:
+        server.reach()
 
 
 class PredictionsServer(Server):
@@ -44,10 +61,23 @@ class PredictionsServer(Server):
             ValueError: no such model; a server without log-probabilities of prompts.
             OSError: as ``predictions``.
         """
+        self.reach()
+        with self._first_question(_FIRST_PATIENCE):
+            return self._settled(ids, top_k)
+
+    def reach(self):
+        """Find the server, and the model's name if it has none; no prompt is sent.
+
+        Raises:
+            ValueError: no such model, or a key that is refused.
+            OSError: the server does not answer.
+        """
         if self.model is None:
             self.model = self._only_model()
         else:
             self._check_awake()
+
+    def _settled(self, ids, top_k):
         try:
             found = self._asked(ids, top_k)
         except QuestionRefused as error:
@@ -157,9 +187,14 @@ class PredictionsServer(Server):
         try:
             self._list()
         except self._openai.APITimeoutError:
-            raise ServerFailed(f"{self._name} does not say which models it has") from None
+            fault = ServerFailed(f"{self._name} does not say which models it has")
+        except (self._openai.APIConnectionError, self._openai.AuthenticationError) as error:
+            fault = self._fault(error)
         except Exception:  # what is wrong otherwise, the first prompt tells
             return
+        else:
+            return
+        raise fault
 
     def _only_model(self):
         try:

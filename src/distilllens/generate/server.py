@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import threading
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
+from time import monotonic
 from urllib.parse import urlsplit
 
 logger = logging.getLogger(__name__)
 
 OPENAI = "https://api.openai.com/v1"
+KEY = "OPENAI_API_KEY"  # the variable that clients of such servers read
 _BODY_TRIES = 3
 _SHORTEST_KEY = 8  # shorter ones, such as "EMPTY", are placeholders and not secret
+# Seconds for the answer to a first, tiny question; the server may load its model for it.
+_FIRST_PATIENCE = 300.0
 _READY = [{"role": "user", "content": "Reply with the one word: ready"}]
 
 
@@ -77,7 +83,7 @@ class Server:
         self._dropped = set()
         self.num_calls = self.prompt_tokens = self.completion_tokens = 0
         self._lock, self._stop = threading.Lock(), threading.Event()
-        self._openai = openai
+        self._openai, self._last_try = openai, math.inf
         self._key = _key_in(key_variable, required=base_url == OPENAI)
         self._client = openai.OpenAI(
             api_key=self._key or "no-key",
@@ -102,8 +108,33 @@ class Server:
         self._stop.set()
 
     def _raise_if_stopped(self, _):
-        if self._stop.is_set():
+        if self._stop.is_set() or monotonic() > self._last_try:
             raise Stopped
+
+    @contextmanager
+    def _first_question(self, patience: float):
+        """In this block, a question that is not answered in time is not asked again.
+
+        Raises:
+            ServerFailed: the server has sent nothing for ``patience`` seconds.
+        """
+        whole, patience = self._client, min(patience, self.timeout)
+        self._client = whole.with_options(timeout=patience)
+        self._last_try = monotonic() + patience
+        try:
+            yield
+        except Stopped:
+            if self._stop.is_set():
+                raise
+            fault = ServerFailed(
+                f"{self._name} has not answered a first, short question in {patience:g} s; see "
+                f"whether it has loaded {self.model or 'its model'}"
+            )
+        else:
+            return
+        finally:
+            self._client, self._last_try = whole, math.inf
+        raise fault
 
     def settle_parameters(self, question: list[dict] | str = _READY):
         """Ask a tiny question, and drop the parameters that the server refuses by name.
@@ -112,10 +143,11 @@ class Server:
             ValueError, OSError: as ``ask``.
         """
         intended = set(self.parameters) - {"max_tokens"}
-        while refused := self._refused_parameters(question):
-            limit = [self.parameters.pop(name) for name in refused][-1]
-            if refused[-1] == "max_tokens":  # OpenAI's newer models have another name for it
-                self.parameters["max_completion_tokens"] = limit
+        with self._first_question(_FIRST_PATIENCE):
+            while refused := self._refused_parameters(question):
+                limit = [self.parameters.pop(name) for name in refused][-1]
+                if refused[-1] == "max_tokens":  # OpenAI's newer models have another name for it
+                    self.parameters["max_completion_tokens"] = limit
         if missing := sorted(intended - set(self.parameters)):
             logger.warning("%s does not take %s", self.who, " and ".join(missing))
         self._dropped = {*missing}

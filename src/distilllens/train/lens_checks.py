@@ -122,6 +122,16 @@ def settle_cross_tokenizer(args):
         setattr(args, name, "uld")
 
 
+def check_schedule(name):
+    """Refuse what is no way in which the weight of the lens falls.
+
+    Raises:
+        ValueError: with those there are.
+    """
+    if name not in SCHEDULES:
+        raise ValueError(f"lens_weight_schedule is one of {', '.join(SCHEDULES)}, got {name!r}")
+
+
 def check_forms(args):
     """Refuse forms of the lens and the feature loss that do not exist or do not go together.
 
@@ -130,11 +140,7 @@ def check_forms(args):
     """
     from distilllens.sampling import check_fraction  # with torch
 
-    if args.lens_weight_schedule not in SCHEDULES:
-        known = ", ".join(SCHEDULES)
-        raise ValueError(
-            f"lens_weight_schedule is one of {known}, got {args.lens_weight_schedule!r}"
-        )
+    check_schedule(args.lens_weight_schedule)
     check_fraction("lens_weight_until", args.lens_weight_until)
     others = (args.output_weight, args.cross_entropy_weight, args.feature_weight)
     if args.lens_weight > 0 and args.lens_weight_until < 1 and not any(others):

@@ -13,6 +13,7 @@ from pathlib import Path
 from datasets import Dataset, IterableDataset
 
 from distilllens.generate.predictions_server import PredictionsServer
+from distilllens.generate.server import KEY
 from distilllens.loading import check_tokenizers, find_tokenizer
 from distilllens.teacher import ServedTeacher
 from distilllens.teacher.served import top_predictions
@@ -20,7 +21,6 @@ from distilllens.train.checks import check_shared
 from distilllens.train.collation import Collation
 
 logger = logging.getLogger(__name__)
-KEY = "OPENAI_API_KEY"  # the variable that clients of such servers read
 _RETRIES, _TIMEOUT = 5, 600.0
 _FIRST_TOKENS = 64
 # Texts of tokens that may differ between a server's decoding and ours.

@@ -167,7 +167,8 @@ def _check_entries(teachers):
         if unknown := [key for key in entry if key not in _ENTRY]:
             known = ", ".join(_ENTRY)
             raise ValueError(f"{where}: unknown key {unknown[0]!r}; known: {known}")
-        weight = entry.get("weight")
+        if (weight := entry.get("weight")) is None:
+            raise ValueError(f"{where} has no weight; give each one, as in {_EXAMPLE}")
         is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
         if not is_number or not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"{where}: weight must be a number of at least 0, got {weight!r}")

@@ -8,7 +8,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import NamedTuple
 
-from distilllens.fingerprints import tensor_fingerprint
+from distilllens.fingerprints import OtherTokenizer, tensor_fingerprint
 from distilllens.joined_map import JoinedMap
 from distilllens.layer_map import Cut, LayerMap
 from distilllens.lens import LogitLens
@@ -73,24 +73,36 @@ def find_teacher(
         return find_served(collation), None
     if collation.args.teachers is not None:
         return _find_several(collation, teacher, student)
-    source, needs = _find_source(collation.of_teacher, teacher, student)
+    with tokenizers_advised():
+        source, needs = _find_source(collation.of_teacher, teacher, student)
     return aligned(collation, source), needs
+
+
+@contextmanager
+def tokenizers_advised():
+    """The error of another tokenizer also says what compares two; several teachers need one."""
+    try:
+        yield
+    except OtherTokenizer as error:
+        raise ValueError(
+            f"{error}; cross_tokenizer: shared compares what both read (docs/tokenizers.md)"
+        ) from error
 
 
 def _find_several(collation, teachers, student):
     found = []
     each = zip(each_alone(collation.args), teachers, strict=True)
     for number, (args, teacher) in enumerate(each, 1):
-        with _of_entry(number, teacher):
-            found.append(find_teacher(replace(collation, args=args), teacher, student))
+        with of_entry(number, teacher):
+            found.append(_find_source(replace(collation, args=args), teacher, student))
     sources, needs = zip(*found, strict=True)
     weights = [entry["weight"] for entry in collation.args.teachers]
     return MixedTeacher(sources, weights), needs if any(needs) else None
 
 
 @contextmanager
-def _of_entry(number, teacher):
-    """Errors say which of several teachers they are about."""
+def of_entry(number: int, teacher):
+    """Errors say which of several teachers, from 1, they are about; ``teacher`` may be its name."""
     try:
         yield
     except ValueError as error:
@@ -240,14 +252,5 @@ def _load(name, args, collation):
     hub = {key: kwargs[key] for key in ("revision", "trust_remote_code") if key in kwargs}
     tokenizer = find_tokenizer("teacher", name, **hub)
     if tokenizer is not None and args.cross_tokenizer is None:
-        _check_tokenizer(collation, tokenizer)
-    return load_model("teacher", name, **kwargs)
-
-
-def _check_tokenizer(collation, tokenizer):
-    try:
         check_shared(check_tokenizers(collation.tokenizer, tokenizer), collation)
-    except ValueError as error:
-        raise ValueError(
-            f"{error}; cross_tokenizer: shared compares what both read (docs/tokenizers.md)"
-        ) from error
+    return load_model("teacher", name, **kwargs)

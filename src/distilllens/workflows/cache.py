@@ -23,7 +23,7 @@ from distilllens.train.teachers import (
 )
 from distilllens.train.tuned_lens import new_translators, translators_for_cache
 from distilllens.workflows import students, train_data, train_inputs
-from distilllens.workflows.identity import check_depths
+from distilllens.workflows.model_checks import check_models
 from distilllens.workflows.train import one_line_errors
 from distilllens.workflows.train_checks import check_cache
 from distilllens.workflows.train_inputs import JobArguments
@@ -56,8 +56,8 @@ def _write_cache(job, model, args, depths):
     logger.info("loading the tokenizer and the data")
     tokenizer = students.load_student_tokenizer(job, model, args)
     config = students.load_student_config(job, model, args, tokenizer)
-    check_depths(args, config)
     reader = students.as_trained(tokenizer, args)
+    check_models(args, config, reader)
     records = train_data.load_all(job, reader, args)
     examples = train_data.examples_of(job, args, reader, records)
     if source := train_data.described(job, records):

@@ -15,7 +15,7 @@ from distilllens.evaluate.processes import Process
 from distilllens.evaluate.tasks import Task
 from distilllens.generate.answer_file import AnswerFile, AnswerRow
 from distilllens.generate.decoding import request_seed
-from distilllens.generate.server import QuestionRefused, Reply, Server, ServerFailed, Stopped
+from distilllens.generate.server import KEY, QuestionRefused, Reply, Server, ServerFailed, Stopped
 from distilllens.workflows.generate_inputs import Prepared, read_data
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,6 @@ _RETRIES, _TIMEOUT = 5, 600.0
 _SEED_BITS = 31  # what servers take at least
 _MOST_NAMED = 3
 # Settings of a model that runs here -> their defaults.
-_KEY = "OPENAI_API_KEY"  # the variable that clients of such servers read
 _LOCAL = {
     "backend": "transformers",
     "dtype": "auto",
@@ -131,7 +130,7 @@ def _connected(plan):
     return Server(
         plan.server.rstrip("/"),
         plan.model,
-        key_variable=plan.server_key or _KEY,
+        key_variable=plan.server_key or KEY,
         parameters={"max_tokens": decoding.max_new_tokens, **parameters},
         retries=_RETRIES,
         timeout=_TIMEOUT,

@@ -7,8 +7,10 @@ import json
 from types import SimpleNamespace
 
 from distilllens.fingerprints import fingerprint, tokenizer_fingerprint
+from distilllens.layer_map import LayerMap
 from distilllens.loading import load_config
 from distilllens.teacher.cache import manifest_of
+from distilllens.train.schedule import pair_weights
 from distilllens.train.teacher_fields import each_alone
 from distilllens.train.teachers import depths_of, layer_map_of
 
@@ -71,21 +73,36 @@ def teacher_identity(args):
 
 
 def check_depths(args, student_config):
-    """Refuse ``lens_layers`` that the models do not have, as their configurations tell.
+    """Refuse ``lens_layers``, or weights of its pairs, that the models do not have.
+
+    As their configurations tell.
 
     Raises:
         ValueError: with the depths there are; also as ``teacher_identity``.
     """
-    for alone in each_alone(args) if args.teachers is not None else ():
-        check_depths(alone, student_config)
+    for layer_map in maps_by_names(args, student_config):
+        pair_weights(args.lens_pair_weights, layer_map)
+
+
+def maps_by_names(args, student_config) -> list[LayerMap]:
+    """The pairs of each named or cached teacher, where configurations tell the depths.
+
+    Raises:
+        ValueError: as ``check_depths``.
+    """
+    if args.teachers is not None:
+        each = (maps_by_names(alone, student_config) for alone in each_alone(args))
+        return [layer_map for maps in each for layer_map in maps]
     if args.teacher_model_name_or_path:
         num_layers = _num_layers(teacher_config_of(args))
     elif args.teacher_cache:
         num_layers = manifest_of(args.teacher_cache).num_layers
     else:
-        return
-    if num_layers and _num_layers(student_config):
-        layer_map_of(args, depths_of(student_config), SimpleNamespace(num_layers=num_layers))
+        return []
+    if not num_layers or not _num_layers(student_config):
+        return []
+    found = layer_map_of(args, depths_of(student_config), SimpleNamespace(num_layers=num_layers))
+    return [] if found is None else [found]
 
 
 def teacher_config_of(args):

@@ -94,13 +94,15 @@ def read_profile(name: str) -> Profile:
                 f"{did_you_mean(name, names)}"
             )
         file = _PROFILES / f"{name}.yaml"
-    recipe = read_recipe(str(file))
+    recipe = read_recipe(str(file), "accelerate_config")
     values = recipe.values
-    kind = _KINDS.get(values.get("distributed_type"))
+    given = values.get("distributed_type")
+    kind = _KINDS.get(given) if isinstance(given, str) else None
     if kind is None:
+        hint = '; YAML reads a bare NO as false: write "NO" in quotes' if given is False else ""
         raise ValueError(
             f"{recipe.where('distributed_type')}: distributed_type must be one of "
-            f"{', '.join(_KINDS)}, got {values.get('distributed_type')!r}"
+            f"{', '.join(_KINDS)}, got {given!r}{hint}"
         )
     for key, value in values.items():
         _check_entry(recipe, key, value)

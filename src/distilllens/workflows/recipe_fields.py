@@ -35,7 +35,9 @@ _ELSEWHERE = {
 
 # The type of a list's elements -> what a recipe may have there, and its name.
 _ITEMS = {str: (str, "texts"), int: (int, "whole numbers"), float: (int | float, "numbers")}
-_ITEMS[dict] = (dict, "mappings such as {path: data.jsonl}")
+_ITEMS[dict] = (dict, "mappings")
+# Field of mappings -> one of them.
+_EXAMPLES = {"teachers": "{model: A, weight: 0.7}", "datasets": "{path: data.jsonl}"}
 
 
 class UnknownField(ValueError):
@@ -123,7 +125,7 @@ def _problem(name, value, action, text):
     if kind in ("int", "float"):
         return _number_problem(value, whole=kind == "int")
     if isinstance(value, dict | list) or (dict in kinds and not isinstance(value, str)):
-        return _collection_problem(value, action, kinds)
+        return _collection_problem(name, value, action, kinds)
     if isinstance(value, bool) and bool in kinds:
         return None
     if isinstance(value, bool):
@@ -151,9 +153,15 @@ def _problem_of_nothing(action):
     return f"is empty; give it a value, or leave the line out for {default!r}"
 
 
-def _collection_problem(value, action, kinds):
+def mappings_of(name: str) -> str:
+    """What a field of mappings takes, in words."""
+    return f"mappings such as {_EXAMPLES[name]}" if name in _EXAMPLES else "mappings"
+
+
+def _collection_problem(name, value, action, kinds):
     if isinstance(value, list) and (action.nargs == "+" or list in kinds):
         kind, what = _ITEMS[getattr(action, "items", str)]
+        what = mappings_of(name) if kind is dict else what
         wrong = [p for p in value if isinstance(p, bool) or not isinstance(p, kind)]
         return f"must be a list of {what}, got {wrong[0]!r} in it" if wrong else None
     if dict in kinds:

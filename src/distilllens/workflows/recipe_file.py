@@ -39,21 +39,24 @@ class Recipe:
         return f"{self.path}:{self.lines[name]}" if name in self.lines else self.path
 
 
-def read_recipe(path: str) -> Recipe:
+def read_recipe(path: str, what: str = "recipe") -> Recipe:
     """The mapping in a YAML file.
+
+    Args:
+        what: what messages call it.
 
     Raises:
         ValueError: no such file, broken UTF-8, or as ``parse_recipe``.
         OSError: a file that cannot be read.
     """
-    return parse_recipe(_text_of(path), path)
+    return parse_recipe(_text_of(path, what), path, what)
 
 
-def parse_recipe(text: str, path: str) -> Recipe:
+def parse_recipe(text: str, path: str, what: str = "recipe") -> Recipe:
     """The mapping in a YAML text.
 
     Args:
-        path: what messages call the text.
+        path, what: what messages call the text.
 
     Raises:
         ValueError: broken YAML, not a mapping, a field given twice, a number that YAML reads as
@@ -61,8 +64,10 @@ def parse_recipe(text: str, path: str) -> Recipe:
             message is one line with file and line.
     """
     root, values = _read(text, lambda line: path if line is None else f"{path}:{line}")
+    if values is None:
+        raise ValueError(f"{what} {path} is empty; it must be a mapping of fields to values")
     if not isinstance(values, dict):
-        raise ValueError(f"recipe {path} must be a mapping of fields to values, got {values!r}")
+        raise ValueError(f"{what} {path} must be a mapping of fields to values, got {values!r}")
     return _located(path, root, values)
 
 
@@ -149,21 +154,21 @@ def _read(text, where, kind=None):
         raise ValueError(f"{where(line)}: {kind}{problem}") from None
 
 
-def _text_of(path):
+def _text_of(path, what):
     try:
         with open(path, "rb") as stream:
             content = stream.read(_MOST_BYTES + 1)
     except FileNotFoundError:
-        raise ValueError(f"recipe {path} does not exist") from None
+        raise ValueError(f"{what} {path} does not exist") from None
     except IsADirectoryError:
-        raise ValueError(f"recipe {path} is a folder; name a YAML file in it") from None
+        raise ValueError(f"{what} {path} is a folder; name a YAML file in it") from None
     if len(content) > _MOST_BYTES:
-        raise ValueError(f"recipe {path} is larger than 1 MB, too large for a recipe")
+        raise ValueError(f"{what} {path} is larger than 1 MB, too large for one")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}:{line}: recipe is not UTF-8: {error}") from None
+        raise ValueError(f"{path}:{line}: {what} is not UTF-8: {error}") from None
 
 
 class _TrapError(yaml.MarkedYAMLError):

@@ -34,14 +34,14 @@ def load_student_tokenizer(job, model, args):
     Raises:
         ValueError: it cannot be loaded, or it has no end-of-sequence token.
     """
-    name, revision = job.tokenizer_name_or_path, None
+    role, name, revision = "student", job.tokenizer_name_or_path, None
     if name is None and job.student_blocks is not None:
-        name = args.teacher_model_name_or_path
+        role, name = "teacher", args.teacher_model_name_or_path
         revision = (args.teacher_model_init_kwargs or {}).get("revision")
     elif name is None:
         name, revision = model.model_name_or_path, model.model_revision
     tokenizer = load_tokenizer(
-        "student",
+        role,
         name,
         advice="name a folder or hub id with a tokenizer, or set tokenizer_name_or_path",
         revision=revision,

@@ -37,15 +37,20 @@ from distilllens.workflows import estimate, students, train_data, train_inputs
 from distilllens.workflows.estimate_run import run_of
 from distilllens.workflows.hub import hub_of
 from distilllens.workflows.identity import (
-    check_depths,
     student_identity,
     teacher_identities,
     tokenizer_identity,
 )
+from distilllens.workflows.model_checks import (
+    check_embeddings,
+    check_models,
+    check_named_models,
+    note_on_same_models,
+)
 from distilllens.workflows.outputs import PAGE
 from distilllens.workflows.provenance import record_of
 from distilllens.workflows.run_summary import Opening, closing, lens_is_read, student_in_words
-from distilllens.workflows.train_checks import check_folders, check_loggers
+from distilllens.workflows.train_checks import check_folders, check_loggers, check_server
 from distilllens.workflows.train_inputs import JobArguments
 
 logger = logging.getLogger(__name__)
@@ -94,6 +99,16 @@ def run_job(job: JobArguments, model, args: DistillLensConfig, given: dict | Non
     return line if hub is None else f"{line}\n{hub.upload()}"
 
 
+def check_before_processes(job: JobArguments, model, args: DistillLensConfig):
+    """Refuse what can be refused without data and weights.
+
+    Raises:
+        ValueError, OSError: as ``run_job``.
+    """
+    check_job(job, model, args)
+    check_named_models(job, model, args)
+
+
 def check_job(job: JobArguments, model, args: DistillLensConfig):
     """Refuse arguments of which neither data nor models are needed to know that they do not fit.
 
@@ -104,18 +119,22 @@ def check_job(job: JobArguments, model, args: DistillLensConfig):
     check_loggers(args.report_to, has_tensorboard=is_tensorboard_available())
     _check_evaluation(job, args)
     check_folders(args.output_dir, args.teacher_cache)
+    if not run_folder.is_finished(args.output_dir):
+        check_server(vars(args))
 
 
 def _run(job, model, args, given):
     """Train; returns a line, or None if the run is finished already."""
+    train_inputs.say_idle(job, model, args, given)
     args = students.with_student_settings(job, model, args)
     logger.info("loading the tokenizer and the data")
     tokenizer = students.load_student_tokenizer(job, model, args)
     config = students.load_student_config(job, model, args, tokenizer)
-    check_depths(args, config)
     reader = students.as_trained(tokenizer, args)
+    check_models(args, config, reader)
     records = train_data.load_all(job, reader, args)
     examples = train_data.examples_of(job, args, reader, records)
+    check_embeddings(args, config, reader, examples["train"])
     check_prompts(args, args.teacher_model_name_or_path, examples["train"])
     if job.student_config is None:
         args = students.with_save_dtype(model, args, config)
@@ -126,6 +145,8 @@ def _run(job, model, args, given):
         **teacher_identities(args),
     }
     train_inputs.say_templates(args, reader, examples, config)
+    if job.student_config is None and (note := note_on_same_models(model, args, config, models)):
+        logger.warning("%s", note)
     files = train_data.files_of(job)
     rows = train_data.rows_of(job, records)
     identity = run_folder.recipe_identity(given, files, models, args.world_size, rows)

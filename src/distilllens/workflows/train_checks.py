@@ -10,13 +10,20 @@ from typing import Any
 from distilllens.data import data_files
 from distilllens.data.sources import sources_of
 from distilllens.errors import did_you_mean
-from distilllens.places import check_folder_of, missing_in
+from distilllens.generate.predictions_server import check_reachable
+from distilllens.generate.server import KEY
+from distilllens.places import check_folder_of, check_hub_of, missing_in
 from distilllens.train.config_checks import (
     check_bounds,
     check_finite,
     check_save_dtype,
 )
-from distilllens.train.lens_checks import check_cross_tokenizer, check_lens_layers
+from distilllens.train.lens_checks import (
+    check_cross_tokenizer,
+    check_lens_layers,
+    check_schedule,
+    settled_pair_weights,
+)
 from distilllens.train.on_policy_checks import check_named_teacher, check_on_policy
 from distilllens.train.stream_checks import check_stream_settings
 from distilllens.train.teacher_checks import check_teachers
@@ -56,7 +63,12 @@ def check_values(values: Mapping[str, Any]):
     """
     check_bounds(values)
     check_finite(values)
-    check_lens_layers(values.get("lens_layers", "auto"))
+    layers = str(values.get("lens_layers", "auto"))
+    check_lens_layers(layers)
+    settled_pair_weights(values.get("lens_pair_weights"), layers)
+    check_schedule(values.get("lens_weight_schedule", "constant"))
+    if values.get("deepspeed") and find_spec("deepspeed") is None:
+        raise ValueError("deepspeed is not installed: pip install deepspeed, or leave it out")
     if values.get("dataset_streaming") or values.get("streaming"):
         check_stream_settings(values)
     check_cross_tokenizer(values.get("cross_tokenizer"))
@@ -82,17 +94,32 @@ def check_files(values: Mapping[str, Any]):
             list(data_files(values[name], warn=False))
     for role, field in _MODELS.items():
         if (name := values.get(field)) is not None:
-            _check_model(f"the {role} {name!r}", name)
+            _check_model(f"the {role} {name!r}", name, field, values)
     for who, field in (("student", ""), ("teacher", "teacher_")):
         if (name := values.get(f"{field}tokenizer_name_or_path")) is not None:
-            check_folder_of(f"the tokenizer of the {who} {name!r}", name)
+            what = f"the tokenizer of the {who} {name!r}"
+            check_folder_of(what, name)
+            check_hub_of(what, name, f"; it is named by {field}tokenizer_name_or_path")
     check_folders(values["output_dir"], values.get("teacher_cache"))
     for number, entry in enumerate(values.get("teachers") or (), 1):
         if entry.get("model") is not None:
-            _check_model(f"entry {number} of teachers {entry['model']!r}", entry["model"])
+            what = f"entry {number} of teachers {entry['model']!r}"
+            _check_model(what, entry["model"], "teachers", values)
         elif entry.get("cache") is None:
             raise ValueError(f"entry {number} of teachers needs a model or a cache")
         check_folders(values["output_dir"], entry.get("cache"))
+
+
+def check_server(values: Mapping[str, Any]):
+    """Refuse a ``teacher_server`` that does not answer.
+
+    Raises:
+        ValueError: no such model there, or a key that it refuses.
+        OSError: it does not answer.
+        ImportError: openai is not installed.
+    """
+    if (server := values.get("teacher_server")) is not None:
+        check_reachable(server, values.get("teacher_server_model"), key_variable=KEY)
 
 
 def check_cache(values: Mapping[str, Any]):
@@ -164,9 +191,11 @@ def _check_streaming(values):
             )
 
 
-def _check_model(what, name):
+def _check_model(what, name, field, values):
     """Refuse a folder that is not there, or holds no model; a hub id is left to the hub."""
     check_folder_of(what, name)
+    if "cache_dir" not in (values.get("teacher_model_init_kwargs") or {}):
+        check_hub_of(what, name, f"; it is named by {field}")
     folder = Path(name)
     is_adapter = (folder / "adapter_config.json").is_file()
     if folder.is_dir() and not is_adapter and (problem := missing_in(folder, "config.json")):
@@ -214,6 +243,8 @@ def check_folders(output_dir: str, teacher_cache: str | None):
             )
     if teacher_cache is None:
         return
+    if Path(teacher_cache).is_file():
+        raise ValueError(f"teacher_cache {teacher_cache} is a file; name a folder")
     cache, output = Path(teacher_cache).resolve(), folder.resolve()
     if output in (cache, *cache.parents):
         raise ValueError(

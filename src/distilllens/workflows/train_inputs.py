@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -12,6 +13,7 @@ from distilllens.layer_map import parse_blocks
 from distilllens.loading import find_tokenizer, generation_ends
 from distilllens.train.chat_templates import other_template, unended_answers
 from distilllens.train.config_checks import check_bounds
+from distilllens.train.idle_fields import idle_fields, idle_teacher
 from distilllens.workflows.train_checks import check_sources
 from distilllens.workflows.train_data import first_of, is_conversation
 
@@ -150,6 +152,25 @@ def changed_fields(job: JobArguments, model, args) -> dict[str, Any]:
             if value != getattr(default, each.name, None):
                 found[each.name] = value
     return found
+
+
+def say_idle(job: JobArguments, model, args, given: Iterable[str]):
+    """Warn of a teacher that is asked for nothing, and of fields that were set in vain.
+
+    Args:
+        given: the fields that were set.
+    """
+    values = {**vars(job), **vars(model), **vars(args)}
+    defaults = {each.name: each.default for part in (job, model, args) for each in fields(part)}
+    if (teacher := idle_teacher(values)) is not None:
+        logger.warning(
+            "%s is loaded and not used: output_weight, lens_weight and feature_weight are 0, and "
+            "nothing is evaluated",
+            teacher,
+        )
+    changed = [name for name in given if name in values and values[name] != defaults[name]]
+    for why, names in idle_fields(values, changed).items():
+        logger.warning("%s: %s has no effect", why, " and ".join(names))
 
 
 def say_templates(args, tokenizer, examples, config):

@@ -104,7 +104,7 @@ def read_study(path: str) -> Study:
         ValueError: one line with file and line, and what would be right.
         OSError: a file that cannot be read.
     """
-    file = read_recipe(path)
+    file = read_recipe(path, "study")
     values = {
         name: value
         for name, value in check_recipe(file, declared(_FIELDS)).items()

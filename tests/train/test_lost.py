@@ -5,11 +5,11 @@ import re
 import signal
 import time
 
+import processes
 import pytest
 import torch
 import toys
 from fault_rows import found
-from processes import served, texts, wait_for
 
 from distilllens.train import lost
 
@@ -62,12 +62,6 @@ FAULTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def server():
-    with served() as made:
-        yield made
-
-
 def error_of(text):
     """The one line of a process, from "distilllens:" on."""
     lines = [line for line in text.splitlines() if line.startswith("distilllens:")]
@@ -81,11 +75,11 @@ def in_words(statuses, text):
     return f"both end, status {' and '.join(map(str, statuses))}: `{line}`"
 
 
-def ended(server, pids, workshop, seconds=SECONDS):
+def ended(pids, workshop, seconds=SECONDS):
     """Statuses and texts of two processes, none of which is there after so long."""
     since = time.monotonic()
-    statuses = server.ends(pids, seconds)
-    said = texts(workshop, 2)
+    statuses = processes.ends(pids, seconds)
+    said = processes.texts(workshop, 2)
     assert None not in statuses, said
     assert all(status != 0 for status in statuses), (statuses, said)
     assert all("Traceback" not in text for text in said), said
@@ -132,19 +126,19 @@ def test_an_error_is_told_by_the_process_that_has_it(monkeypatch, case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_of_one_process_ends_both(server, workshop, fault):
+def test_a_fault_of_one_process_ends_both(workshop, fault):
     """Whatever it is; the same command without it goes on to the weights of an undisturbed run."""
     before, line = FAULTS[fault]
     hangs = "hangs" in fault
     toys.recipe(workshop, max_steps=6, save_steps=2, ddp_timeout=4 if hangs else None)
-    pids = server.start(TRAIN, workshop, processes=2, before=before)
-    statuses, said = ended(server, pids, workshop)
+    pids = processes.start(TRAIN, workshop, processes=2, before=before)
+    statuses, said = ended(pids, workshop)
     assert line in said[0], said
     happened = in_words(statuses, said[0])
     toys.recipe(workshop, max_steps=6, save_steps=2)
-    assert set(server.run(TRAIN, workshop, processes=2)[0]) == {0}
+    assert set(processes.run(TRAIN, workshop, processes=2)[0]) == {0}
     toys.recipe(workshop, max_steps=6, save_steps=2, output_dir="whole")
-    assert set(server.run(TRAIN, workshop, processes=2)[0]) == {0}
+    assert set(processes.run(TRAIN, workshop, processes=2)[0]) == {0}
     whole, again = (workshop / name / "model.safetensors" for name in ("whole", "out"))
     assert again.read_bytes() == whole.read_bytes()
     test = "test_a_fault_of_one_process_ends_both"
@@ -153,13 +147,13 @@ def test_a_fault_of_one_process_ends_both(server, workshop, fault):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_is_named(server, workshop, victim):
+def test_a_killed_process_is_named(workshop, victim):
     """By the one that is left, soon after SIGKILL."""
     toys.recipe(workshop, max_steps=3000, save_steps=5)
-    pids = server.start(TRAIN, workshop, processes=2)
-    wait_for(workshop / "out" / "checkpoint-5" / "complete.json")
+    pids = processes.start(TRAIN, workshop, processes=2)
+    processes.wait_for(workshop / "out" / "checkpoint-5" / "complete.json")
     os.kill(pids[victim], signal.SIGKILL)
-    statuses, said = ended(server, pids, workshop)
+    statuses, said = ended(pids, workshop)
     assert statuses[victim] == -signal.SIGKILL and statuses[1 - victim] == 2
     assert f"process {victim} " in error_of(said[1 - victim]), said
     happened, test = in_words(statuses, said[1 - victim]), "test_a_killed_process_is_named"
@@ -168,13 +162,13 @@ def test_a_killed_process_is_named(server, workshop, victim):
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_stops_both(server, workshop):
+def test_a_signal_to_one_process_stops_both(workshop):
     """SIGTERM to rank 1 alone: the same step, one checkpoint, one line."""
     toys.recipe(workshop, max_steps=3000, save_steps=5)
-    pids = server.start(TRAIN, workshop, processes=2)
-    wait_for(workshop / "out" / "checkpoint-5" / "complete.json")
+    pids = processes.start(TRAIN, workshop, processes=2)
+    processes.wait_for(workshop / "out" / "checkpoint-5" / "complete.json")
     os.kill(pids[1], signal.SIGTERM)
-    statuses, said = ended(server, pids, workshop)
+    statuses, said = ended(pids, workshop)
     assert statuses == [143, 143] and said[0].count("stopped by SIGTERM after step") == 1
     happened = re.sub(r"checkpoint-\d+", "checkpoint-N", in_words(statuses, said[0]))
     test = "test_a_signal_to_one_process_stops_both"
@@ -182,19 +176,19 @@ def test_a_signal_to_one_process_stops_both(server, workshop):
 
 
 @pytest.mark.slow
-def test_a_damaged_shard_ends_both(server, workshop):
+def test_a_damaged_shard_ends_both(workshop):
     """A bit that only rank 1 sees changed while it reads the cache."""
     toys.recipe(workshop, max_steps=6, save_steps=2, teacher_cache="cache")
     cache = ["cache", "--config", "recipe.yaml"]
-    statuses, said = server.run(cache, workshop)
+    statuses, said = processes.run(cache, workshop)
     assert statuses == [0], said
     flip = """
 import distilllens.teacher.shards as shards
 if rank == 1:
     shards._checksum = lambda states, scales: b"another!"
 """
-    pids = server.start(TRAIN, workshop, processes=2, before=flip)
-    statuses, said = ended(server, pids, workshop)
+    pids = processes.start(TRAIN, workshop, processes=2, before=flip)
+    statuses, said = ended(pids, workshop)
     assert "process 1 has ended" in said[0] and "shard" in said[0], said
     happened = re.sub(r"(shard-\w{4})\w+", r"\1...", in_words(statuses, said[0]))
     happened = re.sub(r"document \d+", "document N", happened)

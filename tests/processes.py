@@ -53,10 +53,13 @@ def python():
         server = subprocess.Popen(
             [sys.executable, warm_python.__file__, str(folder), str(listening.fileno())],
             stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             env=_ENVIRONMENT,
             pass_fds=[listening.fileno()],
         )
     atexit.register(_end, server)
+    with server.stdout:  # limits of time are those of what is started, not of imports
+        assert server.stdout.read(1), "the server has ended"
     return str(folder / "python")
 
 

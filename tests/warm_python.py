@@ -103,6 +103,7 @@ def serve(folder, number):
     listening = socket.socket(fileno=int(number))
     path, before = sys.path[1:], {*os.environ}
     _import_everything()
+    os.write(1, b"!")  # for processes.python, which waits for it
     gc.freeze()  # a collection in a fork would copy what it looks at
     set_by_imports = {name: value for name, value in os.environ.items() if name not in before}
     request, files = _forked(listening, folder)

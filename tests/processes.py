@@ -17,6 +17,16 @@ from pathlib import Path
 
 import warm_python
 
+# For ``before``: stops after so many steps as at a SIGTERM, with a checkpoint.
+STOP = """
+import os, signal
+from transformers.trainer_callback import CallbackHandler
+def stop(self, args, state, control, step=CallbackHandler.on_step_end):
+    if state.global_step == {step} and rank == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return step(self, args, state, control)
+CallbackHandler.on_step_end = stop
+"""
 SLOWEST = 120  # seconds that a toy command may take on a busy machine
 # As it was before a test changed something of it.
 _ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -78,7 +88,7 @@ def start(argv, folder, *, processes=1, before="", **environment):
     Returns:
         The numbers of the processes.
     """
-    port, pids = _free_port(), []
+    port, pids = free_port(), []
     for rank in range(processes):
         more = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes}
         more |= {"LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -135,7 +145,8 @@ def wait_for(path, timeout=SLOWEST):
         time.sleep(0.005)
 
 
-def _free_port():
+def free_port():
+    """A port that nobody listens at."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return one.getsockname()[1]

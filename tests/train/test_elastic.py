@@ -22,16 +22,6 @@ from distilllens.train.elastic import (
 from distilllens.train.recipe_difference import first_difference
 
 TRAIN = ["train", "--config", "recipe.yaml"]
-# Stops after so many steps as at a SIGTERM, with a checkpoint.
-STOP = """
-import os, signal
-from transformers.trainer_callback import CallbackHandler
-def stop(self, args, state, control, step=CallbackHandler.on_step_end):
-    if state.global_step == {step} and rank == 0:
-        os.kill(os.getpid(), signal.SIGTERM)
-    return step(self, args, state, control)
-CallbackHandler.on_step_end = stop
-"""
 STEPS = {"optim": "adamw_torch", "learning_rate": 0.01, "lr_scheduler_type": "linear"}
 STEPS |= {"logging_steps": 2, "max_steps": 11, "save_steps": 100, "max_grad_norm": 1.0}
 
@@ -90,7 +80,7 @@ def test_another_number_of_processes_changes_nothing(workshop, case):
         statuses, said = run(number)
         assert set(statuses) == {0}, said
     toys.recipe(workshop, **shape, gradient_accumulation_steps=4 // first)
-    statuses, said = run(first, before=STOP.format(step=5))
+    statuses, said = run(first, before=processes.STOP.format(step=5))
     assert set(statuses) == {143}, said
     assert (workshop / "out" / "checkpoint-5").is_dir()
     statuses, said = run(then)
@@ -120,7 +110,7 @@ def test_what_cannot_stay_is_refused_with_the_arithmetic(workshop):
     write_rows(workshop)
     shape = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, **STEPS}
     toys.recipe(workshop, **shape)
-    assert processes.run(TRAIN, workshop, before=STOP.format(step=5))[0] == [143]
+    assert processes.run(TRAIN, workshop, before=processes.STOP.format(step=5))[0] == [143]
     before = (workshop / "out" / "run.json").read_bytes()
     statuses, said = processes.run(TRAIN, workshop, processes=3)
     assert set(statuses) == {2}
@@ -134,7 +124,7 @@ def test_what_cannot_stay_is_refused_with_the_arithmetic(workshop):
     statuses, said = processes.run(named, workshop, processes=3)
     assert set(statuses) == {2} and "4 / (3 x 2) is no whole number" in said[0]
     toys.recipe(workshop, **shape, dataloader_drop_last=True, output_dir="dropped")
-    assert processes.run(TRAIN, workshop, before=STOP.format(step=5))[0] == [143]
+    assert processes.run(TRAIN, workshop, before=processes.STOP.format(step=5))[0] == [143]
     statuses, said = processes.run(TRAIN, workshop, processes=2)
     assert set(statuses) == {2} and "dataloader_drop_last: true leaves out another" in said[0]
     assert (workshop / "out" / "run.json").read_bytes() == before
@@ -150,10 +140,12 @@ def test_the_rows_of_another_run_stay(workshop):
     toys.recipe(workshop, **STEPS, gradient_accumulation_steps=4, output_dir="whole")
     assert processes.run(TRAIN, workshop)[0] == [0]
     toys.recipe(workshop, **STEPS, gradient_accumulation_steps=4, output_dir="other")
-    assert processes.run(TRAIN, workshop, before=STOP.format(step=4))[0] == [143]
+    assert processes.run(TRAIN, workshop, before=processes.STOP.format(step=4))[0] == [143]
     toys.recipe(workshop, **STEPS)
     named = [*TRAIN, "--resume_from_checkpoint", "other/checkpoint-4"]
-    statuses, said = processes.run(named, workshop, processes=2, before=STOP.format(step=7))
+    statuses, said = processes.run(
+        named, workshop, processes=2, before=processes.STOP.format(step=7)
+    )
     assert statuses == [143, 143], said
     mark = json.loads((workshop / "out" / "checkpoint-7" / "complete.json").read_text())
     assert mark["step_rows"] == {"per_device": 2, "accumulation": 2, "processes": 2, "asked": 1}

@@ -1,5 +1,6 @@
 """Weather for every test: no network, one thread, the shared folder where there is one."""
 
+import gc
 import json
 import os
 import socket
@@ -23,6 +24,15 @@ def pytest_collection_modifyitems(config, items):
         for mark in ("faults", "fuzz"):
             if item.get_closest_marker(mark) and mark not in config.option.markexpr:
                 item.add_marker(pytest.mark.skip(reason=f"only with -m {mark}"))
+
+
+def pytest_collection_finish():
+    """What imports have left is never looked at again for garbage.
+
+    Each training begins with a full collection, which took longer than its steps.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -4,12 +4,12 @@ import ast
 import re
 import shutil
 import subprocess
-import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from pkgutil import resolve_name
 
 import pytest
+from processes import python
 from transformers import LlamaConfig
 
 import distilllens
@@ -424,7 +424,7 @@ def test_snippets_run(page, tmp_path):
         shutil.copytree(SOURCE / "cli" / "demo_teacher", tmp_path / "demo" / folder)
     code = "\n".join(blocks_of("python", text_of(page)))
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600
+        [python(), "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     for said in re.findall(r"# -> (.*)$", code, re.MULTILINE):

@@ -3,10 +3,10 @@
 import os
 import shutil
 import subprocess
-import sys
 
 import pytest
 import toys
+from processes import python
 from toys import recipe
 
 from distilllens.cli import main
@@ -77,7 +77,7 @@ def test_another_run_resumes_from_a_cache(workshop):
 def test_two_processes_write_one_cache(workshop):
     """Each writes shards of its own documents; what is read equals one process's cache."""
     assert main(["cache", "--config", "recipe.yaml", "--teacher_cache", "one"]) == 0
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    run = [python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = ["-m", "distilllens", "cache", "--config", "recipe.yaml", "--teacher_cache", "two"]
     done = subprocess.run(
         [*run, *command],

@@ -13,6 +13,7 @@ import pytest
 import toys
 from data import tool_records
 from evaluate.judge.judge_stub import MODEL, opinion, served
+from processes import python
 from transformers import PreTrainedTokenizerFast
 
 from distilllens import DistillLensTrainer
@@ -344,7 +345,7 @@ def test_answers_of_an_old_version_are_scored_again(bench, monkeypatch):
 @pytest.mark.slow
 def test_a_process_that_is_killed_goes_on(bench):
     """SIGKILL in the middle of the answers, by the operating system."""
-    command = [sys.executable, "-m", "distilllens", "evaluate", "--model", "student"]
+    command = [python(), "-m", "distilllens", "evaluate", "--model", "student"]
     command += ["--benchmark", "test.jsonl", *QUICK[:-1], "1", "--output", "results"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     part = bench / "results" / "test" / "student" / "seed-10.process-0.jsonl"
@@ -364,7 +365,7 @@ def test_a_process_that_is_killed_goes_on(bench):
 @pytest.mark.slow
 def test_two_processes_share_the_prompts(bench):
     """The same files as of one process, but for the command in the note."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    torchrun = [python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = ["-m", "distilllens", "evaluate", "--model", "student", "--benchmark", "test.jsonl"]
     subprocess.run(
         [*torchrun, *command, *QUICK, "--output", "two"],
@@ -522,7 +523,7 @@ def test_a_budget_needs_prices(bench, capsys):
 @pytest.mark.slow
 def test_the_mistake_of_one_process_is_said_by_the_first(bench):
     """Two benchmarks, one per process; only the second process meets broken weights."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    torchrun = [python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     (bench / "more.jsonl").write_text((bench / "test.jsonl").read_text())
     model = toys.llama(4, 24, seed=1)
     model.lm_head.weight.data.fill_(float("nan"))

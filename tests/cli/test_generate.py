@@ -6,13 +6,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import toys
 from data import tool_records
+from processes import python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from distilllens.cli import main
@@ -601,7 +601,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(shop, capsys, case):
 def test_several_processes_make_the_same_file(shop):
     """Two processes of torchrun, and what one of them left when both were killed."""
     assert generate("--keep_truncated") == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command = [python(), "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     command += ["-m", "distilllens", "generate", "--model", "teacher", "--data", "train.jsonl"]
     command += ["--output", "two.jsonl", *QUICK, "--keep_truncated"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}

@@ -9,20 +9,22 @@ import time
 import pytest
 import torch
 import yaml
+from processes import python
 from safetensors.torch import load_file
 from toys import recipe
 
 from distilllens.cli import main
 from distilllens.train.checkpoint import last_whole
 
-COMMAND = [sys.executable, "-m", "distilllens", "train", "--config", "recipe.yaml"]
-TWO = [*COMMAND, "--num_processes", "2"]
+TRAIN = ["-m", "distilllens", "train", "--config", "recipe.yaml"]
+TWO = ["--num_processes", "2"]
 # As a user's shell: no thread count, and none of torchrun's variables.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
 
 
-def run(command):
-    """The exit status, and the lines on standard error."""
+def run(*flags, start=None):
+    """The exit status, and the lines on standard error; by new processes or forks."""
+    command = [start or python(), *TRAIN, *flags]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
     return done.returncode, done.stderr
 
@@ -75,11 +77,11 @@ def test_two_processes_train_as_one(workshop):
     Drift: sums of float32 in another order, over four steps at a learning rate of 0.01.
     """
     recipe(workshop, num_processes=2)
-    status, said = run(COMMAND)
+    status, said = run(start=sys.executable)
     assert status == 0, said
     assert "starting 2 processes on the CPU: ddp" in said and "on cpu, 2 processes" in said
     recipe(workshop, output_dir="alone", per_device_train_batch_size=4)
-    assert run(COMMAND)[0] == 0
+    assert run()[0] == 0
     two, one = (load_file(workshop / name / "model.safetensors") for name in ("out", "alone"))
     for name, value in one.items():
         assert torch.allclose(two[name], value, atol=1e-6, rtol=0), name
@@ -100,7 +102,7 @@ def test_a_failure_is_one_line_with_status_two(workshop, changes, flags, text):
     """Known to the command, or to its processes only: no page of torchrun's."""
     (workshop / "bad.jsonl").write_text('{"instruction": "the", "output": "cat"}\n{"instruction"\n')
     recipe(workshop, **changes)
-    status, said = run([*TWO, *flags])
+    status, said = run(*TWO, *flags)
     errors = [line for line in said.splitlines() if "error" in line.lower()]
     assert status == 2 and len(errors) == 1 and text in errors[0], said
     assert "Traceback" not in said and not (workshop / "out").exists()
@@ -112,7 +114,7 @@ def test_signals_reach_the_processes(workshop, number):
     """They save and stop as one does; a process that is killed ends the others, and is named."""
     recipe(workshop, max_steps=5000, save_steps=4000, logging_steps=1000)
     with open("said.txt", "w+") as said:
-        with subprocess.Popen(TWO, stderr=said, env=ENVIRONMENT) as process:
+        with subprocess.Popen([python(), *TRAIN, *TWO], stderr=said, env=ENVIRONMENT) as process:
             try:
                 deadline = time.monotonic() + 120
                 while not (workshop / "out" / "run.json").exists():

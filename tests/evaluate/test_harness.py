@@ -7,13 +7,13 @@ import json
 import math
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import toys
+from processes import python
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -505,7 +505,7 @@ def test_a_damaged_file_is_named(bench, capsys, case):
 def test_two_processes_share_the_tasks(bench):
     """The files are those of one process."""
     assert evaluate(tasks="two,say,text", output="one") == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command = [python(), "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     command += ["-m", "distilllens", "evaluate", "--model", "student", "--dtype", "float32"]
     command += ["--lm_eval", "two,say,text", "--lm_eval_path", "tasks", "--output", "two-of-them"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -1,10 +1,10 @@
 """One evaluation on several processes."""
 
+import processes
 import pytest
 import torch
-from processes import served
 
-from distilllens.evaluate import processes
+from distilllens.evaluate import processes as evaluation
 from distilllens.evaluate.processes import Process, this_process
 
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ def test_an_error_of_one_process_is_raised_by_all(monkeypatch, others, raised, m
     def gather(into, value):
         into[:] = others
 
-    monkeypatch.setattr(processes.distributed, "all_gather_object", gather)
+    monkeypatch.setattr(evaluation.distributed, "all_gather_object", gather)
     with pytest.raises(ValueError, match=f"^{message}$"), Process(1, 2, CPU).together():
         if raised:
             raise raised
@@ -42,7 +42,7 @@ def test_an_error_of_one_process_is_raised_by_all(monkeypatch, others, raised, m
 
 def test_an_error_of_the_program_is_not_collected(monkeypatch):
     """A bug ends its process with its own traceback."""
-    monkeypatch.setattr(processes.distributed, "all_gather_object", None)
+    monkeypatch.setattr(evaluation.distributed, "all_gather_object", None)
     with pytest.raises(ZeroDivisionError), Process(0, 2, CPU).together():
         _ = 1 / 0
 
@@ -76,15 +76,14 @@ Answering.__call__ = answer
 """
     words = ["evaluate", "--model", "student", "--benchmark", "train.jsonl", "--max_new_tokens"]
     words += ["6", "--greedy", "--device", "cpu", "--output"]
-    with served() as server:
-        statuses, said = server.run([*words, "results"], workshop, processes=2, before=before)
-        assert statuses[0] == 2 and statuses[1] not in (0, None), said
-        lines = [text for text in said[0].splitlines() if text.startswith("distilllens:")]
-        assert len(lines) == 1 and lines[0].startswith(f"distilllens: error: {line}"), said
-        assert "Traceback" not in said[0]
-        for folder, number in (("results", 2), ("alone", 1)):
-            statuses, said = server.run([*words, folder], workshop, processes=number)
-            assert {*statuses} == {0}, said
+    statuses, said = processes.run([*words, "results"], workshop, processes=2, before=before)
+    assert statuses[0] == 2 and statuses[1] not in (0, None), said
+    lines = [text for text in said[0].splitlines() if text.startswith("distilllens:")]
+    assert len(lines) == 1 and lines[0].startswith(f"distilllens: error: {line}"), said
+    assert "Traceback" not in said[0]
+    for folder, number in (("results", 2), ("alone", 1)):
+        statuses, said = processes.run([*words, folder], workshop, processes=number)
+        assert {*statuses} == {0}, said
     found, whole = ((workshop / name / "scores.md").read_text() for name in ("results", "alone"))
     assert found == whole
 

@@ -10,15 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 import toys
+from processes import python
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 
 
 def on_two_processes(tmp_path, kind, *flags):
+    """What each rank found; with flags, the processes are forks of a warm one."""
+    start = python() if flags and kind != "zero3" else sys.executable
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     # DeepSpeed compiles what it needs of its operations at its first run.
     environment |= {"DS_ACCELERATOR": "cpu", "DS_BUILD_OPS": "0"} if kind == "zero3" else {}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [start, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     result = subprocess.run(
         [*command, str(WORKER), kind, str(tmp_path), *flags],
         env=environment,

@@ -6,9 +6,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import fault_rows
+import processes
 import pytest
 import toys
-from processes import STOP, free_port, served
 from safetensors.torch import load_file
 from sharded_runs import FSDP2, ON_CPU
 
@@ -25,12 +25,6 @@ from distilllens.train.recipe_difference import first_difference
 TRAIN = ["train", "--config", "recipe.yaml"]
 STEPS = {"optim": "adamw_torch", "learning_rate": 0.01, "lr_scheduler_type": "linear"}
 STEPS |= {"logging_steps": 2, "max_steps": 11, "save_steps": 100, "max_grad_norm": 1.0}
-
-
-@pytest.fixture(scope="module")
-def server():
-    with served() as made:
-        yield made
 
 
 def write_rows(workshop, count=13):
@@ -79,7 +73,7 @@ MORE = {
 @pytest.mark.parametrize(
     "case", [*CASES, *(pytest.param(c, marks=pytest.mark.faults) for c in MORE)]
 )
-def test_another_number_of_processes_changes_nothing(server, workshop, case):
+def test_another_number_of_processes_changes_nothing(workshop, case):
     """Over ends of epochs: weights to 1e-6 and log to 1e-5 of runs that never changed.
 
     Those are one process, and as many as the run began with: all three are the same run.
@@ -88,20 +82,20 @@ def test_another_number_of_processes_changes_nothing(server, workshop, case):
     write_rows(workshop)
     shape = {"per_device_train_batch_size": 2, **STEPS, **fields}
 
-    def run(processes, before="", recipe=fields):
+    def run(number, before="", recipe=fields):
         if "fsdp" not in recipe:
-            return server.run(TRAIN, workshop, processes=processes, before=before)
-        one = ONE_OF_ONE | {"MASTER_PORT": str(free_port())} if processes == 1 else {}
-        return server.run(TRAIN, workshop, processes=processes, before=ON_CPU + before, **one)
+            return processes.run(TRAIN, workshop, processes=number, before=before)
+        one = ONE_OF_ONE | {"MASTER_PORT": str(processes.free_port())} if number == 1 else {}
+        return processes.run(TRAIN, workshop, processes=number, before=ON_CPU + before, **one)
 
     # One process without shards.
     plain = {name: value for name, value in shape.items() if name not in FSDP2}
-    for name, processes, kept in (("alone", 1, plain), ("never", first, shape)):
-        toys.recipe(workshop, **kept, output_dir=name, gradient_accumulation_steps=4 // processes)
-        statuses, said = run(processes, recipe=kept)
+    for name, number, kept in (("alone", 1, plain), ("never", first, shape)):
+        toys.recipe(workshop, **kept, output_dir=name, gradient_accumulation_steps=4 // number)
+        statuses, said = run(number, recipe=kept)
         assert set(statuses) == {0}, said
     toys.recipe(workshop, **shape, gradient_accumulation_steps=4 // first)
-    statuses, said = run(first, before=STOP.format(step=5))
+    statuses, said = run(first, before=processes.STOP.format(step=5))
     assert set(statuses) == {143}, said
     assert (workshop / "out" / "checkpoint-5").is_dir()
     statuses, said = run(then)
@@ -115,8 +109,8 @@ def test_another_number_of_processes_changes_nothing(server, workshop, case):
         for a, b in zip(log, other, strict=True):
             assert a == pytest.approx(b, rel=1e-5), name
     # The recipe of the run is still the one that began it: nothing to do for either.
-    for processes in {first, then}:
-        statuses, said = run(processes)
+    for number in {first, then}:
+        statuses, said = run(number)
         assert set(statuses) == {0} and "nothing to do" in said[0]
     what = case.rpartition(", ")[0] or "loaded whole"
     happened = "the same command goes on with the same rows a step, at weights equal to 1e-6"
@@ -126,14 +120,14 @@ def test_another_number_of_processes_changes_nothing(server, workshop, case):
 
 
 @pytest.mark.slow
-def test_what_cannot_stay_is_refused_with_the_arithmetic(server, workshop):
+def test_what_cannot_stay_is_refused_with_the_arithmetic(workshop):
     """One line, before a model is loaded; the run is left as it was and goes on as it began."""
     write_rows(workshop)
     shape = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, **STEPS}
     toys.recipe(workshop, **shape)
-    assert server.run(TRAIN, workshop, before=STOP.format(step=5))[0] == [143]
+    assert processes.run(TRAIN, workshop, before=processes.STOP.format(step=5))[0] == [143]
     before = (workshop / "out" / "run.json").read_bytes()
-    statuses, said = server.run(TRAIN, workshop, processes=3)
+    statuses, said = processes.run(TRAIN, workshop, processes=3)
     assert set(statuses) == {2}
     assert (
         "the run has 4 rows a step (2 rows x 2 accumulated x 1 process), which 3 processes with 2 "
@@ -142,33 +136,35 @@ def test_what_cannot_stay_is_refused_with_the_arithmetic(server, workshop):
     )
     assert "loading the student" not in said[0]
     named = [*TRAIN, "--output_dir", "other", "--resume_from_checkpoint", "out/checkpoint-5"]
-    statuses, said = server.run(named, workshop, processes=3)
+    statuses, said = processes.run(named, workshop, processes=3)
     assert set(statuses) == {2} and "4 / (3 x 2) is no whole number" in said[0]
     toys.recipe(workshop, **shape, dataloader_drop_last=True, output_dir="dropped")
-    assert server.run(TRAIN, workshop, before=STOP.format(step=5))[0] == [143]
-    statuses, said = server.run(TRAIN, workshop, processes=2)
+    assert processes.run(TRAIN, workshop, before=processes.STOP.format(step=5))[0] == [143]
+    statuses, said = processes.run(TRAIN, workshop, processes=2)
     assert set(statuses) == {2} and "dataloader_drop_last: true leaves out another" in said[0]
     assert (workshop / "out" / "run.json").read_bytes() == before
 
 
 @pytest.mark.slow
-def test_the_rows_of_another_run_stay(server, workshop):
+def test_the_rows_of_another_run_stay(workshop):
     """A new folder on two processes, from a checkpoint of one; then the same without its name.
 
     The recipe alone would have 4 rows a step, the other run 8: weights to 1e-6 of that one.
     """
     write_rows(workshop)
     toys.recipe(workshop, **STEPS, gradient_accumulation_steps=4, output_dir="whole")
-    assert server.run(TRAIN, workshop)[0] == [0]
+    assert processes.run(TRAIN, workshop)[0] == [0]
     toys.recipe(workshop, **STEPS, gradient_accumulation_steps=4, output_dir="other")
-    assert server.run(TRAIN, workshop, before=STOP.format(step=4))[0] == [143]
+    assert processes.run(TRAIN, workshop, before=processes.STOP.format(step=4))[0] == [143]
     toys.recipe(workshop, **STEPS)
     named = [*TRAIN, "--resume_from_checkpoint", "other/checkpoint-4"]
-    statuses, said = server.run(named, workshop, processes=2, before=STOP.format(step=7))
+    statuses, said = processes.run(
+        named, workshop, processes=2, before=processes.STOP.format(step=7)
+    )
     assert statuses == [143, 143], said
     mark = json.loads((workshop / "out" / "checkpoint-7" / "complete.json").read_text())
     assert mark["step_rows"] == {"per_device": 2, "accumulation": 2, "processes": 2, "asked": 1}
-    statuses, said = server.run(TRAIN, workshop, processes=2)
+    statuses, said = processes.run(TRAIN, workshop, processes=2)
     assert statuses == [0, 0] and "resuming from out/checkpoint-7" in said[0], said
     expected, found = (weights_and_log(workshop / name)[0] for name in ("whole", "out"))
     assert toys.drift(expected, found) < 1e-6

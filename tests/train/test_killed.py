@@ -10,10 +10,10 @@ import shutil
 import signal
 import time
 
+import processes
 import pytest
 import toys
 from fault_rows import found
-from processes import served
 
 TRAIN = ["train", "--config", "recipe.yaml"]
 CACHE = ["cache", "--config", "recipe.yaml", "--teacher_cache", "cache"]
@@ -29,12 +29,6 @@ KINDS = {
 }
 # A rank notices that another is gone when it next waits for it.
 SECONDS_TO_NOTICE = 60
-
-
-@pytest.fixture(scope="module")
-def server():
-    with served() as made:
-        yield made
 
 
 def folder_of(workshop, name):
@@ -55,16 +49,16 @@ def contents(folder):
     }
 
 
-def killed_in_rounds(server, workshop, kind, kills, seed):
+def killed_in_rounds(workshop, kind, kills, seed):
     """Kill a command so often, four times in each folder, and end each; returns what was found."""
-    argv, processes, before = KINDS[kind]
-    draw, more = random.Random(seed), {"processes": processes, "before": before}
+    argv, number, before = KINDS[kind]
+    draw, more = random.Random(seed), {"processes": number, "before": before}
     began = time.monotonic()
     wholes = []
     for name in ("whole", "again"):
         began = time.monotonic()
         folder = folder_of(workshop, name)
-        assert set(server.run(argv, folder, **more)[0]) == {0}
+        assert set(processes.run(argv, folder, **more)[0]) == {0}
         wholes.append(contents(folder))
     seconds = time.monotonic() - began
     # What differs between two undisturbed runs, such as timings, is compared by its name alone.
@@ -73,12 +67,12 @@ def killed_in_rounds(server, workshop, kind, kills, seed):
     while done < kills:
         folder = folder_of(workshop, str(rounds))
         for _ in range(4):
-            pids = server.start(argv, folder, **more)
+            pids = processes.start(argv, folder, **more)
             time.sleep(draw.uniform(0, seconds))
-            victim = done % processes
+            victim = done % number
             os.kill(pids[victim], signal.SIGKILL)
             killed = time.monotonic()
-            statuses = server.ends(pids, SECONDS_TO_NOTICE)
+            statuses = processes.ends(pids, SECONDS_TO_NOTICE)
             assert None not in statuses, "a process waits for a killed one for ever"
             if statuses[victim] != -signal.SIGKILL:
                 break  # it had ended before
@@ -86,7 +80,7 @@ def killed_in_rounds(server, workshop, kind, kills, seed):
             done += 1
             if done == kills:
                 break
-        statuses, said = server.run(argv, folder, **more)
+        statuses, said = processes.run(argv, folder, **more)
         assert set(statuses) == {0}, said
         made = contents(folder)
         assert made.keys() == wholes[0].keys()
@@ -101,17 +95,17 @@ def killed_in_rounds(server, workshop, kind, kills, seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.faults)])
-def test_killed_at_random_moments(server, workshop, kind, kills):
+def test_killed_at_random_moments(workshop, kind, kills):
     """Every file but those with timings has the bytes of the undisturbed run."""
     if kind == "generate":  # of long answers
         toys.llama(3, 16, positions=512).save_pretrained(workshop / "student")
         rows = toys.examples(60)
         (workshop / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     toys.recipe(workshop, max_steps=12, save_steps=3, save_total_limit=2)
-    figures = killed_in_rounds(server, workshop, kind, kills, seed=kills)
+    figures = killed_in_rounds(workshop, kind, kills, seed=kills)
     print(kind, figures)
     assert figures["kills"] == kills
     happened = "the same command goes on, and ends at the bytes of the undisturbed one"
     test = "tests/train/test_killed.py::test_killed_at_random_moments"
-    command, processes = kind.split()[0], str(KINDS[kind][1])
-    found(f"SIGKILL of `{command}` at random moments", processes, happened, "nothing", test)
+    command, number = kind.split()[0], str(KINDS[kind][1])
+    found(f"SIGKILL of `{command}` at random moments", number, happened, "nothing", test)

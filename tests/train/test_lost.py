@@ -5,11 +5,11 @@ import re
 import signal
 import time
 
+import processes
 import pytest
 import torch
 import toys
 from fault_rows import found
-from processes import STOP, served, texts, wait_for
 from sharded_runs import KINDS
 
 from distilllens import lost as told
@@ -72,12 +72,6 @@ FAULTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def server():
-    with served() as made:
-        yield made
-
-
 def error_of(text):
     """The one line of a process, from "distilllens:" on."""
     lines = [line for line in text.splitlines() if line.startswith("distilllens:")]
@@ -91,11 +85,11 @@ def in_words(statuses, text):
     return f"both end, status {' and '.join(map(str, statuses))}: `{line}`"
 
 
-def ended(server, pids, workshop, seconds=SECONDS):
+def ended(pids, workshop, seconds=SECONDS):
     """Statuses and texts of two processes, none of which is there after so long."""
     since = time.monotonic()
-    statuses = server.ends(pids, seconds)
-    said = texts(workshop, 2)
+    statuses = processes.ends(pids, seconds)
+    said = processes.texts(workshop, 2)
     assert None not in statuses, said
     assert all(status != 0 for status in statuses), (statuses, said)
     assert all("Traceback" not in text for text in said), said
@@ -159,25 +153,25 @@ def on(kind):
 _WHOLE = {}
 
 
-def undisturbed(server, workshop, kind):
+def undisturbed(workshop, kind):
     """The bytes of the weights of a run of six steps that nothing happens to."""
     if kind not in _WHOLE:
         fields, before = KINDS[kind]
         toys.recipe(workshop, max_steps=6, save_steps=2, output_dir="whole", **fields)
-        statuses, said = server.run(TRAIN, workshop, processes=2, before=before)
+        statuses, said = processes.run(TRAIN, workshop, processes=2, before=before)
         assert statuses == [0, 0], said
         _WHOLE[kind] = (workshop / "whole" / "model.safetensors").read_bytes()
     return _WHOLE[kind]
 
 
-def goes_on(server, workshop, kind):
+def goes_on(workshop, kind):
     """The same command without the fault ends at those bytes; what process 0 said."""
     fields, before = KINDS[kind]
     toys.recipe(workshop, max_steps=6, save_steps=2, **fields)
-    statuses, said = server.run(TRAIN, workshop, processes=2, before=before)
+    statuses, said = processes.run(TRAIN, workshop, processes=2, before=before)
     assert statuses == [0, 0], said
     found = (workshop / "out" / "model.safetensors").read_bytes()
-    assert found == undisturbed(server, workshop, kind)
+    assert found == undisturbed(workshop, kind)
     return said[0]
 
 
@@ -187,7 +181,7 @@ QUICK += ["FSDP2, a full disk on rank 1, at the second checkpoint"]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "fault"), kinds(*QUICK, each=tuple(FAULTS)))
-def test_a_fault_of_one_process_ends_both(server, workshop, kind, fault):
+def test_a_fault_of_one_process_ends_both(workshop, kind, fault):
     """Whatever it is; the same command without it goes on to the weights of an undisturbed run."""
     before, line = FAULTS[fault]
     if kind == "DDP" and "rank 1" in fault:  # whose file it is that rank 0 waits for
@@ -195,25 +189,25 @@ def test_a_fault_of_one_process_ends_both(server, workshop, kind, fault):
     hangs = "hangs" in fault
     fields, first = KINDS[kind]
     toys.recipe(workshop, max_steps=6, save_steps=2, ddp_timeout=4 if hangs else None, **fields)
-    pids = server.start(TRAIN, workshop, processes=2, before=first + before)
-    statuses, said = ended(server, pids, workshop)
+    pids = processes.start(TRAIN, workshop, processes=2, before=first + before)
+    statuses, said = ended(pids, workshop)
     assert line in said[0], said
     happened = in_words(statuses, said[0])
-    goes_on(server, workshop, kind)
+    goes_on(workshop, kind)
     test = "test_a_fault_of_one_process_ends_both"
     found(fault, on(kind), happened, "nothing: the same bytes afterwards", HERE + test)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "victim"), kinds("DDP, 0", "DDP, 1", each=(0, 1)))
-def test_a_killed_process_is_named(server, workshop, kind, victim):
+def test_a_killed_process_is_named(workshop, kind, victim):
     """By the one that is left, soon after SIGKILL."""
     fields, before = KINDS[kind]
     toys.recipe(workshop, max_steps=3000, save_steps=5, **fields)
-    pids = server.start(TRAIN, workshop, processes=2, before=before)
-    wait_for(workshop / "out" / "checkpoint-5" / "complete.json")
+    pids = processes.start(TRAIN, workshop, processes=2, before=before)
+    processes.wait_for(workshop / "out" / "checkpoint-5" / "complete.json")
     os.kill(pids[victim], signal.SIGKILL)
-    statuses, said = ended(server, pids, workshop)
+    statuses, said = ended(pids, workshop)
     assert statuses[victim] == -signal.SIGKILL and statuses[1 - victim] == 2
     assert f"process {victim} " in error_of(said[1 - victim]), said
     happened, test = in_words(statuses, said[1 - victim]), "test_a_killed_process_is_named"
@@ -223,14 +217,14 @@ def test_a_killed_process_is_named(server, workshop, kind, victim):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", kinds("DDP"))
-def test_a_signal_to_one_process_stops_both(server, workshop, kind):
+def test_a_signal_to_one_process_stops_both(workshop, kind):
     """SIGTERM to rank 1 alone: the same step, one checkpoint, one line."""
     fields, before = KINDS[kind]
     toys.recipe(workshop, max_steps=3000, save_steps=5, **fields)
-    pids = server.start(TRAIN, workshop, processes=2, before=before)
-    wait_for(workshop / "out" / "checkpoint-5" / "complete.json")
+    pids = processes.start(TRAIN, workshop, processes=2, before=before)
+    processes.wait_for(workshop / "out" / "checkpoint-5" / "complete.json")
     os.kill(pids[1], signal.SIGTERM)
-    statuses, said = ended(server, pids, workshop)
+    statuses, said = ended(pids, workshop)
     assert statuses == [143, 143] and said[0].count("stopped by SIGTERM after step") == 1
     happened = re.sub(r"checkpoint-\d+", "checkpoint-N", in_words(statuses, said[0]))
     test = "test_a_signal_to_one_process_stops_both"
@@ -239,12 +233,12 @@ def test_a_signal_to_one_process_stops_both(server, workshop, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", kinds("DDP"))
-def test_a_damaged_shard_ends_both(server, workshop, kind):
+def test_a_damaged_shard_ends_both(workshop, kind):
     """A bit that only rank 1 sees changed while it reads the cache."""
     fields, before = KINDS[kind]
     toys.recipe(workshop, max_steps=6, save_steps=2, teacher_cache="cache")
     cache = ["cache", "--config", "recipe.yaml"]
-    statuses, said = server.run(cache, workshop)
+    statuses, said = processes.run(cache, workshop)
     assert statuses == [0], said
     flip = """
 import distilllens.teacher.shards as shards
@@ -252,8 +246,8 @@ if rank == 1:
     shards._checksum = lambda states, scales: b"another!"
 """
     toys.recipe(workshop, max_steps=6, save_steps=2, teacher_cache="cache", **fields)
-    pids = server.start(TRAIN, workshop, processes=2, before=before + flip)
-    statuses, said = ended(server, pids, workshop)
+    pids = processes.start(TRAIN, workshop, processes=2, before=before + flip)
+    statuses, said = ended(pids, workshop)
     assert "process 1 has ended" in said[0] and "shard" in said[0], said
     happened = re.sub(r"(shard-\w{4})\w+", r"\1...", in_words(statuses, said[0]))
     happened = re.sub(r"document \d+", "document N", happened)
@@ -268,11 +262,13 @@ WRITTEN = {"DDP": "rng_state_1.pth", "FSDP2": "pytorch_model_fsdp_0/__1_0.distcp
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", kinds())
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(server, workshop, kind):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(workshop, kind):
     """One bit of what process 1 has saved; seen by process 1 alone, it ends both."""
     fields, before = KINDS[kind]
     toys.recipe(workshop, max_steps=6, save_steps=2, **fields)
-    statuses, said = server.run(TRAIN, workshop, processes=2, before=before + STOP.format(step=5))
+    statuses, said = processes.run(
+        TRAIN, workshop, processes=2, before=before + processes.STOP.format(step=5)
+    )
     assert statuses == [143, 143], said
     alone = """
 import distilllens.train.checkpoint as c
@@ -280,7 +276,7 @@ def damage(folder, contents, check=c._damage):
     return "a bit" if rank == 1 and folder.name.endswith("5") else check(folder, contents)
 c._damage = damage
 """
-    statuses, said = server.run(TRAIN, workshop, processes=2, before=before + alone)
+    statuses, said = processes.run(TRAIN, workshop, processes=2, before=before + alone)
     assert statuses == [2, 2]
     line = "the checkpoint to go on from is out/checkpoint-5 for process 0 and out/checkpoint-4 for"
     assert line in error_of(said[0]), said
@@ -288,7 +284,7 @@ c._damage = damage
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-    said = goes_on(server, workshop, kind)
+    said = goes_on(workshop, kind)
     (line,) = re.findall("out/checkpoint-5 is damaged and not used: .*", said)
     assert WRITTEN[kind] in line and "resuming from out/checkpoint-4" in said
     happened = f"`{line}`, and the run goes on from the checkpoint before"
@@ -299,13 +295,13 @@ c._damage = damage
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", kinds())
-def test_a_folder_in_use_ends_both(server, workshop, kind):
+def test_a_folder_in_use_ends_both(workshop, kind):
     """Process 0 finds it locked, and process 1 hears of it; the folder stays as it was."""
     fields, before = KINDS[kind]
     toys.recipe(workshop, max_steps=6, save_steps=2, **fields)
     with claimed("out"):
         statuses, said = ended(
-            server, server.start(TRAIN, workshop, processes=2, before=before), workshop
+            processes.start(TRAIN, workshop, processes=2, before=before), workshop
         )
         assert {path.name for path in (workshop / "out").iterdir()} == {"run.lock"}
     assert "error: output_dir out is in use by another run" in error_of(said[0])

@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from processes import python
 from toys import recipe
 
 from distilllens.train.checkpoint import last_whole
@@ -17,7 +18,7 @@ from distilllens.train.checkpoint import last_whole
 def test_two_processes_stop_at_the_same_step(workshop, to):
     """Whoever gets it; nobody waits for the other for ever, and the run can go on."""
     recipe(workshop, max_steps=2000, save_steps=1000)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += ["-m", "distilllens", "train", "--config", "recipe.yaml"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with open("said.txt", "w+") as said:
@@ -51,20 +52,20 @@ def test_two_processes_stop_at_the_same_step(workshop, to):
 def test_a_process_that_is_killed_ends_at_the_same_bits(workshop):
     """At whatever moment the kill comes, twice; nothing of it is left in the folder."""
     changes = {"max_steps": 60, "save_steps": 2, "save_total_limit": 2}
-    command = [sys.executable, "-m", "distilllens", "train", "--config", "recipe.yaml"]
+    train = ["-m", "distilllens", "train", "--config", "recipe.yaml"]
     # On a busy machine, sums of several threads depend on how many of them take part.
     settings = {"stderr": subprocess.DEVNULL, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
     recipe(workshop, output_dir="whole", **changes)
-    subprocess.run(command, check=True, **settings)
+    subprocess.run([python(), *train], check=True, **settings)
     recipe(workshop, **changes)
     for least in (1, 20):
-        with subprocess.Popen(command, **settings) as process:
+        with subprocess.Popen([sys.executable, *train], **settings) as process:
             deadline = time.monotonic() + 120
             while not (found := last_whole("out")) or int(found.name.split("-")[1]) < least:
                 assert process.poll() is None and time.monotonic() < deadline
                 time.sleep(0.01)
             process.kill()
-    subprocess.run(command, check=True, **settings)
+    subprocess.run([python(), *train], check=True, **settings)
     whole, found = workshop / "whole", workshop / "out"
     assert (found / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert {path.name for path in found.iterdir()} == {path.name for path in whole.iterdir()}

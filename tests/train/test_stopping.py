@@ -4,10 +4,10 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
+from processes import python
 from toys import recipe
 
 from distilllens.cli import main
@@ -102,7 +102,7 @@ with StopSignals() as signals:
 
 def test_a_second_signal_ends_the_process_at_once():
     """An echo within a second does not: launchers pass on what everyone got."""
-    command = [sys.executable, "-c", CHILD]
+    command = [python(), "-c", CHILD]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"begun\n"
         process.send_signal(signal.SIGTERM)

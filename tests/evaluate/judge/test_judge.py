@@ -15,6 +15,7 @@ import urllib.request
 
 import pytest
 from evaluate.judge.judge_stub import MODEL, chat, judged, opinion, served
+from processes import python
 
 pytest.importorskip("openai", reason="the judge needs openai")
 
@@ -285,7 +286,7 @@ def test_a_run_that_was_killed(tmp_path):
         return judged(body)
 
     with served(behave) as (stub, url):
-        command = [sys.executable, "-c", RUN, url, str(tmp_path / "judge.jsonl")]
+        command = [python(), "-c", RUN, url, str(tmp_path / "judge.jsonl")]
         process = subprocess.Popen(command)
         try:
             assert enough.wait(60)

@@ -6,13 +6,13 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import toys
 import yaml
+from processes import python
 
 from distilllens.cli import main
 from distilllens.evaluate.table import read_table
@@ -66,7 +66,7 @@ def done(tmp_path_factory):
 
 def run(*flags, folder, command="study", timeout=600):
     """Run the command in a process of its own."""
-    words = [sys.executable, "-m", "distilllens", command, *flags]
+    words = [python(), "-m", "distilllens", command, *flags]
     return subprocess.run(
         words, cwd=folder, capture_output=True, text=True, timeout=timeout, env=environment()
     )
@@ -172,7 +172,7 @@ def test_a_killed_study_ends_at_the_same_tables(done, tmp_path):
     """Killed in the middle, with its run; then the same command."""
     undisturbed, _ = done
     furnish(tmp_path)
-    words = [sys.executable, "-m", "distilllens", "study", "--config", "study.yaml"]
+    words = [python(), "-m", "distilllens", "study", "--config", "study.yaml"]
     process = subprocess.Popen(
         [*words, "--output", "out"],
         cwd=tmp_path,

@@ -438,3 +438,6 @@ def test_tables_of_studies_are_those_that_were_kept():
     assert blocks
     for name, block in blocks:
         assert block.strip() == text_of(ROOT / "studies" / "results" / f"{name}.md").strip()
+    printed = text_of(ROOT / "studies" / "results" / "published_mask.txt").splitlines()
+    means = [line for line in printed if "±" in line]
+    assert len(means) == 6 and "\n".join(["```", *means, "```"]) in text

@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 
 import pytest
+import torch
 import toys
 import yaml
 
@@ -104,3 +105,17 @@ def test_the_kept_rows_of_the_image_study_give_the_published_table(capsys, monke
     monkeypatch.setattr("sys.argv", ["distil.py", "--output", str(folder / "rows.json"), "--table"])
     runpy.run_path(str(folder / "distil.py"), run_name="__main__")
     assert capsys.readouterr().out in (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_published_masks_are_those_of_repeated_rows():
+    """Lens rows stacked sample by sample, masks repeated as a whole, one a pair."""
+    script = runpy.run_path(str(EXAMPLES.parent / "studies" / "published_mask.py"))
+    mask = torch.eye(4, 6).bool()
+    num_pairs = len(script["PAIRS"])
+    repeated = mask.repeat(num_pairs, 1)
+    found = script["lens_masks"](mask, "published masks")
+    for sample in range(4):
+        for pair in range(num_pairs):
+            assert found[pair, sample].equal(repeated[sample * num_pairs + pair])
+    assert not found.equal(own := script["lens_masks"](mask, "own masks"))
+    assert all(one.equal(mask) for one in own)

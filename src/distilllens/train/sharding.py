@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -52,6 +52,8 @@ def weights_are_sharded(args):
 def gather_head(model):
     """A context in which the head's weight is whole under DeepSpeed ZeRO-3; else an empty one."""
     head = base_model_of(model).get_output_embeddings()
+    if not _is_deepspeeds(head.weight):  # a whole teacher beside a student in shards, too
+        return nullcontext()
     return maybe_gather_lm_head_ctx(head.weight, getattr(head, "bias", None))
 
 
@@ -63,7 +65,7 @@ def gathered_head(lens) -> Head:
     """
     with gather_head(lens.model):
         head = lens.head
-        if hasattr(lens.model.get_output_embeddings().weight, "ds_id"):
+        if _is_deepspeeds(lens.model.get_output_embeddings().weight):
             copied = torch.clone
         elif hasattr(head.weight, "full_tensor"):
             copied = DTensor.full_tensor
@@ -71,6 +73,11 @@ def gathered_head(lens) -> Head:
             return head
         bias = None if head.bias is None else copied(head.bias)
         return replace(head, weight=copied(head.weight), bias=bias)
+
+
+def _is_deepspeeds(weight):
+    """Whether DeepSpeed ZeRO-3 has this weight in shards."""
+    return hasattr(weight, "ds_id")
 
 
 def state_in_shards(accelerator) -> bool:

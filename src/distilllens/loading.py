@@ -62,7 +62,7 @@ def load_config(
         return load_config(
             role, base, trust_remote_code=trust_remote_code, adapter=str(name), **settings
         )
-    with _one_line(what, name, "config.json", _base_advice(adapter)):
+    with _one_line(what, name, "config.json", _base_advice(adapter), settings):
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **settings)
 
 
@@ -95,7 +95,9 @@ def load_tokenizer(role: str, name: str, *, advice: str = "", **settings):
     if not _has_tokenizer(name) and (base := base_model_name(Path(name))) is not None:
         settings.pop("revision", None)
         name = base
-    with _one_line(f"the tokenizer of the {role} {str(name)!r}", name, "tokenizer", advice):
+    with _one_line(
+        f"the tokenizer of the {role} {str(name)!r}", name, "tokenizer", advice, settings
+    ):
         return AutoTokenizer.from_pretrained(name, **_NO_REMOTE_CODE | settings)
 
 
@@ -162,7 +164,7 @@ def load_model(role: str, name: str, *, every_kind: bool = False, **settings):
         check_noted_weights(f"the base model {base!r} of {what}", base)
         what, advice = f"{what}, an adapter of {base!r}", _base_advice(name)
     check_noted_weights(what, name)
-    with _one_line(what, name, "weights", advice):
+    with _one_line(what, name, "weights", advice, settings):
         settings = _NO_REMOTE_CODE | settings
         hub = {k: settings[k] for k in _HUB if k in settings and (base is None or k != "revision")}
         kind = class_of(AutoConfig.from_pretrained(base or name, **hub), every_kind)
@@ -249,12 +251,13 @@ def _base_advice(adapter):
 
 
 @contextmanager
-def _one_line(what, name, part, advice=""):
+def _one_line(what, name, part, advice="", settings=_NO_REMOTE_CODE):
     """Any error of loading ``part`` ("config.json", "tokenizer" or "weights") as one line."""
     name = str(name)
     advice = f"; {advice}" if advice else ""
     check_folder_of(what, name, advice)
-    check_hub_of(what, name, advice)
+    if settings.get("cache_dir") is None:  # of which only the libraries know what is in it
+        check_hub_of(what, name, advice)
     try:
         yield
     except Exception as error:  # a broken or missing file raises whatever it likes

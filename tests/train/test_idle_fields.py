@@ -42,6 +42,8 @@ IDLE = [
     ),
     ({"dataset_shuffle_buffer": 7}, {"dataset_streaming is not set": ["dataset_shuffle_buffer"]}),
     ({"dataset_config": "x"}, {"dataset_name is not set": ["dataset_config"]}),
+    ({"packing_strategy": "wrapped"}, {"packing is not set": ["packing_strategy"]}),
+    ({"packing_strategy": "wrapped", "eval_packing": True}, {}),
     ({"hub_model_id": "x"}, {"push_to_hub is not set": ["hub_model_id"]}),
 ]
 

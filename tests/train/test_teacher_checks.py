@@ -101,7 +101,7 @@ def test_a_teacher_that_is_not_here_has_no_sharding(case):
     check_teachers({"teachers": TWO, "teacher_sharding": "replicate"})
 
 
-def test_whole_models_have_no_sharding():
+def test_whole_models_have_no_sharding(monkeypatch):
     """Neither a recipe nor a profile that shards nothing; the default says nothing."""
     fields = {"teacher_sharding": "replicate"}
     for profile in ({}, {"fsdp": False}, read_profile("ddp").fields):
@@ -110,6 +110,10 @@ def test_whole_models_have_no_sharding():
     for profile in ({"fsdp": True}, read_profile("fsdp2").fields, read_profile("zero3").fields):
         check_teacher_sharding({**fields, **profile})
     check_teacher_sharding({"teacher_sharding": "shard"})
+    for kind in ("FSDP", "DEEPSPEED"):  # as accelerate launch says it
+        with monkeypatch.context() as launched:
+            launched.setenv(f"ACCELERATE_USE_{kind}", "true")
+            check_teacher_sharding(fields)
     with pytest.raises(ValueError, match="is about FSDP and DeepSpeed"):
         check_profile(read_profile("ddp"), fields)
 

@@ -29,7 +29,9 @@ def hub(workshop, monkeypatch):
 def test_the_final_model_is_uploaded_and_nothing_else_of_the_run(hub, workshop, capsys):
     recipe(workshop, push_to_hub=True, hub_private_repo=True, learning_rate=1e-3)
     assert main(TRAIN) == 0
-    assert f"the final model is at {hub.url}/someone/out/commit/" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"the final model is at {hub.url}/someone/out/commit/" in said
+    assert "no effect" not in said
     assert hub.private == {"someone/out": "private"} and hub.messages == ["End of training"]
     uploaded = hub.repositories["someone/out"]
     expected = {"README.md", "config.json", "generation_config.json", "model.safetensors"}

@@ -1,5 +1,6 @@
 """Models that do not fit are refused by their files, before a weight is read."""
 
+import json
 import re
 import shutil
 
@@ -53,6 +54,27 @@ def test_it_is_refused_by_files_alone(workshop, capsys, name):
     assert not (workshop / "out").exists()
 
 
+def test_tokens_of_a_template_get_embeddings(workshop):
+    """A base student takes the template of a chat teacher, whose tokens it does not have yet."""
+    base, chat = toys.tokenizer(), toys.tokenizer()
+    size = len(base)
+    chat.add_tokens(["<im>"], special_tokens=True)
+    chat.chat_template = (
+        "{% for m in messages %}<im> {{ m['content'] }} {% endfor %}"
+        "{% if add_generation_prompt %}<im> {% endif %}"
+    )
+    for name, tokenizer in (("student", base), ("teacher", chat)):
+        toys.llama(3, 16, vocab=len(tokenizer)).save_pretrained(name)
+        tokenizer.save_pretrained(name)
+    rows = [{"instruction": "the cat", "output": "sat on"}] * 4
+    (workshop / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = {"chat": True, "chat_template_path": "teacher", "lens_layers": "1:1"}
+    toys.recipe(workshop, max_steps=1, **fields)
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+    config = json.loads((workshop / "out" / "config.json").read_text())
+    assert config["vocab_size"] > size
+
+
 def test_processes_are_not_started_for_what_files_tell(workshop, capfd):
     """Depths, tokenizers and pairs are checked once, before any process starts."""
     toys.recipe(workshop, lens_layers="1:9")
@@ -73,6 +95,7 @@ SAME = {
         ONE | {"teachers": [{"model": "student", "weight": 1}, {"model": "teacher", "weight": 2}]},
         False,
     ),
+    "learns against noise": ({"neftune_noise_alpha": 5}, False),
     "held near its start": ({"cross_entropy_weight": 1}, False),
     "taught by its own last depth": ({"lens_layers": "exits"}, False),
     "without the lens": ({"lens_layers": "exits", "lens_weight": 0}, True),

@@ -17,7 +17,7 @@ class _Unnamed(QuestionRefused):
 
 
 _PATIENCE = 10.0  # seconds for a list of models, which needs no model
-_FIRST_PATIENCE = 120.0  # for the predictions in a first, short prompt
+_FIRST_PATIENCE = 300.0  # for the predictions in a first, short prompt
 
 
 def check_reachable(base_url: str, model: str | None, *, key_variable: str):

@@ -143,14 +143,19 @@ class Server:
             ValueError, OSError: as ``ask``.
         """
         intended = set(self.parameters) - {"max_tokens"}
-        with self._first_question(_FIRST_PATIENCE):
-            while refused := self._refused_parameters(question):
-                limit = [self.parameters.pop(name) for name in refused][-1]
-                if refused[-1] == "max_tokens":  # OpenAI's newer models have another name for it
-                    self.parameters["max_completion_tokens"] = limit
+        refused = self._first_refused(question)
+        while refused:
+            limit = [self.parameters.pop(name) for name in refused][-1]
+            if refused[-1] == "max_tokens":  # OpenAI's newer models have another name for it
+                self.parameters["max_completion_tokens"] = limit
+            refused = self._first_refused(question)
         if missing := sorted(intended - set(self.parameters)):
             logger.warning("%s does not take %s", self.who, " and ".join(missing))
         self._dropped = {*missing}
+
+    def _first_refused(self, question):
+        with self._first_question(_FIRST_PATIENCE):
+            return self._refused_parameters(question)
 
     def _refused_parameters(self, question):
         try:

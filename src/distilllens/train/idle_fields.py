@@ -92,7 +92,7 @@ def _idle_of_hosts(values):
     for field, names in (
         ("use_peft", _LORA),
         ("load_in_4bit", _BNB),
-        ("packing", ["packing_strategy"]),
+        ("packing", [] if values.get("eval_packing") else ["packing_strategy"]),
         ("eval_generate", ["eval_generate_kwargs"]),
         ("push_to_hub", _HUB),
         ("activation_checkpointing", ["activation_checkpointing_kwargs"]),

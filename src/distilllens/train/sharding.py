@@ -19,7 +19,7 @@ from distilllens.train._trl import (
     prepare_deepspeed,
     prepare_fsdp,
 )
-from distilllens.train.teacher_checks import SHARD, check_teacher_sharding, fsdp_is_asked
+from distilllens.train.teacher_checks import SHARD, check_teacher_sharding, is_asked
 
 
 def is_sharded(accelerator) -> bool:
@@ -115,7 +115,7 @@ def check_parallelism(accelerator, args):
     """
     kind = str(accelerator.distributed_type)
     check_teacher_sharding(vars(args))
-    if (args.fsdp or fsdp_is_asked()) and not kind.endswith("FSDP"):
+    if (args.fsdp or is_asked("FSDP")) and not kind.endswith("FSDP"):
         raise ValueError(
             f"fsdp is set, but accelerate starts {kind.removeprefix('DistributedType.')}: every "
             "process would hold whole models; FSDP needs GPUs, so leave fsdp out"

@@ -132,16 +132,17 @@ def check_teacher_sharding(fields: Mapping):
         ValueError: models are whole everywhere.
     """
     sharding = fields.get("teacher_sharding", SHARD)
-    if sharding != SHARD and not (fields.get("fsdp") or fields.get("deepspeed") or fsdp_is_asked()):
+    asked = fields.get("fsdp") or fields.get("deepspeed") or is_asked("FSDP")
+    if sharding != SHARD and not (asked or is_asked("DEEPSPEED")):
         raise ValueError(
             f"teacher_sharding {sharding} is about FSDP and DeepSpeed, and without them all models "
             "are whole in each process; leave it out, or set accelerate_config: fsdp2 or zero3"
         )
 
 
-def fsdp_is_asked():
-    """Whether accelerate launch asks for FSDP."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1")
+def is_asked(kind: str) -> bool:
+    """Whether accelerate launch asks for "FSDP" or "DEEPSPEED"."""
+    return os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() in ("true", "1")
 
 
 def settled_entry(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -73,11 +73,13 @@ def check_embeddings(args, config, tokenizer, examples: Iterable[Mapping]):
     Raises:
         ValueError: with the token and the number of embeddings.
     """
-    sides = [("student", config)]
+    sizes = [("student", _num_embeddings(config))]
+    if args.chat_template_path:  # the tokens that come with its tokenizer get embeddings
+        sizes = [("student", max(sizes[0][1], len(tokenizer)))]
     if args.cross_tokenizer is None and args.teacher_model_name_or_path:
-        sides.append(("teacher", teacher_config_of(args)))
+        sizes.append(("teacher", _num_embeddings(teacher_config_of(args))))
     numbers = tokenizer.get_vocab().values()
-    few = [(who, size) for who, each in sides if (size := _num_embeddings(each)) <= max(numbers)]
+    few = [(who, size) for who, size in sizes if size <= max(numbers)]
     if not few:
         return
     for example in islice(examples, _MOST_ROWS):
@@ -109,7 +111,9 @@ def note_on_same_models(model, args, config, identities: Mapping[str, Mapping]) 
     teachers = [found for role, found in identities.items() if role.startswith("teacher")]
     if not teachers or any(found != identities["student"] for found in teachers):
         return None
-    if args.cross_entropy_weight > 0 or model.load_in_4bit or model.load_in_8bit:
+    if args.cross_entropy_weight > 0 or args.neftune_noise_alpha:
+        return None
+    if model.load_in_4bit or model.load_in_8bit:
         return None
     entries = args.teachers or [{"model_init_kwargs": None}]
     given = [entry["model_init_kwargs"] or args.teacher_model_init_kwargs for entry in entries]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -106,6 +107,10 @@ def peak_memory(device: torch.device) -> int | None:
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    # Not getrusage, which on Linux starts with what the process that started this one has held.
+    if (status := Path("/proc/self/status")).exists():
+        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+        return int(found[1]) * 1024 if found else None
     if resource is None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024

@@ -86,6 +86,7 @@ def run_job(job: JobArguments, model, args: DistillLensConfig, given: dict | Non
         given = train_inputs.changed_fields(job, model, args)
     check_job(job, model, args)
     check_teacher_sharding(vars(args))
+    train_inputs.say_idle(job, model, args, given)
     with faults_told(args.ddp_timeout):
         hub, args = hub_of(args, given)
         line = _run(job, model, args, given)
@@ -125,7 +126,6 @@ def check_job(job: JobArguments, model, args: DistillLensConfig):
 
 def _run(job, model, args, given):
     """Train; returns a line, or None if the run is finished already."""
-    train_inputs.say_idle(job, model, args, given)
     args = students.with_student_settings(job, model, args)
     logger.info("loading the tokenizer and the data")
     tokenizer = students.load_student_tokenizer(job, model, args)
@@ -134,7 +134,8 @@ def _run(job, model, args, given):
     check_models(args, config, reader)
     records = train_data.load_all(job, reader, args)
     examples = train_data.examples_of(job, args, reader, records)
-    check_embeddings(args, config, reader, examples["train"])
+    if not is_adapter_folder(model.model_name_or_path):  # which may bring more embeddings
+        check_embeddings(args, config, reader, examples["train"])
     check_prompts(args, args.teacher_model_name_or_path, examples["train"])
     if job.student_config is None:
         args = students.with_save_dtype(model, args, config)

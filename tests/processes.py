@@ -7,6 +7,7 @@ import atexit
 import functools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +17,8 @@ import time
 from pathlib import Path
 
 import warm_python
+
+from distilllens.kernel_caches import bound_kernel_caches
 
 # For ``before``: stops after so many steps as at a SIGTERM, with a checkpoint.
 STOP = """
@@ -27,7 +30,10 @@ def stop(self, args, state, control, step=CallbackHandler.on_step_end):
     return step(self, args, state, control)
 CallbackHandler.on_step_end = stop
 """
+# Whatever hashes texts has another order than in the other processes; no fork, so seconds slower.
+OTHER_HASHES = {"PYTHONHASHSEED": "1729"}
 SLOWEST = 120  # seconds that a toy command may take on a busy machine
+bound_kernel_caches()  # as in every process that has imported the package
 # As it was before a test changed something of it.
 _ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 _COMMAND = """
@@ -66,16 +72,20 @@ def python():
             stdout=subprocess.PIPE,
             env=_ENVIRONMENT,
             pass_fds=[listening.fileno()],
+            # A signal to this process and all of its group is not for the server, which cleans up.
+            start_new_session=True,
         )
-    atexit.register(_end, server)
+    atexit.register(_end, server, folder, os.getpid())
     with server.stdout:  # limits of time are those of what is started, not of imports
         assert server.stdout.read(1), "the server has ended"
     return str(folder / "python")
 
 
-def _end(server):
-    server.stdin.close()
-    server.wait()
+def _end(server, folder, pid):
+    if os.getpid() == pid:  # not in a child
+        server.stdin.close()
+        server.wait()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def start(argv, folder, *, processes=1, before="", **environment):
@@ -110,9 +120,25 @@ def start(argv, folder, *, processes=1, before="", **environment):
 def end(pid, timeout=SLOWEST):
     """The exit status of a process, negative of a signal; None if it is still there."""
     try:
-        return _started[pid].wait(timeout)
+        status = _started[pid].wait(timeout)
     except subprocess.TimeoutExpired:
         return None
+    if status == -signal.SIGKILL:
+        settle()
+    return status
+
+
+def kill(process):
+    """Kill a `subprocess.Popen` of `python`, and return when nothing of it writes any more."""
+    process.kill()
+    process.wait()
+    settle()
+
+
+def settle():
+    """Wait for the forks of all processes that were killed; they end a little later."""
+    if python.cache_info().currsize:
+        warm_python.settle(os.path.dirname(python()))
 
 
 def ends(pids, timeout=SLOWEST):

@@ -18,8 +18,14 @@ import struct
 import sys
 
 # Read when Python or a library is loaded: with other values, a process of its own is started.
-_FIXED = ("DATASETS_", "HF_", "HOME", "HUGGINGFACE_", "LANG", "LC_", "LD_", "LRU_CACHE_", "MKL_")
-_FIXED += ("MPL", "ONEDNN_", "PYTHON", "TOKENIZERS_", "TRANSFORMERS_", "TRITON_", "XDG_")
+_FIXED = ("ACCELERATE_ENABLE_RICH", "ACCELERATE_LOG_LEVEL", "ACCELERATE_USE_MEGATRON_LM", "AOT")
+_FIXED += ("ARROW_", "CI", "DATASETS_", "DNNL_", "FX_", "GOMP_", "HF_", "HOME", "HUGGINGFACE_")
+_FIXED += ("KINETO_", "KMP_", "LANG", "LC_", "LD_", "LOGLEVEL", "LRU_CACHE_", "MKL", "MPL", "NPY_")
+_FIXED += ("NUMPY_", "OMP_", "ONEDNN_", "OPENBLAS_", "PANDAS_", "PYTHON", "PYTORCH_", "SCIPY_")
+_FIXED += ("SYMPY_", "TEMP", "TMP", "TOKENIZERS_", "TORCHDYNAMO_", "TORCHINDUCTOR_", "TORCH_")
+_FIXED += ("TQDM_", "TRANSFORMERS_", "TRITON_", "TRL_", "USE_", "XDG_")
+# Of these, what is read later, or what a fork takes up itself.
+_NOT_FIXED = ("OMP_NUM_THREADS", "PYTHONPATH", "TORCHINDUCTOR_CACHE_DIR", "TORCH_NCCL_")
 _PASSED_ON = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2")
 _SIZE = struct.Struct("!I")  # of a request, in bytes
 _IMPORTED = (
@@ -42,7 +48,7 @@ def fixed(environment):
     return {
         name: value
         for name, value in environment.items()
-        if name.startswith(_FIXED) and name != "PYTHONPATH"
+        if name.startswith(_FIXED) and not name.startswith(_NOT_FIXED)
     }
 
 
@@ -50,9 +56,8 @@ def stand_in(folder, arguments):
     """Run Python with these arguments, as a fork of the server in a folder; does not return."""
     with open(os.path.join(folder, "server.json"), encoding="utf-8") as file:
         server = json.load(file)
-    words = arguments
-    while words and words[0] in ("-u", "-B"):
-        words = words[1:]
+    unbuffered = arguments[:1] == ["-u"]  # as torchrun starts its workers
+    words = arguments[unbuffered:]
     known = words and (words[0] in ("-m", "-c") or not words[0].startswith("-"))
     if not known or fixed(os.environ) != server["fixed"]:
         os.execv(server["python"], [server["python"], *arguments])
@@ -62,13 +67,17 @@ def stand_in(folder, arguments):
     files = _open_files()
     request = {"arguments": words, "folder": os.getcwd(), "environment": dict(os.environ)}
     request |= {"files": files, "ignored": ignored, "session": os.getsid(0) == os.getpid()}
+    request["unbuffered"] = unbuffered
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(os.path.join(folder, "socket"))
     data = json.dumps(request).encode()
     rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))
     connection.sendmsg([_SIZE.pack(len(data))], [rights])
     connection.sendall(data)
-    pid = int(connection.recv(16))
+    replies = connection.makefile("rb")  # a fork may have ended before its number is read here
+    pid = _number(replies.readline())
+    if pid is None:
+        sys.exit("warm_python: the server ended before it had started this command")
 
     def pass_on(number, frame):
         with contextlib.suppress(ProcessLookupError):
@@ -77,12 +86,27 @@ def stand_in(folder, arguments):
     for number in {*numbers} - {*ignored}:
         signal.signal(number, pass_on)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
-    status = int(connection.recv(16) or -signal.SIGKILL)
+    status = _number(replies.readline())
+    if status is None:  # the server has ended, and with it what it had started
+        status = -signal.SIGKILL
     if status < 0:
         if -status != signal.SIGKILL:
             signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     os._exit(status)
+
+
+def _number(line):
+    """None of a line that is not whole."""
+    return int(line) if line.endswith(b"\n") else None
+
+
+def settle(folder):
+    """Return once the forks of all stand-ins that were killed until now have ended."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(os.path.join(folder, "socket"))
+        connection.sendall(_SIZE.pack(0))
+        connection.recv(16)
 
 
 def _open_files():
@@ -95,18 +119,19 @@ def _open_files():
 
 
 def serve(folder, number):
-    """Import everything, fork for each stand-in until standard input ends, and run what it asks.
+    """Import everything, fork for each stand-in until whoever started this ends; run what it asks.
 
     Args:
         number: of the listening socket, which is open.
     """
-    listening = socket.socket(fileno=int(number))
+    listening, parent = socket.socket(fileno=int(number)), os.getppid()
     path, before = sys.path[1:], {*os.environ}
     _import_everything()
-    os.write(1, b"!")  # for processes.python, which waits for it
+    with contextlib.suppress(BrokenPipeError):  # seen again below
+        os.write(1, b"!")  # for processes.python, which waits for it
     gc.freeze()  # a collection in a fork would copy what it looks at
     set_by_imports = {name: value for name, value in os.environ.items() if name not in before}
-    request, files = _forked(listening, folder)
+    request, files = _forked(listening, folder, parent)
     listening.detach()
     _move(files, request["files"])
     os.environ.clear()
@@ -114,7 +139,7 @@ def serve(folder, number):
     if request["session"]:
         os.setsid()
     os.chdir(request["folder"])
-    _as_if_new(os.path.join(folder, "python"), request["ignored"])
+    _as_if_new(os.path.join(folder, "python"), request)
     status = 1
     try:
         _run(request["arguments"], path)
@@ -134,7 +159,7 @@ def _import_everything():
         import_module(name)
 
 
-def _forked(listening, folder):
+def _forked(listening, folder, parent):
     """Returns in forks alone: the request, and the numbers of its files here."""
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
@@ -143,29 +168,19 @@ def _forked(listening, folder):
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     forks = {}  # connection -> pid
     while True:
-        ready, _, _ = select.select([0, woken, listening, *forks], [], [])
-        if 0 in ready:
-            for pid in forks.values():
-                os.kill(pid, signal.SIGKILL)
-            import shutil
-
-            shutil.rmtree(folder, ignore_errors=True)
-            os._exit(0)
+        ready, _, _ = select.select([0, woken, listening, *forks], [], [], 1)
+        # A child of the parent's may hold the other end of the pipe when the parent is gone.
+        if 0 in ready or os.getppid() != parent:
+            _end_all(forks, folder)
         if woken in ready:
             os.read(woken, 4096)
-        for connection, pid in [*forks.items()]:
-            # The stand-in was killed, and so is its fork, before the same command can come again.
-            if lost := connection in ready:
-                os.kill(pid, signal.SIGKILL)
-            found, status = os.waitpid(pid, 0 if lost else os.WNOHANG)
-            if found:
-                _tell(connection, os.waitstatus_to_exitcode(status))
-                del forks[connection]
-                connection.close()
+        _see_ends(forks)
         if listening in ready:
             connection, _ = listening.accept()
             request, files = _received(connection)
-            if request is None:
+            _see_ends(forks)  # of all that had ended before this came
+            if not request:
+                _tell(connection, 0)
                 connection.close()
                 continue
             pid = os.fork()
@@ -179,13 +194,37 @@ def _forked(listening, folder):
             _tell(connection, pid)
 
 
+def _see_ends(forks):
+    lost, _, _ = select.select([*forks], [], [], 0)
+    for connection, pid in [*forks.items()]:
+        # The stand-in was killed, and so is its fork, before the same command can come again.
+        if connection in lost:
+            os.kill(pid, signal.SIGKILL)
+        found, status = os.waitpid(pid, 0 if connection in lost else os.WNOHANG)
+        if found:
+            _tell(connection, os.waitstatus_to_exitcode(status))
+            del forks[connection]
+            connection.close()
+
+
+def _end_all(forks, folder):
+    import shutil
+
+    for pid in forks.values():
+        os.kill(pid, signal.SIGKILL)
+    for pid in forks.values():
+        os.waitpid(pid, 0)
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(0)
+
+
 def _tell(connection, number):
     with contextlib.suppress(ConnectionError):
-        connection.sendall(str(number).encode())
+        connection.sendall(b"%d\n" % number)
 
 
 def _received(connection):
-    """A request and its open files; None of a stand-in that was killed before it had asked."""
+    """A request and its open files; None of `settle`, or of one killed before it had asked."""
     data, rights, _, _ = connection.recvmsg(_SIZE.size, socket.CMSG_SPACE(4 * 253))
     files = array.array("i")
     for _, _, found in rights:
@@ -197,7 +236,7 @@ def _received(connection):
             for file in files:
                 os.close(file)
             return None, None
-    return json.loads(request), files
+    return json.loads(request) if request else None, files
 
 
 def _move(files, numbers):
@@ -211,8 +250,9 @@ def _move(files, numbers):
     os.closerange(_HIGH, max(high) + 1)
 
 
-def _as_if_new(python, ignored):
-    """Signals, threads, random numbers and what starts other processes."""
+def _as_if_new(python, request):
+    """Signals, threads, random numbers, standard output and what starts other processes."""
+    import io
     import multiprocessing
 
     import numpy
@@ -221,13 +261,17 @@ def _as_if_new(python, ignored):
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in ignored:
+    for number in request["ignored"]:
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count()))
     numpy.random.seed()
     sys.executable = python
     multiprocessing.set_executable(python)
     sys.stdout.reconfigure(line_buffering=os.isatty(1))
+    if request["unbuffered"]:  # standard error writes every line at once as it is
+        names = {"encoding": sys.stdout.encoding, "errors": sys.stdout.errors}
+        raw = io.FileIO(1, "w", closefd=False)
+        sys.stdout = sys.__stdout__ = io.TextIOWrapper(raw, **names, write_through=True)
 
 
 def _run(words, path):

@@ -15,7 +15,7 @@ import urllib.request
 
 import pytest
 from evaluate.judge.judge_stub import MODEL, chat, judged, opinion, served
-from processes import python
+from processes import kill, python
 
 pytest.importorskip("openai", reason="the judge needs openai")
 
@@ -291,8 +291,7 @@ def test_a_run_that_was_killed(tmp_path):
         try:
             assert enough.wait(60)
         finally:
-            process.kill()
-            process.wait()
+            kill(process)
         stub.behave = lambda _, body: judged(body)
         known = judge(tmp_path, url).estimate(CASES).num_cached
         assert 4 <= known <= 8

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import toys
+from generate.predictions_stub import Stub, serving
 from safetensors.torch import load_file
 from toys import recipe
 
@@ -74,14 +75,15 @@ def test_several_teachers_are_summed(workshop):
 
 
 def test_a_teacher_at_a_server_is_said_to_be_left_out(workshop, capsys):
-    """In the estimate, and before a run, which here ends because nobody is at the address."""
+    """In the estimate, which asks nobody, and before a run."""
     fields = {"teacher_model_name_or_path": None, "lens_weight": 0.0}
     fields["teacher_server"] = "http://127.0.0.1:9/v1"
     (reason,) = found(workshop, **fields)["unknown"]
     assert reason.startswith("the teacher at http://127.0.0.1:9/v1: the time of its answers")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("distilllens.train.server_teacher._RETRIES", 0)
-        assert main(["train", "--config", "recipe.yaml"]) == 2
+    with serving(Stub(toys.llama(4, 24), toys.tokenizer())) as stub:
+        recipe(workshop, **(fields | {"teacher_server": stub.url, "max_steps": 1}))
+        assert main(["train", "--config", "recipe.yaml"]) == 0
+    reason = reason.replace("http://127.0.0.1:9/v1", stub.url)
     assert f"unknown   {reason}" in capsys.readouterr().err
 
 

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import signal
 import socket
 from pathlib import Path
 
@@ -16,6 +17,9 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+# A shell ignores Ctrl-C in what it runs in the background, and so would all that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config, items):

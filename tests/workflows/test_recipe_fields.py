@@ -193,7 +193,7 @@ REFUSED = [
     ("output_divergence: abc", ": unknown divergence 'abc'; known: forward_kl,"),
     ("output_divergence_kwargs: {beta: 2}", ": divergence 'reverse_kl' takes no parameter 'beta'"),
     ("lens_divergence_kwargs: {a: 1}", ": divergence 'jsd' takes no parameter 'a'; valid: beta"),
-    ("lens_beta: 99999999", ": lens_beta must be above 0 and below 1"),
+    ("lens_beta: 99999999", " must be above 0 and below 1, got 99999999"),
     ("lens_layers: 0", " must be a whole number of pairs from 1, got 0"),
     ("lens_layers: -1", " must be a whole number of pairs from 1, got -1"),
     ("lens_layers: {}", " takes one value, got the mapping {}"),

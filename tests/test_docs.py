@@ -45,6 +45,7 @@ WIDER_TESTS = {
     "test_notebooks.py",
     "cli/test_full_disk.py",
     "test_old_files.py",
+    "test_warm_python.py",
     "train/test_agreement.py",
     "train/test_cross_tokenizer.py",
     "train/test_answers.py",

@@ -27,7 +27,7 @@ def with_tables(text: str) -> str:
         kept = (RESULTS / f"{found[2]}.md").read_text("utf-8").strip()
         return f"{found[1]}\n{kept}\n<!-- end -->"
 
-    return re.sub(r"(<!-- study: (\w+) -->)\n.*?\n<!-- end -->", table, text, flags=re.DOTALL)
+    return re.sub(r"(<!-- study: (\w+) -->)\n.*?<!-- end -->", table, text, flags=re.DOTALL)
 
 
 def differences(name: str) -> list[tuple[str, dict]]:

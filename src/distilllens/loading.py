@@ -95,9 +95,8 @@ def load_tokenizer(role: str, name: str, *, advice: str = "", **settings):
     if not _has_tokenizer(name) and (base := base_model_name(Path(name))) is not None:
         settings.pop("revision", None)
         name = base
-    with _one_line(
-        f"the tokenizer of the {role} {str(name)!r}", name, "tokenizer", advice, settings
-    ):
+    what = f"the tokenizer of the {role} {str(name)!r}"
+    with _one_line(what, name, "tokenizer", advice, settings):
         return AutoTokenizer.from_pretrained(name, **_NO_REMOTE_CODE | settings)
 
 
@@ -253,8 +252,7 @@ def _base_advice(adapter):
 @contextmanager
 def _one_line(what, name, part, advice="", settings=_NO_REMOTE_CODE):
     """Any error of loading ``part`` ("config.json", "tokenizer" or "weights") as one line."""
-    name = str(name)
-    advice = f"; {advice}" if advice else ""
+    name, advice = str(name), f"; {advice}" if advice else ""
     check_folder_of(what, name, advice)
     if settings.get("cache_dir") is None:  # of which only the libraries know what is in it
         check_hub_of(what, name, advice)

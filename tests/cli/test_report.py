@@ -307,6 +307,7 @@ def test_only_the_first_process_makes_the_page(monkeypatch):
         output_dir="nowhere", trust_remote_code=False, push_to_hub=False, ddp_timeout=1800
     )
     monkeypatch.setattr(train, "check_job", lambda *_: None)
+    monkeypatch.setattr(train.train_inputs, "say_idle", lambda *_: None)
     monkeypatch.setattr(train, "_run", lambda *_: "done")
     monkeypatch.setattr(train, "_write_report", lambda *call: made.append(call) or "a page")
     for rank, count in (("1", 0), ("0", 1)):

@@ -13,8 +13,10 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import processes
 import pytest
 import torch
+import warm_python
 
 torch.set_num_threads(1)
 # A shell ignores Ctrl-C in what it runs in the background, and so would all that tests start.
@@ -37,6 +39,24 @@ def pytest_collection_finish():
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def same_environment():
+    """What libraries set at their import, such as scikit-learn's KMP_ variables, does not stay.
+
+    With other variables than at the start, commands of tests would no longer be forks.
+    """
+    start = warm_python.fixed(processes.ENVIRONMENT)
+
+    def restore():
+        for name in warm_python.fixed(os.environ).keys() - start.keys():
+            del os.environ[name]
+        os.environ.update(start)
+
+    restore()
+    yield
+    restore()
 
 
 @pytest.fixture(autouse=True)

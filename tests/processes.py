@@ -35,7 +35,7 @@ OTHER_HASHES = {"PYTHONHASHSEED": "1729"}
 SLOWEST = 120  # seconds that a toy command may take on a busy machine
 bound_kernel_caches()  # as in every process that has imported the package
 # As it was before a test changed something of it.
-_ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 _COMMAND = """
 import sys
 from distilllens.__main__ import run
@@ -56,7 +56,7 @@ def python():
     imports or the start of a process, use ``sys.executable``.
     """
     folder = Path(tempfile.mkdtemp(prefix="warm-python-"))
-    settings = {"python": sys.executable, "fixed": warm_python.fixed(_ENVIRONMENT)}
+    settings = {"python": sys.executable, "fixed": warm_python.fixed(ENVIRONMENT)}
     (folder / "server.json").write_text(json.dumps(settings))
     tests = Path(__file__).parent
     lines = [f"#!{sys.executable} -ISB", f"import sys; sys.path.append({str(tests)!r})"]
@@ -70,7 +70,7 @@ def python():
             [sys.executable, warm_python.__file__, str(folder), str(listening.fileno())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=_ENVIRONMENT,
+            env=ENVIRONMENT,
             pass_fds=[listening.fileno()],
             # A signal to this process and all of its group is not for the server, which cleans up.
             start_new_session=True,
@@ -107,7 +107,7 @@ def start(argv, folder, *, processes=1, before="", **environment):
             process = subprocess.Popen(
                 [python(), "-c", _COMMAND, str(rank), before, *argv],
                 cwd=folder,
-                env=_ENVIRONMENT | more | environment,
+                env=ENVIRONMENT | more | environment,
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,

@@ -93,9 +93,10 @@ def saved_or_removed(folder: Path, what: str, *, writes: bool) -> Iterator[None]
             shutil.rmtree(folder, ignore_errors=True)
         kept = last_whole(run, contents=False)
         remains = f"{kept} is the last checkpoint" if kept else "there is no checkpoint so far"
+        after = "goes on from there" if kept else "begins again"
         raise OSError(
             f"{what} could not be saved in {run}: {why}; {remains}: make room or mend the disk, "
-            "and the same command goes on from there"
+            f"and the same command {after}"
         ) from error
 
 

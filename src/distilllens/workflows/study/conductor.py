@@ -6,10 +6,13 @@ import logging
 import math
 import multiprocessing
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, TypedDict
@@ -22,6 +25,7 @@ from distilllens.workflows.recipe_file import recipe_text
 from distilllens.workflows.study import worker
 from distilllens.workflows.study.caches import SharedCaches
 from distilllens.workflows.study.file import Study
+from distilllens.workflows.study.live import EVERY, LiveLines
 from distilllens.workflows.study.notes import Notes
 from distilllens.workflows.study.runs import (
     TRAIN,
@@ -66,12 +70,14 @@ class Conductor:
         self.notes = Notes(study, folders, self.terms)
         self._running: list[_Process] = []
         self._failed: list[str] = []
+        self._live = LiveLines()
         methods = multiprocessing.get_all_start_methods()
         # A process that has imported torch once, and is copied for every run.
         kind = "forkserver" if "forkserver" in methods else "spawn"
         self._context = multiprocessing.get_context(kind)
         if kind == "forkserver":
             self._context.set_forkserver_preload([worker.__name__])
+            _begin_forkserver()
         self._threads = 0
         if jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
             self._threads = max(1, (os.cpu_count() or 1) // jobs)
@@ -203,7 +209,10 @@ class Conductor:
 
     def _wait(self):
         """Wait until a process ends, and say how it went."""
-        ended = wait([each.end for each in self._running])
+        ends = [each.end for each in self._running]
+        while not (ended := wait(ends, EVERY if self._live.is_shown else None)):
+            self._live.show({each.name: each.log for each in self._running})
+        self._live.clear()
         for each in [process for process in self._running if process.end in ended]:
             try:
                 reason = each.end.recv()
@@ -240,3 +249,19 @@ class Conductor:
             for each in self._running:
                 each.process.join()
             raise
+        finally:
+            self._live.clear()
+
+
+def _begin_forkserver():
+    """Begin the process that is copied, deaf to Ctrl-C, which a terminal sends to all processes.
+
+    It would end with a traceback of its imports; runs are ended by ``_together``.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)

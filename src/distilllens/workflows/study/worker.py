@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+import signal
 import threading
 import time
 import traceback
@@ -44,6 +45,7 @@ def work(function: Callable, arguments: tuple, log: Path, threads: int, end):
         threads: of torch; 0 leaves them as they are.
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGTERM, _stop)  # the study is stopped: leave nothing half-written
     file = open_for_writing(log, os.O_APPEND)
     for number in (1, 2):  # libraries write to the descriptors, some from other languages
         os.dup2(file, number)
@@ -117,6 +119,10 @@ def _first_step(folder):
     """The step from which a run goes on."""
     checkpoint = run_folder.last_whole(folder) if folder.is_dir() else None
     return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+
+
+def _stop(number, frame):
+    raise KeyboardInterrupt
 
 
 def _end_with_parent():

@@ -57,6 +57,7 @@ WIDER_TESTS = {
     "train/test_signals.py",
     "train/test_two_machines.py",
     "workflows/test_loggers.py",
+    "workflows/study/test_other_teachers.py",
 }
 TEST_NAME = re.compile(r"tests/[\w/]+\.py::\w+")
 TREE_LINE = re.compile(r"^(?P<indent>(?:│   |    )*)[├└]── (?P<name>[\w.]+/?)")

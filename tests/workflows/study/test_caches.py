@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from distilllens.workflows.study.caches import SharedCaches
-from distilllens.workflows.study.file import Study
+from distilllens.workflows.study.matrix import Study
 from distilllens.workflows.study.runs import Folders
 from distilllens.workflows.study.terms import Terms
 

@@ -163,18 +163,6 @@ BAD = {
     "a rate of 0": (STUDY + "learning_rates: [0]\n", "a learning rate must be above 0, got 0"),
     "a rate as text": (STUDY + "learning_rates: [1e-3]\n", "study.yaml:11"),
     "terms that do not exist": (STUDY + "equal: time\n", "study.yaml:11: equal must be one of"),
-    "two tokenizers": (
-        STUDY.replace("base:\n", "base:\n  cross_tokenizer: shared\n", 1),
-        "cross_tokenizer is not for a study",
-    ),
-    "several teachers": (
-        STUDY.replace("base:\n", "base:\n  teachers: [{model: a, weight: 1.0}]\n", 1),
-        "teachers is not for a study",
-    ),
-    "a teacher at a server": (
-        STUDY.replace("base:\n", "base:\n  teacher_server: http://localhost:1/v1\n", 1),
-        "teacher_server is not for a study",
-    ),
     "an upload": (
         STUDY.replace("base:\n", "base:\n  push_to_hub: true\n", 1),
         "push_to_hub is not for a study",
@@ -182,7 +170,7 @@ BAD = {
     "a score that does not exist": (STUDY + "choose_by: loss\n", "choose_by must be one of"),
     "KL without a teacher": (
         STUDY.replace("  teacher_model_name_or_path: teacher\n", "") + "choose_by: kl\n",
-        "study.yaml:10: choose_by kl needs teacher_model_name_or_path in base",
+        "study.yaml:10: choose_by kl needs one teacher with the student's tokenizer",
     ),
     "no hours": (STUDY + "max_hours: 0\n", "study.yaml:11: max_hours must be above 0, got 0"),
     "answers to nothing": (

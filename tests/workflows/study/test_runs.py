@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from distilllens.workflows.study.file import Study
+from distilllens.workflows.study.matrix import Study
 from distilllens.workflows.study.runs import (
     ANSWER,
     TRAIN,

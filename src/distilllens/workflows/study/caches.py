@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import tempfile
 from collections.abc import Callable
@@ -14,10 +15,17 @@ from distilllens.train.teachers import depths_of, layer_map_of
 from distilllens.workflows import students
 from distilllens.workflows.cache import write_cache
 from distilllens.workflows.run_arguments import build
-from distilllens.workflows.study.file import Study
+from distilllens.workflows.study.matrix import Study
 from distilllens.workflows.study.runs import Folders
 
 logger = logging.getLogger(__name__)
+# Fields of a recipe that decide which teacher's states a cache has, and of which tokens.
+_TEACHER = (
+    "teacher_model_name_or_path",
+    "teacher_model_init_kwargs",
+    "teacher_tokenizer_name_or_path",
+    "cross_tokenizer",
+)
 
 
 class SharedCaches:
@@ -38,11 +46,12 @@ class SharedCaches:
             except ValueError as error:
                 raise ValueError(f"{study.path}: method {method}: {error}") from error
             if kind is not None:
-                kinds[method] = kind
-                depths.setdefault(kind, set()).update(found)
+                kinds[method] = kind, _teacher(study.recipe(method))
+                depths.setdefault(kinds[method], set()).update(found)
+        several = len({teacher for _, teacher in kinds.values()}) > 1
         # Other depths, another folder: a cache cannot be widened.
         self._names = {
-            method: "-".join([kind, *map(str, sorted(depths[kind]))])
+            method: "-".join([*kind[: 1 + several], *map(str, sorted(depths[kind]))])
             for method, kind in kinds.items()
         }
         self._depths = {name: depths[kinds[m]] for m, name in self._names.items()}
@@ -104,6 +113,12 @@ def _kind(args):
         )
         return None
     return f"{args.lens_readout}-{'normed' if args.lens_norm else 'raw'}"
+
+
+def _teacher(fields):
+    """What distinguishes teachers, and how they are read, in eight letters."""
+    values = repr([fields.get(name) for name in _TEACHER])
+    return hashlib.blake2b(values.encode(), digest_size=4).hexdigest()
 
 
 def _depths(job, model, args):

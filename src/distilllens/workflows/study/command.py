@@ -19,7 +19,7 @@ from distilllens.train.stopping import Stopped
 from distilllens.workflows.outputs import PAGE, check_count, check_folder, check_page, write_page
 from distilllens.workflows.run_summary import blocks_in_words
 from distilllens.workflows.study.conductor import Conductor
-from distilllens.workflows.study.file import Study
+from distilllens.workflows.study.matrix import Study
 from distilllens.workflows.study.results import StudyResult, read_results
 from distilllens.workflows.study.runs import Folders, candidates, chosen_rate
 from distilllens.workflows.study.tables import (

@@ -24,8 +24,8 @@ from distilllens.train.progress import duration
 from distilllens.workflows.recipe_file import recipe_text
 from distilllens.workflows.study import worker
 from distilllens.workflows.study.caches import SharedCaches
-from distilllens.workflows.study.file import Study
 from distilllens.workflows.study.live import EVERY, LiveLines
+from distilllens.workflows.study.matrix import Study
 from distilllens.workflows.study.notes import Notes
 from distilllens.workflows.study.runs import (
     TRAIN,

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from distilllens.errors import did_you_mean
 from distilllens.workflows.field_table import Field, may_be_declared, read_table
 from distilllens.workflows.recipe_fields import UnknownField, check_recipe, declared, located
 from distilllens.workflows.recipe_file import Recipe, read_recipe
+from distilllens.workflows.study.matrix import Study
 from distilllens.workflows.train_checks import check_files, check_loggers, check_values
 
 EQUAL = ("steps", "seconds", "flops")
@@ -52,49 +51,6 @@ _BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps", "packing
 _SHARED = ("eval_file", "model_name_or_path", "student_blocks", "student_config", "chat")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _UNUSED = "unused"  # an output_dir that is never made: every run has its own
-
-
-@dataclass(frozen=True)
-class Study:
-    """Methods x training seeds on equal terms.
-
-    Args:
-        path: of the file.
-        base: fields that all methods share.
-        methods: name -> fields that make it, which override ``base``.
-        seeds: name of a method -> its training seeds.
-        baseline: the method that all others are compared with.
-        learning_rates: from which each method's is chosen, with its first seed; empty: that of its
-            recipe.
-        choose_by: the score on the development set that decides.
-        equal: what all runs have alike: "steps", "seconds" or "flops", those of the baseline.
-        evaluate: the benchmarks and how they are answered, as flags of ``distilllens evaluate``.
-        max_hours: no further run begins after so many hours of runs; None for no limit.
-        share_cache: the teacher runs once for all runs.
-        keep_checkpoints: of runs that are finished.
-    """
-
-    path: str
-    base: Mapping[str, Any]
-    methods: Mapping[str, Mapping[str, Any]]
-    seeds: Mapping[str, tuple[int, ...]]
-    baseline: str
-    learning_rates: tuple[float, ...] = ()
-    choose_by: str = "cross_entropy"
-    equal: str = "steps"
-    evaluate: Mapping[str, Any] | None = None
-    max_hours: float | None = None
-    share_cache: bool = True
-    keep_checkpoints: bool = False
-
-    def recipe(self, method: str) -> dict[str, Any]:
-        """The fields of a method's runs, but for those that differ between them."""
-        return {"report": False, **self.base, **self.methods[method]}
-
-    @property
-    def all_seeds(self) -> tuple[int, ...]:
-        """The seeds of any method, in the order in which they are first named."""
-        return tuple(dict.fromkeys(seed for seeds in self.seeds.values() for seed in seeds))
 
 
 def read_study(path: str) -> Study:
@@ -299,20 +255,16 @@ def _check_terms(study, file):
             f"{file.where('baseline')}: the baseline {study.baseline} does not have seed "
             f"{missing[0]}, which another method has; differences are taken seed by seed"
         )
-    if study.choose_by == "kl" and not study.base.get("teacher_model_name_or_path"):
+    if study.choose_by == "kl" and study.common_teacher is None:
         raise ValueError(
-            f"{file.where('choose_by')}: choose_by kl needs teacher_model_name_or_path in base"
+            f"{file.where('choose_by')}: choose_by kl needs one teacher with the student's "
+            "tokenizer for all methods, named by teacher_model_name_or_path; choose_by: "
+            "cross_entropy needs none"
         )
 
 
-_ALONE = "train such runs one by one"
 # Field -> why a run with it is none of a study's.
 _NOT_IN_A_STUDY = {
-    "cross_tokenizer": "which measures every run's distance from its teacher on the same tokens; "
-    + _ALONE,
-    "teachers": "which measures every run's distance from one teacher; " + _ALONE,
-    "teacher_server": "which measures every run's distance from a teacher that runs here; "
-    + _ALONE,
     "push_to_hub": "whose runs would all go to one repository; upload the one that you keep",
 }
 

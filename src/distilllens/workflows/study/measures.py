@@ -21,9 +21,12 @@ from distilllens.train import run_folder
 from distilllens.workflows.estimate_run import shape_of
 from distilllens.workflows.estimate_step import Side, build
 from distilllens.workflows.inspect import target_passage
+from distilllens.workflows.study.matrix import OTHER_TEACHERS
 
 _NUM_READ, _LONGEST = 32, 256  # texts of the development set, and tokens of each
 _NUM_COUNTED = 512  # rows of the training data whose targets are counted
+# Fields of runs whose flops are not known.
+UNCOUNTED = ("on_policy_fraction", *OTHER_TEACHERS)
 _DEFAULTS = {"output_weight": 1.0, "lens_weight": 1.0, "lens_weight_until": 1.0}
 
 
@@ -42,8 +45,8 @@ class Begun(NamedTuple):
 
 
 @torch.no_grad()
-def by_depth(fields: Mapping[str, Any], folder: Path) -> dict:
-    """The JSD of a run's student from its teacher, in nats per token, at every depth.
+def by_depth(fields: Mapping[str, Any], folder: Path, teacher: str) -> dict:
+    """The JSD of a run's student from a teacher, in nats per token, at every depth.
 
     Each depth is read through the model's own norm and head, whatever the run's loss reads: a mean
     over the target tokens of the first texts of the development set.
@@ -51,16 +54,14 @@ def by_depth(fields: Mapping[str, Any], folder: Path) -> dict:
     Args:
         fields: the recipe of the run.
         folder: its output_dir.
+        teacher: with the student's tokenizer.
     """
     trusted = bool(fields.get("trust_remote_code"))
     device = device_of(fields) or torch.accelerator.current_accelerator(check_available=True)
     tokenizer = load_tokenizer("student", str(folder), trust_remote_code=trusted)
     models = [
         load_model(role, str(name), dtype="auto", trust_remote_code=trusted).eval().to(device)
-        for role, name in (
-            ("student", folder),
-            ("teacher", fields["teacher_model_name_or_path"]),
-        )
+        for role, name in (("student", folder), ("teacher", teacher))
     ]
     chat = bool(fields.get("chat"))
     length = min(_LONGEST, fields.get("max_length") or _LONGEST)
@@ -112,10 +113,10 @@ def cost_of_run(fields: Mapping[str, Any], folder: Path, begun: Begun) -> dict:
 def _flops(fields, folder, last, steps):
     """Flops of all steps; None where they cannot be told.
 
-    That is where the log does not tell how many tokens were read, and where the student wrote some
-    of them, which the model of costs does not count.
+    That is where the log does not tell how many tokens were read, and where the model of costs does
+    not count what was done (``UNCOUNTED``).
     """
-    if not (tokens := last.get("num_tokens")) or fields.get("on_policy_fraction"):
+    if not (tokens := last.get("num_tokens")) or any(map(fields.get, UNCOUNTED)):
         return None
     trusted = bool(fields.get("trust_remote_code"))
     config = load_config("student", str(folder), trust_remote_code=trusted)

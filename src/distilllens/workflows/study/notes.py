@@ -12,7 +12,7 @@ from distilllens.files import sha256
 from distilllens.fingerprints import fingerprint
 from distilllens.loading import load_config
 from distilllens.stored import read_stored
-from distilllens.workflows.study.file import Study
+from distilllens.workflows.study.matrix import Study
 from distilllens.workflows.study.measures import files_of
 from distilllens.workflows.study.runs import TRAIN, Folders, Task
 from distilllens.workflows.study.terms import Terms
@@ -47,7 +47,10 @@ class Notes:
             values = self.terms.applied(task.run.method, study.recipe(task.run.method))
             names = [*files_of(values.get("train_file") or []), *files_of(values["eval_file"])]
             trusted = bool(values.get("trust_remote_code"))
-            models = {n: self._model(values[n], trusted) for n in _MODELS if values.get(n)}
+            named = {n: values[n] for n in _MODELS if values.get(n)}
+            for number, entry in enumerate(values.get("teachers") or [], 1):
+                named |= {f"teacher {number}": entry["model"]} if entry.get("model") else {}
+            models = {role: self._model(name, trusted) for role, name in named.items()}
         else:
             values, names = dict(study.evaluate), study.evaluate["benchmarks"]
         there = [name for name in names if Path(name).exists()]

@@ -17,7 +17,7 @@ from distilllens.evaluate.training_seeds import (
     mean_over_seeds,
 )
 from distilllens.stored import read_stored
-from distilllens.workflows.study.file import Study
+from distilllens.workflows.study.matrix import Study
 from distilllens.workflows.study.runs import ANSWER, TRAIN, Folders, Run, Task
 
 DEV, AVERAGE = "development set", "average"
@@ -147,7 +147,7 @@ def read_results(
         tuple(results),
         columns,
         {},
-        (*notes, *(_unequal(results) if study.equal == "steps" else ())),
+        (*notes, *_unmeasured(study), *(_unequal(results) if study.equal == "steps" else ())),
     )
 
 
@@ -216,6 +216,16 @@ def _scores(method, samples, columns):
                     {s: sum(one.by_seed[s] for one in parts) / len(parts) for s in sorted(seeds)}
                 )
     return found
+
+
+def _unmeasured(study):
+    """A sentence on the distance from the teacher, where it is not measured."""
+    if study.common_teacher or not study.has_teachers:
+        return ()
+    return (
+        "There is not one teacher with the students' tokenizer, so no KL from it is measured, nor "
+        "the distance by depth.",
+    )
 
 
 def _unequal(results):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from distilllens.workflows.study.file import Study
+from distilllens.workflows.study.matrix import Study
 
 TRAIN, ANSWER = "train", "answer"
 

@@ -12,8 +12,8 @@ from distilllens.files import write_json
 from distilllens.stored import read_stored
 from distilllens.train import run_folder
 from distilllens.workflows.run_arguments import build
-from distilllens.workflows.study.file import Study
-from distilllens.workflows.study.measures import Begun, cost_of_run
+from distilllens.workflows.study.matrix import Study
+from distilllens.workflows.study.measures import UNCOUNTED, Begun, cost_of_run
 from distilllens.workflows.study.runs import Folders
 from distilllens.workflows.train import run_job
 
@@ -35,13 +35,12 @@ class Terms:
     """
 
     def __init__(self, study: Study, folders: Folders):
-        writing = [m for m in study.methods if study.recipe(m).get("on_policy_fraction")]
-        if study.equal == "flops" and writing:
-            raise ValueError(
-                f"{study.path}: equal: flops does not go with on_policy_fraction (method "
-                f"{writing[0]}): the flops of answers that the student writes are not counted; "
-                "set equal: seconds or steps"
-            )
+        for method in study.methods if study.equal == "flops" else ():
+            if found := [field for field in UNCOUNTED if study.recipe(method).get(field)]:
+                raise ValueError(
+                    f"{study.path}: equal: flops does not go with {found[0]} (method {method}), "
+                    "whose flops are not counted; set equal: seconds or steps"
+                )
         self.study, self.folders = study, folders
         self._steps: dict[str, int] = {}
 

@@ -25,7 +25,7 @@ from distilllens.workflows.evaluate import Plan, evaluate
 from distilllens.workflows.quiet import hidden_library_bars
 from distilllens.workflows.run_arguments import build
 from distilllens.workflows.run_summary import peak_memory
-from distilllens.workflows.study.file import Study
+from distilllens.workflows.study.matrix import Study
 from distilllens.workflows.study.measures import (
     Begun,
     by_depth,
@@ -110,8 +110,8 @@ def _train(run, study, fields, folders):
         for checkpoint in folders.run(run).glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
     _score(study, fields, folders.run(run), folders.dev(run))
-    if fields.get("teacher_model_name_or_path"):
-        write_json(folders.depths(run), by_depth(fields, folders.run(run)))
+    if study.common_teacher:
+        write_json(folders.depths(run), by_depth(fields, folders.run(run), study.common_teacher))
     write_json(folders.cost(run), cost_of_run(fields, folders.run(run), begun))
 
 
@@ -139,7 +139,7 @@ def _score(study, fields, folder, output):
             benchmarks=tuple(files_of(fields["eval_file"])),
             output=str(output),
             references_only=True,
-            teacher=fields.get("teacher_model_name_or_path"),
+            teacher=study.common_teacher,
             chat=bool(fields.get("chat")),
             device=device_of(fields),
             trust_remote_code=bool(fields.get("trust_remote_code")),
@@ -160,7 +160,7 @@ def _answer(study, fields, folder, output):
             benchmarks=tuple(given.pop("benchmarks")),
             output=str(output),
             decoding=Decoding(**decoding),
-            teacher=fields.get("teacher_model_name_or_path"),
+            teacher=study.common_teacher,
             chat=bool(fields.get("chat")),
             **{"device": device_of(fields), **given},
             trust_remote_code=bool(fields.get("trust_remote_code")),

@@ -4,6 +4,7 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
+import toys
 from accelerate.data_loader import prepare_data_loader
 from accelerate.state import AcceleratorState, GradientState
 from torch.utils.data import DataLoader
@@ -129,3 +130,13 @@ def test_every_row_of_an_epoch_counts_once(case, mask):
     if case == "two rows of each":
         expected += expected
     assert found == expected
+
+
+def test_a_process_that_sees_several_gpus_trains_on_one(tmp_path, caplog):
+    """TRL would refuse it; the batch is that of one device, and the given arguments stay."""
+    args = toys.config(tmp_path)
+    args._n_gpu = 4  # as transformers counts them
+    trainer = toys.trainer(args)
+    assert (args.n_gpu, trainer.args.n_gpu) == (4, 1)
+    assert trainer.args.train_batch_size == args.per_device_train_batch_size
+    assert "4 GPUs are visible, and this process trains on the first" in caplog.text

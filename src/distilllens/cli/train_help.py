@@ -123,7 +123,7 @@ GROUPS = {
     },
 }
 _PROCESSES = (
-    ("num_processes", "N", "start N processes (default: all GPUs)"),
+    ("num_processes", "N", "start N processes (default: one; with --accelerate_config one for each GPU)"),
     ("accelerate_config", "NAME", "ddp (default), fsdp2, zero3 or a file of accelerate"),
 )
 # What happens without a value, where the default of a field is None or a code.

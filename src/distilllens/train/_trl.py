@@ -28,6 +28,7 @@ from distilllens.targets import without_targets
 from distilllens.train.preparation import PreparedTrainer
 from distilllens.train.progress import LastStepLogged, LogLines, losses
 
+logger = logging.getLogger(__name__)
 __all__ = [
     "OTHER_INTERVALS",
     "OTHER_TRANSFORMERS",
@@ -46,12 +47,29 @@ __all__ = [
     "mask_repeated_training_rows",
     "maybe_gather_lm_head_ctx",
     "missing_head",
+    "on_one_gpu",
     "prepare_deepspeed",
     "prepare_fsdp",
     "prepare_without_student",
     "replace_progress_bar",
     "set_timeout",
 ]
+
+
+def on_one_gpu(args):
+    """Training arguments with which a process that was not launched trains on its first GPU.
+
+    transformers would wrap the model in ``nn.DataParallel`` where several are visible, which
+    SFTTrainer refuses once the model is loaded. ``_n_gpu`` has no public name that can be set.
+    """
+    if (visible := args.n_gpu) > 1:
+        args._n_gpu = 1
+        logger.warning(
+            "%d GPUs are visible, and this process trains on the first; to train on all: "
+            "--accelerate_config ddp, or accelerate launch",
+            visible,
+        )
+    return args
 
 
 def base_model_of(model):

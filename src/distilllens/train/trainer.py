@@ -109,7 +109,7 @@ class DistillLensTrainer(PreparedTrainer, TunedLensTrainer, OnPolicyTrainer):
         logger.info("loading the student, preparing the data")
         super().__init__(
             model=model,
-            args=copy.copy(args),  # SFTTrainer and _save_checkpoint write into it
+            args=_trl.on_one_gpu(copy.copy(args)),  # SFTTrainer and _save_checkpoint write into it
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,

@@ -190,3 +190,11 @@ def test_few_examples_have_no_verdict():
     for num, verdict in ((9, "too few examples to tell"), (10, "better")):
         high, low = answers([[3.0], *[[2.9]] * (num - 1)]), answers([[1.0]] * num)
         assert against("rouge_l", high, low).verdict == verdict
+
+
+def test_examples_without_a_value_do_not_count():
+    """Of 100 examples three have one: that is three examples, and no verdict."""
+    rest = [[None]] * 97
+    first, second = answers([[3.0], [2.9], [2.8], *rest]), answers([[1.0], [1.1], [1.2], *rest])
+    found = against("kl", first, second)
+    assert (found.num_examples, found.verdict) == (3, "too few examples to tell")

@@ -97,6 +97,13 @@ def test_the_first_true_difference_is_named(name):
     assert message in first_difference(identity(), identity(**changes))
 
 
+def test_a_cache_may_lie_elsewhere():
+    """Its teacher is compared with the models; but a live teacher is no cache."""
+    here, there, live = (identity(teacher_cache=name) for name in ("here", "there", None))
+    assert first_difference(here, there) is None
+    assert "teacher_cache was not set and is now 'here'" in first_difference(live, here)
+
+
 def test_evaluation_data_count_if_they_decide_which_weights_are_final():
     """Of a run that keeps its best checkpoint."""
     best = {"load_best_model_at_end": True, "eval_file": ["more.jsonl"]}

@@ -123,7 +123,11 @@ GROUPS = {
     },
 }
 _PROCESSES = (
-    ("num_processes", "N", "start N processes (default: one; with --accelerate_config one for each GPU)"),
+    (
+        "num_processes",
+        "N",
+        "start N processes (default: 1; with --accelerate_config one a GPU)",
+    ),
     ("accelerate_config", "NAME", "ddp (default), fsdp2, zero3 or a file of accelerate"),
 )
 # What happens without a value, where the default of a field is None or a code.

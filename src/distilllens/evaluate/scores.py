@@ -89,7 +89,7 @@ class Score:
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """A score with its bootstrap draws ``[NUM_DRAWS]``."""
+    """A score with its bootstrap draws ``[NUM_DRAWS]``, of the examples that have a value."""
 
     value: float
     draws: np.ndarray
@@ -184,7 +184,11 @@ def bootstrap(
     drawn = [times @ sums for times in np.split(_times(len(sums), stream, num_draws), 20)]
     values, draws = _ratios(sums.sum(0)), _ratios(np.concatenate(drawn))
     return [
-        Drawn(float(metric.of(values[at])), metric.of(draws[:, at]), len(sums))
+        Drawn(
+            float(metric.of(values[at])),
+            metric.of(draws[:, at]),
+            int((sums[:, 2 * at + 1] > 0).sum()),
+        )
         for at, metric in enumerate(_about(metric) for metric, _ in samples)
     ]
 

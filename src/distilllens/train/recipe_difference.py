@@ -64,7 +64,8 @@ def _in_fields(before, now) -> Iterator[str]:
 
 
 def _equal(name, before, now):
-    if name == "teacher_server":  # an address is no model, whose name run_folder compares
+    # An address is no model, whose name run_folder compares, and a cache's folder is no teacher.
+    if name in ("teacher_server", "teacher_cache"):
         return (before is None) == (now is None)
     if before == now:
         return True

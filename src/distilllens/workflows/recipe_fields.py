@@ -124,6 +124,8 @@ def _problem(name, value, action, text):
         return None if value in (True, False) else f"must be true or false, got {value!r}"
     if kind in ("int", "float"):
         return _number_problem(value, whole=kind == "int")
+    if _is_of_numbers(action, kinds) and not isinstance(value, list):
+        return _problem_of_no_list(value, action, kinds)
     if isinstance(value, dict | list) or (dict in kinds and not isinstance(value, str)):
         return _collection_problem(name, value, action, kinds)
     if isinstance(value, bool) and bool in kinds:
@@ -163,12 +165,29 @@ def _collection_problem(name, value, action, kinds):
         kind, what = _ITEMS[getattr(action, "items", str)]
         what = mappings_of(name) if kind is dict else what
         wrong = [p for p in value if isinstance(p, bool) or not isinstance(p, kind)]
-        return f"must be a list of {what}, got {wrong[0]!r} in it" if wrong else None
+        hint = number_hint(wrong[0]) if wrong and isinstance(wrong[0], str) else ""
+        return f"must be a list of {what}, got {wrong[0]!r} in it{hint}" if wrong else None
     if dict in kinds:
         fine = isinstance(value, dict)
         return None if fine else f"must be a mapping such as {{key: value}}, got {value!r}"
     what = "list" if isinstance(value, list) else "mapping"
     return f"takes one value, got the {what} {value!r}"
+
+
+def _is_of_numbers(action, kinds):
+    """Whether a field takes a list of numbers, and no text."""
+    return list in kinds and kinds <= {int, list} and getattr(action, "items", str) is not str
+
+
+def _problem_of_no_list(value, action, kinds):
+    """What is wrong with one value where a list of numbers is taken, or one whole number."""
+    if int in kinds and isinstance(value, int) and not isinstance(value, bool):
+        return None
+    example = "[1, 2]" if action.items is int else "[0.1, 0.2]"
+    wanted = f"a list of {_ITEMS[action.items][1]} such as {example}"
+    wanted = f"a whole number or {wanted}" if int in kinds else wanted
+    hint = number_hint(value) if isinstance(value, str) else ""
+    return f"must be {wanted}, got {value!r}{hint}"
 
 
 def _kinds(action):

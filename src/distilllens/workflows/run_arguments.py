@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple
@@ -39,6 +40,16 @@ def build(values: Mapping[str, Any]) -> Arguments:
     }
     check_finite(given)
     return Arguments(job, model, training, given)
+
+
+def build_unused(values: Mapping[str, Any]) -> tuple[JobArguments, ModelConfig, DistillLensConfig]:
+    """The arguments of a recipe that trains nothing: transformers makes the output_dir.
+
+    Raises:
+        ValueError: as ``build``.
+    """
+    with tempfile.TemporaryDirectory() as unused:
+        return build({**values, "output_dir": unused})[:3]
 
 
 def _built(part, values):

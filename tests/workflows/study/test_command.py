@@ -186,17 +186,20 @@ def test_equal_flops_and_hours_that_are_spent(done):
     assert found.returncode == 0, found.stderr
     trials, steps = {}, {}
     for method in ("kd", "lens"):
-        trials[method] = json.loads((folder / f"flops/trials/{method}.json").read_text())["flops"]
+        trial = folder / f"flops/trials/cached/{method}.json"
+        trials[method] = json.loads(trial.read_text())["flops"]
         state = folder / f"flops/runs/{method}/seed-1/trainer_state.json"
         steps[method] = json.loads(state.read_text())["global_step"]
     assert steps == {"kd": 12, "lens": int(12 * trials["kd"] / trials["lens"])}
     assert steps["lens"] < 12
     assert "one seed gives no interval" in found.stdout
-    (folder / "hours.yaml").write_text(text.replace("equal: flops", "max_hours: 1.0e-9"))
+    text = re.sub("learning_rates.*\n", "", STUDY).replace("seeds: 2", "seeds: 1")
+    (folder / "hours.yaml").write_text(text + "max_hours: 1.0e-9\n")
     found = run("--config", "hours.yaml", "--output", "hours", folder=folder)
     assert found.returncode == 2
     assert "max_hours of 1e-09 are spent before lens ran; raise it" in found.stderr
     assert not (folder / "hours/scores.md").exists()
+    assert (folder / "hours/results/kd/seed-1/answer.json").is_file()  # what is trained is asked
 
 
 def test_equal_seconds(done):
@@ -205,13 +208,16 @@ def test_equal_seconds(done):
     text = STUDY[: STUDY.index("learning_rates")].replace("max_steps: 4", "max_steps: 6")
     text = text.replace("seeds: 2", "seeds: 1") + "equal: seconds\n"
     (folder / "seconds.yaml").write_text(text)
-    trials = folder / "seconds/trials"
-    trials.mkdir(parents=True)
-    shutil.copy(folder / "out/study.json", folder / "seconds")  # a study that was begun
+    words = ("--config", "seconds.yaml", "--output", "seconds")
+    text = text.replace("max_steps: 6", "max_steps: 3") + "share_cache: false\n"
+    (folder / "seconds.yaml").write_text(text)
+    assert run(*words, "--dry-run", folder=folder).returncode == 0
     for method, seconds in {"kd": 0.1, "lens": 0.14}.items():
-        trial = {"seconds": seconds, "flops": 1.0, "steps": 6.0}
-        (trials / f"{method}.json").write_text(json.dumps(trial))
-    found = run("--config", "seconds.yaml", "--output", "seconds", folder=folder)
+        file = folder / f"seconds/trials/live/{method}.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"seconds": seconds}))
+    # Another number of steps is no other step: the timings are kept.
+    (folder / "seconds.yaml").write_text(text.replace("max_steps: 3", "max_steps: 6"))
+    found = run(*words, folder=folder)
     assert found.returncode == 0, found.stderr
     assert "timing" not in found.stderr and "equal seconds: steps of kd 6, lens 4" in found.stderr
     for method, steps in {"kd": 6, "lens": 4}.items():

@@ -161,7 +161,24 @@ BAD = {
     ),
     "a rate twice": (STUDY + "learning_rates: [1, 1.0]\n", "learning_rates names 1 twice"),
     "a rate of 0": (STUDY + "learning_rates: [0]\n", "a learning rate must be above 0, got 0"),
-    "a rate as text": (STUDY + "learning_rates: [1e-3]\n", "study.yaml:11"),
+    "a rate as text": (
+        STUDY + "learning_rates: [1e-3]\n",
+        "study.yaml:11: learning_rates must be a list of numbers, got '1e-3' in it: YAML reads it",
+    ),
+    "one rate": (
+        STUDY + "learning_rates: 0.001\n",
+        "study.yaml:11: learning_rates must be a list of numbers such as [0.1, 0.2], got 0.001",
+    ),
+    "seeds that are none": (
+        STUDY + "seeds: true\n",
+        "seeds must be a whole number or a list of whole numbers such as [1, 2], got True",
+    ),
+    "blocks of several teachers": (
+        STUDY.replace("model_name_or_path: student", "student_blocks: 2").replace(
+            "lens_weight: 2.0", "teacher_model_name_or_path: other"
+        ),
+        "student_blocks are of the teacher, and the methods have several (teacher, other)",
+    ),
     "terms that do not exist": (STUDY + "equal: time\n", "study.yaml:11: equal must be one of"),
     "an upload": (
         STUDY.replace("base:\n", "base:\n  push_to_hub: true\n", 1),
@@ -187,7 +204,7 @@ BAD = {
     ),
     "a number of decoding seeds": (
         STUDY + "evaluate: {benchmarks: train.jsonl, seeds: 3}\n",
-        "study.yaml:11: seeds",
+        "study.yaml:11: seeds must be a list of whole numbers such as [1, 2], got 3",
     ),
     "data that are not there": (
         STUDY.replace("train_file: train.jsonl", "train_file: gone.jsonl"),

@@ -1,11 +1,13 @@
 """What a study is made of must not change while it runs."""
 
+import json
+
 import pytest
 import toys
 
 from distilllens.workflows.study.conductor import Conductor
 from distilllens.workflows.study.file import read_study
-from distilllens.workflows.study.runs import TRAIN, Folders, Run, Task
+from distilllens.workflows.study.runs import ANSWER, TRAIN, Folders, Run, Task
 
 STUDY = """\
 base:
@@ -54,3 +56,46 @@ def test_a_model_that_changed_while_the_study_ran_is_refused(notes):
     toys.llama(3, 24, seed=5).save_pretrained("teacher")
     with pytest.raises(ValueError, match="teacher_model_name_or_path is another model now, chang"):
         notes.begun(TASK)
+
+
+def test_runs_that_were_measured_against_another_teacher_are_scored_again(notes):
+    """Their scores go, their weights stay; a note of before this was noted counts as it is."""
+    folders = notes.folders
+    for seed, teacher in ((1, {}), (2, {"teacher": "gone"})):
+        task = Task(Run("kd", seed, None), TRAIN)
+        note = {name: value for name, value in notes.made_of(task).items() if name != "teacher"}
+        folders.dev(task.run).mkdir(parents=True)
+        folders.run(task.run).mkdir(parents=True)
+        folders.note(task).write_text(json.dumps(note | teacher))
+        (folders.dev(task.run) / "scores.json").write_text("{}")
+    notes.forget_other_teachers([Task(Run("kd", seed, None), TRAIN) for seed in (1, 2, 3)])
+    left = [Run("kd", seed, None) for seed in (1, 2)]
+    assert [folders.dev(run).exists() for run in left] == [True, False]
+    assert [Task(run, TRAIN).is_done(folders) for run in left] == [True, False]
+    assert all(folders.run(run).is_dir() for run in left)
+
+
+def test_other_questions_cost_the_answers_alone(notes):
+    """The advice names what was answered, not the trained student."""
+    task = Task(Run("kd", 1, None), ANSWER)
+    object.__setattr__(notes.study, "evaluate", {"benchmarks": ["dev.jsonl"], "limit": 3})
+    notes.folders.note(task).parent.mkdir(parents=True)
+    notes.folders.note(task).write_text(json.dumps(notes.made_of(task)))
+    notes.check([task])
+    object.__setattr__(notes.study, "evaluate", {"benchmarks": ["dev.jsonl"], "limit": 4})
+    with pytest.raises(ValueError, match=r"limit was 3 and is now 4") as error:
+        notes.check([task])
+    assert "remove" in str(error.value) and "/runs/" not in str(error.value)
+    assert str(error.value).endswith("results/kd/seed-1/answer.json")
+
+
+def test_two_runs_do_not_fill_one_cache_at_once(notes):
+    """Which a recipe names; when a run is done, the cache holds what the others read."""
+    text = STUDY.replace("max_steps: 4", "max_steps: 4\n  teacher_cache: given")
+    with open("named.yaml", "w") as file:
+        file.write(text)
+    conductor = Conductor(read_study("named.yaml"), notes.folders, 2)
+    (first,) = conductor._next()
+    notes.folders.note(first).parent.mkdir(parents=True)
+    notes.folders.note(first).write_text(json.dumps(conductor.notes.made_of(first)))
+    assert len(conductor._next()) == 2

@@ -108,3 +108,10 @@ def test_a_task_is_done_when_its_note_is_there(tmp_path):
     assert not answer.is_done(folders)
     folders.note(answer).write_text("{}")
     assert answer.is_done(folders)
+
+
+def test_other_rates_have_other_names():
+    """Also where six digits do not tell them apart; a usual rate keeps its short name."""
+    rates = (5e-4, 0.00012345678, 0.00012345679)
+    names = [Run("kd", 1, rate).name for rate in rates]
+    assert names[0] == "kd/rate-0.0005-seed-1" and len({*names}) == 3

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,11 +13,15 @@ from distilllens.loading import load_config
 from distilllens.train.teachers import depths_of, layer_map_of
 from distilllens.workflows import students
 from distilllens.workflows.cache import write_cache
-from distilllens.workflows.run_arguments import build
+from distilllens.workflows.run_arguments import build_unused
+from distilllens.workflows.study.materials import Materials, data_of
 from distilllens.workflows.study.matrix import Study
 from distilllens.workflows.study.runs import Folders
 
 logger = logging.getLogger(__name__)
+# Fields of a recipe that decide which documents are read.
+_READ = ("train_file", "datasets", "eval_file", "eval_strategy", "max_length", "packing")
+_READ += ("chat", "chat_template_path", "assistant_only_loss", "completion_only_loss", "eos_token")
 # Fields of a recipe that decide which teacher's states a cache has, and of which tokens.
 _TEACHER = (
     "teacher_model_name_or_path",
@@ -36,11 +39,11 @@ class SharedCaches:
     """
 
     def __init__(self, study: Study, folders: Folders):
-        self.study, self.folders = study, folders
+        self.study, self.folders, self._materials = study, folders, Materials()
         kinds, depths = {}, {}
         for method in study.methods:
             try:
-                job, model, args = _built(study.recipe(method))
+                job, model, args = build_unused(study.recipe(method))
                 kind = _kind(args) if study.share_cache else None
                 found = _depths(job, model, args)
             except ValueError as error:
@@ -70,30 +73,21 @@ class SharedCaches:
         Raises:
             ValueError: a cache that cannot be written.
         """
-        done = set()
         for method, name in self._names.items():
             fields = {**self.study.recipe(method), "teacher_cache": str(self.of(method))}
-            data = name, repr(fields.get("train_file"))
-            mark = self.of(method).with_name(f"{name}-{len(done)}.done")
-            if data in done:
-                continue
-            done.add(data)
+            read = [fields.get(field) for field in _READ]
+            digest = _digest([read, self._materials.files(data_of(fields))])
+            mark = self.of(method).with_name(f"{name}-{digest}.done")
             if mark.is_file():
                 continue
             logger.info("the teacher runs once over the data of %s: %s", method, self.of(method))
             alone(f"cache-{name}", fill, fields, self._depths[name])
-            write_atomically(mark, data[1])
+            write_atomically(mark, "")
 
 
 def fill(fields: dict, depths: set[int]):
     """Write the teacher's states at these depths, and the last, over the data of a recipe."""
-    write_cache(*_built(fields), depths)
-
-
-def _built(fields):
-    """The arguments of a recipe that trains nothing: transformers makes the output_dir."""
-    with tempfile.TemporaryDirectory() as unused:
-        return build({**fields, "output_dir": unused})[:3]
+    write_cache(*build_unused(fields), depths)
 
 
 def _kind(args):
@@ -117,8 +111,11 @@ def _kind(args):
 
 def _teacher(fields):
     """What distinguishes teachers, and how they are read, in eight letters."""
-    values = repr([fields.get(name) for name in _TEACHER])
-    return hashlib.blake2b(values.encode(), digest_size=4).hexdigest()
+    return _digest([fields.get(name) for name in _TEACHER])
+
+
+def _digest(values):
+    return hashlib.blake2b(repr(values).encode(), digest_size=4).hexdigest()
 
 
 def _depths(job, model, args):

@@ -20,6 +20,7 @@ from distilllens.workflows.outputs import PAGE, check_count, check_folder, check
 from distilllens.workflows.run_summary import blocks_in_words
 from distilllens.workflows.study.conductor import Conductor
 from distilllens.workflows.study.matrix import Study
+from distilllens.workflows.study.plans import check_plans
 from distilllens.workflows.study.results import StudyResult, read_results
 from distilllens.workflows.study.runs import Folders, candidates, chosen_rate
 from distilllens.workflows.study.tables import (
@@ -57,7 +58,9 @@ def run_study(study: Study, output: str | Path, *, jobs: int = 1, command: str =
     """
     folders = _claimed(study, output, jobs)
     check_page(folders.output / PAGE, "the page")
+    file = Path(study.path).read_text(encoding="utf-8")  # it may be edited while the study runs
     conductor = Conductor(study, folders, jobs)
+    check_plans(study)
     with _signals():
         left = conductor()
     rates = {name: _rate(study, conductor, name) for name in study.methods}
@@ -77,7 +80,7 @@ def run_study(study: Study, output: str | Path, *, jobs: int = 1, command: str =
     write_json(folders.output / f"{SCORES}.json", as_json(result))
     cost = costs(result)
     write_atomically(folders.output / "costs.md", table_text(cost) + "\n")
-    _write_page(folders.output / PAGE, result, command)
+    _write_page(folders.output / PAGE, result, file, command)
     return f"{text}\n{table_text(cost)}"
 
 
@@ -89,20 +92,19 @@ def plan_in_words(study: Study, output: str | Path, *, jobs: int = 1) -> str:
     """
     folders = _claimed(study, output, jobs)
     conductor = Conductor(study, folders, jobs)
+    check_plans(study)
     with _signals():
         trials = conductor.trials()
-    budget = trials[study.baseline]
+    steps = {method: trial.steps for method, trial in trials.items()}
+    steps |= conductor.terms.equal_steps(trials) if study.equal != "steps" else {}
     lines, total = [], 0.0
     for method, trial in trials.items():
         runs = len(study.seeds[method]) + max(0, len(study.learning_rates) - 1)
-        steps = trial["steps"]
-        if study.equal != "steps":
-            steps = budget["steps"] * budget[study.equal] / trial[study.equal]
-        seconds = steps * trial["seconds"]
+        seconds = steps[method] * trial.seconds
         total += runs * seconds
         lines.append(
-            f"{method}: {runs} run{'s' * (runs > 1)} of {steps:,.0f} steps, "
-            f"{trial['seconds']:.2f} s a step, {duration(seconds)} each"
+            f"{method}: {runs} run{'s' * (runs > 1)} of {steps[method]:,.0f} steps, "
+            f"{trial.seconds:.2f} s a step, {duration(seconds)} each"
         )
     rates = f"; learning rates {', '.join(f'{r:g}' for r in study.learning_rates)}, the best by "
     rates += f"{study.choose_by} with the first seed" if study.learning_rates else ""
@@ -168,7 +170,7 @@ def _tried(study, conductor):
     return found
 
 
-def _write_page(path, result: StudyResult, command):
+def _write_page(path, result: StudyResult, file, command):
     """The page, or a line on why there is none."""
     study = result.study
     differences = []
@@ -194,7 +196,7 @@ def _write_page(path, result: StudyResult, command):
         tables=[(t.title, t.text, PageTable(t.columns, t.rows)) for t in shown],
         notes=result.notes,
         facts=_facts(study),
-        file=Path(study.path).read_text(encoding="utf-8"),
+        file=file,
         command=command,
     )
     lead = f"{len(study.methods)} methods on equal {study.equal}, against {study.baseline}."

@@ -17,6 +17,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, TypedDict
 
+from distilllens.evaluate.scores import score as score_of
 from distilllens.evaluate.table import read_table
 from distilllens.files import write_atomically
 from distilllens.stored import read_stored
@@ -27,6 +28,7 @@ from distilllens.workflows.study.caches import SharedCaches
 from distilllens.workflows.study.live import EVERY, LiveLines
 from distilllens.workflows.study.matrix import Study
 from distilllens.workflows.study.notes import Notes
+from distilllens.workflows.study.results import DEV, development_samples
 from distilllens.workflows.study.runs import (
     TRAIN,
     Folders,
@@ -54,7 +56,7 @@ class _Process:
 
 
 class _Cost(TypedDict):
-    seconds: float
+    seconds: float | None
 
 
 class Conductor:
@@ -90,6 +92,7 @@ class Conductor:
             KeyboardInterrupt: after the runs in progress were saved.
         """
         with self._together():
+            self.notes.forget_other_teachers(self._known())
             if self.study.equal == "steps":  # else the numbers of steps are not known yet
                 self.notes.check(self._known())
             self.caches.fill(self._alone)
@@ -134,17 +137,9 @@ class Conductor:
             return None
         if "diverged" in self.notes.of(task):
             return math.inf
-        table = read_table(self.folders.dev(run))
-        found = [
-            by_metric[_METRICS[self.study.choose_by]]
-            for by_model in table.samples.values()
-            for by_metric in by_model.values()
-        ]
-        sums = [
-            sum(part.sum() for part in parts)
-            for parts in ([each.totals for each in found], [each.counts for each in found])
-        ]
-        return float(sums[0] / sums[1])
+        metric = _METRICS[self.study.choose_by]
+        samples = development_samples(read_table(self.folders.dev(run)))[DEV, metric]
+        return score_of(metric, samples).mean
 
     def _known(self):
         """The tasks that are known by now, in order."""
@@ -166,12 +161,33 @@ class Conductor:
         ]
         hours = self.study.max_hours
         if ready and hours is not None and self._spent_seconds() >= 3600 * hours:
-            return []
-        return ready[: self.jobs - len(self._running)]
+            ready = [task for task in ready if task.kind != TRAIN]  # what is trained is asked
+        chosen = []
+        for task in ready:
+            if len(busy) + len(chosen) < self.jobs and not self._waits(task, [*busy, *chosen]):
+                chosen.append(task)
+        return chosen
+
+    def _waits(self, task, others):
+        """Whether another run may still be filling the cache that a recipe names.
+
+        A study fills its own before the first run.
+        """
+        cache = self._named_cache(task)
+        if cache is None or cache not in map(self._named_cache, others):
+            return False
+        done = (each for each in self._known() if each.is_done(self.folders))
+        return cache not in map(self._named_cache, done)
+
+    def _named_cache(self, task):
+        """The cache that a run's recipe names; None for none, for the study's, and for answers."""
+        if task.kind != TRAIN or self.caches.of(task.run.method) is not None:
+            return None
+        return self.study.recipe(task.run.method).get("teacher_cache")
 
     def _spent_seconds(self):
         files = (self.folders.output / "results").rglob("cost.json")
-        return sum(read_stored(file, _Cost)["seconds"] for file in files)
+        return sum(read_stored(file, _Cost)["seconds"] or 0.0 for file in files)
 
     def _begin(self, task):
         fields = self.recipe(task.run)

@@ -255,6 +255,12 @@ def _check_terms(study, file):
             f"{file.where('baseline')}: the baseline {study.baseline} does not have seed "
             f"{missing[0]}, which another method has; differences are taken seed by seed"
         )
+    if "student_blocks" in study.base and len(study.teachers) > 1:
+        raise ValueError(
+            f"{file.inner['base'].where('student_blocks')}: student_blocks are of the teacher, and "
+            f"the methods have several ({', '.join(study.teachers)}): all runs start from one "
+            "student; cut it out first (distilllens prune) and name it by model_name_or_path"
+        )
     if study.choose_by == "kl" and study.common_teacher is None:
         raise ValueError(
             f"{file.where('choose_by')}: choose_by kl needs one teacher with the student's "

@@ -54,10 +54,14 @@ class Study:
         None where there is not one that all students can be compared with: methods have different
         teachers, several at once, one at a server, or one with another tokenizer.
         """
-        if any(self.recipe(m).get(field) for m in self.methods for field in OTHER_TEACHERS):
-            return None
-        named = {self.recipe(m).get("teacher_model_name_or_path") for m in self.methods} - {None}
-        return str(named.pop()) if len(named) == 1 else None
+        others = any(self.recipe(m).get(field) for m in self.methods for field in OTHER_TEACHERS)
+        return None if others or len(self.teachers) != 1 else self.teachers[0]
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Those that methods name by ``teacher_model_name_or_path``, each once."""
+        named = (self.recipe(m).get("teacher_model_name_or_path") for m in self.methods)
+        return tuple(dict.fromkeys(str(name) for name in named if name))
 
     @property
     def has_teachers(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,12 +22,15 @@ from distilllens.train import run_folder
 from distilllens.workflows.estimate_run import shape_of
 from distilllens.workflows.estimate_step import Side, build
 from distilllens.workflows.inspect import target_passage
+from distilllens.workflows.study.materials import files_of
 from distilllens.workflows.study.matrix import OTHER_TEACHERS
+
+logger = logging.getLogger(__name__)
 
 _NUM_READ, _LONGEST = 32, 256  # texts of the development set, and tokens of each
 _NUM_COUNTED = 512  # rows of the training data whose targets are counted
 # Fields of runs whose flops are not known.
-UNCOUNTED = ("on_policy_fraction", *OTHER_TEACHERS)
+UNCOUNTED = ("on_policy_fraction", "datasets", *OTHER_TEACHERS)
 _DEFAULTS = {"output_weight": 1.0, "lens_weight": 1.0, "lens_weight_until": 1.0}
 
 
@@ -45,11 +49,12 @@ class Begun(NamedTuple):
 
 
 @torch.no_grad()
-def by_depth(fields: Mapping[str, Any], folder: Path, teacher: str) -> dict:
+def by_depth(fields: Mapping[str, Any], folder: Path, teacher: str) -> dict | None:
     """The JSD of a run's student from a teacher, in nats per token, at every depth.
 
     Each depth is read through the model's own norm and head, whatever the run's loss reads: a mean
-    over the target tokens of the first texts of the development set.
+    over the target tokens of the first texts of the development set that have some within
+    ``_LONGEST`` tokens. None where no text has.
 
     Args:
         fields: the recipe of the run.
@@ -67,9 +72,18 @@ def by_depth(fields: Mapping[str, Any], folder: Path, teacher: str) -> dict:
     length = min(_LONGEST, fields.get("max_length") or _LONGEST)
     records = load_records(files_of(fields["eval_file"]), chat=chat)
     passages = []
-    for example in to_training_examples(records[:_NUM_READ], chat=chat):
+    for example in to_training_examples(records, chat=chat):
         passage = target_passage(*encode_example(example, tokenizer, length), length)
         passages += [] if passage is None else [passage]
+        if len(passages) == _NUM_READ:
+            break
+    if not passages:
+        logger.warning(
+            "no distance by depth: no text of the development set has targets in its first %d "
+            "tokens",
+            length,
+        )
+        return None
     comparison = inspect_models(models[1], passages, [models[0]]).comparisons[0]
     jsd = comparison.divergences[..., MEASURES.index("jsd")]
     return {
@@ -84,26 +98,25 @@ def device_of(fields: Mapping[str, Any]) -> str | None:
     return "cpu" if fields.get("use_cpu") or not torch.accelerator.is_available() else None
 
 
-def files_of(value: str | list[str]) -> list[str]:
-    """The value of a field that names one file or several."""
-    return [value] if isinstance(value, str) else list(value)
-
-
 def cost_of_run(fields: Mapping[str, Any], folder: Path, begun: Begun) -> dict:
     """Steps, seconds, flops and memory of a finished run.
 
     The seconds of a run that was interrupted are those of its last start, times its steps over the
-    steps of that start. The flops are those of the cost model: matrix products and attention.
+    steps of that start. Those of the processor hold loading, too, which would then count several
+    times: None where that start did less than half of the steps. The flops are those of the cost
+    model: matrix products and attention.
     """
     _, state = run_folder.read_state(folder)
     steps = state["global_step"]
     last = {name: value for row in state["log_history"] for name, value in row.items()}
-    whole = steps / max(1, steps - begun.step)
-    used = begun.processor_seconds
+    fresh = steps - begun.step
+    used, took = begun.processor_seconds, last.get("train_runtime")
     return {
         "steps": steps,
-        "seconds": round(last.get("train_runtime", 0.0) * whole, 3),
-        "processor_seconds": None if used is None else round(used * whole, 3),
+        "seconds": None if took is None or not fresh else round(took * steps / fresh, 3),
+        "processor_seconds": None
+        if used is None or 2 * fresh < steps
+        else round(used * steps / fresh, 3),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "flops": _flops(fields, folder, last, steps),
         "peak_memory": begun.peak_memory,
@@ -127,7 +140,8 @@ def _flops(fields, folder, last, steps):
         their_config = load_config("teacher", name, trust_remote_code=trusted)
         teacher = shape_of(build(Side(their_config)))
         if value["lens_weight"] > 0:
-            depths = config.num_hidden_layers, their_config.num_hidden_layers
+            both = config.get_text_config(), their_config.get_text_config()
+            depths = tuple(each.num_hidden_layers for each in both)
             pairs = LayerMap.resolve(fields.get("lens_layers", "auto"), *depths, cut_of(config))
             share = fields.get("lens_token_fraction", 1.0) * fields.get("lens_pair_fraction", 1.0)
             falls = fields.get("lens_weight_schedule", "constant") != "constant"
@@ -145,7 +159,8 @@ def _flops(fields, folder, last, steps):
 
 def _share_of_targets(fields, folder):
     """Targets a token, from the first rows of the training data."""
-    tokenizer = load_tokenizer("student", str(folder))
+    trusted = bool(fields.get("trust_remote_code"))
+    tokenizer = load_tokenizer("student", str(folder), trust_remote_code=trusted)
     chat, length = bool(fields.get("chat")), fields.get("max_length", 1024)
     records = load_records(files_of(fields["train_file"]), chat=chat)[:_NUM_COUNTED]
     tokens = targets = 0

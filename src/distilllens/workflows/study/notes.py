@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import json
+import logging
+import shutil
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from distilllens.data import data_files
-from distilllens.files import sha256
-from distilllens.fingerprints import fingerprint
-from distilllens.loading import load_config
 from distilllens.stored import read_stored
+from distilllens.workflows.study.materials import Materials, data_of, files_of
 from distilllens.workflows.study.matrix import Study
-from distilllens.workflows.study.measures import files_of
 from distilllens.workflows.study.runs import TRAIN, Folders, Task
 from distilllens.workflows.study.terms import Terms
 
-_MODELS = ("model_name_or_path", "teacher_model_name_or_path")
+logger = logging.getLogger(__name__)
 
 
 class Note(TypedDict):
-    """What a task was made of; ``diverged``: why a candidate for the learning rate is none."""
+    """What a task was made of.
+
+    Args:
+        teacher: from which the distance was measured, whatever trained the student.
+        diverged: why a candidate for the learning rate is none.
+    """
 
     values: dict[str, Any]
     files: dict[str, str]
     models: NotRequired[dict[str, dict[str, str]]]
+    teacher: NotRequired[str | None]
     diverged: NotRequired[str]
 
 
@@ -34,7 +37,7 @@ class Notes:
 
     def __init__(self, study: Study, folders: Folders, terms: Terms):
         self.study, self.folders, self.terms = study, folders, terms
-        self._known: dict[str, Any] = {}
+        self.materials = Materials()
 
     def of(self, task: Task) -> Note:
         """The note of a task that is done."""
@@ -42,21 +45,19 @@ class Notes:
 
     def made_of(self, task: Task) -> Note:
         """What decides the outcome of a task, as a note has it."""
-        study, models = self.study, {}
+        study = self.study
         if task.kind == TRAIN:
             values = self.terms.applied(task.run.method, study.recipe(task.run.method))
-            names = [*files_of(values.get("train_file") or []), *files_of(values["eval_file"])]
-            trusted = bool(values.get("trust_remote_code"))
-            named = {n: values[n] for n in _MODELS if values.get(n)}
-            for number, entry in enumerate(values.get("teachers") or [], 1):
-                named |= {f"teacher {number}": entry["model"]} if entry.get("model") else {}
-            models = {role: self._model(name, trusted) for role, name in named.items()}
+            note = {
+                "values": values,
+                "files": self.materials.files([*data_of(values), *files_of(values["eval_file"])]),
+                "models": self.materials.models(values),
+                "teacher": study.common_teacher,
+            }
         else:
-            values, names = dict(study.evaluate), study.evaluate["benchmarks"]
-        there = [name for name in names if Path(name).exists()]
-        files = [str(file) for file in data_files(there, warn=False)] if there else []
-        hashes = {file: self._once(file, lambda file=file: sha256(file)) for file in files}
-        return json.loads(json.dumps({"values": values, "files": hashes, "models": models}))
+            files = self.materials.files(files_of(study.evaluate["benchmarks"]))
+            note = {"values": dict(study.evaluate), "files": files, "models": {}}
+        return json.loads(json.dumps(note))
 
     def begun(self, task: Task) -> Note:
         """The note of a task that begins now, of files and models as they are now.
@@ -73,16 +74,21 @@ class Notes:
             )
         return now
 
-    def _model(self, name, trusted):
-        def read():
-            return fingerprint(name, load_config("model", name, trust_remote_code=trusted))
+    def forget_other_teachers(self, tasks: Iterable[Task]):
+        """Forget the scores of runs that were measured against another teacher than now.
 
-        return self._once(f"model {name}", read)
-
-    def _once(self, key, read):
-        if key not in self._known:
-            self._known[key] = read()
-        return self._known[key]
+        A method that was added or removed may have changed the one teacher that all methods have.
+        The runs stay; they are scored again.
+        """
+        for task in tasks:
+            if task.kind != TRAIN or not task.is_done(self.folders):
+                continue
+            note = self.of(task)
+            if note.get("teacher", self.study.common_teacher) != self.study.common_teacher:
+                self.folders.note(task).unlink()
+                shutil.rmtree(self.folders.dev(task.run), ignore_errors=True)
+                self.folders.depths(task.run).unlink(missing_ok=True)
+                logger.info("%s is scored again: the teacher of all is another", task.run.name)
 
     def check(self, tasks: Iterable[Task]):
         """Refuse what was done with other values, files or models than the study has now.
@@ -96,9 +102,14 @@ class Notes:
             if found := _difference(self.of(task), self.made_of(task)):
                 raise ValueError(
                     f"{self.folders.output}: {task.run.name} was done with another study: {found}; "
-                    f"name another --output, or remove {self.folders.run(task.run)} and "
-                    f"{self.folders.note(task).parent}"
+                    f"name another --output, or remove {self._made_by(task)}"
                 )
+
+    def _made_by(self, task):
+        """What a task has made, in words: with it removed, the task is done again."""
+        if task.kind == TRAIN:
+            return f"{self.folders.run(task.run)} and {self.folders.note(task).parent}"
+        return f"{self.folders.answers(task.run)} and {self.folders.note(task)}"
 
 
 def _difference(was, now):

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import NotRequired, TypedDict
+
+import numpy as np
 
 from distilllens.evaluate.scores import METRICS, Samples, score
 from distilllens.evaluate.table import ResultTable, read_table
@@ -30,7 +34,7 @@ class Cost(TypedDict):
     """What a run cost, as ``measures.cost_of_run`` tells."""
 
     steps: int
-    seconds: float
+    seconds: float | None
     processor_seconds: float | None
     load: float | None
     flops: int | None
@@ -111,9 +115,9 @@ def read_results(
         seeds[method] = tuple(done)
         tables[method] = {seed: read_table(folders.dev(run)) for seed, run in done.items()}
         for seed, run in done.items():
-            found = _samples(tables[method][seed], DEV, _ON_DEV)
+            found = development_samples(tables[method][seed])
             if study.evaluate:
-                found |= _samples(read_table(folders.answers(run)), None, _ON_ANSWERS)
+                found |= _samples(read_table(folders.answers(run)))
             for column, one in found.items():
                 samples.setdefault(column, {}).setdefault(method, {})[seed] = one
     columns = _columns(samples)
@@ -124,7 +128,8 @@ def read_results(
         if not runs:
             continue
         bins = [
-            next(iter(next(iter(t.calibration.values())).values())) for t in tables[method].values()
+            reduce(add, (one for by_model in t.calibration.values() for one in by_model.values()))
+            for t in tables[method].values()
         ]
         results.append(
             MethodResult(
@@ -151,14 +156,36 @@ def read_results(
     )
 
 
-def _samples(table: ResultTable, name, metrics) -> dict[tuple[str, str], Samples]:
-    """(benchmark, metric) -> samples of the one model of a table."""
+def development_samples(table: ResultTable) -> dict[tuple[str, str], Samples]:
+    """(``DEV``, metric) -> samples of the one model of a table, of all its files together."""
+    found = {}
+    for metric in _ON_DEV:
+        parts = [
+            by_metric[metric]
+            for by_model in table.samples.values()
+            for by_metric in by_model.values()
+            if metric in by_metric
+        ]
+        if parts:
+            first = np.cumsum([0, *(1 + int(part.examples.max()) for part in parts)])
+            found[DEV, metric] = Samples(
+                np.concatenate(
+                    [part.examples + at for part, at in zip(parts, first, strict=False)]
+                ),
+                np.concatenate([part.totals for part in parts]),
+                np.concatenate([part.counts for part in parts]),
+            )
+    return found
+
+
+def _samples(table: ResultTable) -> dict[tuple[str, str], Samples]:
+    """(benchmark, metric) -> samples of the answers of the one model of a table."""
     found = {}
     for benchmark, by_model in table.samples.items():
         (by_metric,) = by_model.values()
-        for metric in metrics:
+        for metric in _ON_ANSWERS:
             if metric in by_metric:
-                found[name or benchmark, metric] = by_metric[metric]
+                found[benchmark, metric] = by_metric[metric]
     return found
 
 

@@ -22,8 +22,13 @@ class Run(NamedTuple):
     @property
     def name(self) -> str:
         """Its folder below those of the study: ``kd/seed-1``, or ``kd/rate-0.001-seed-1``."""
-        rate = "" if self.rate is None else f"rate-{self.rate:g}-"
+        rate = "" if self.rate is None else f"rate-{_short(self.rate)}-"
         return f"{self.method}/{rate}seed-{self.seed}"
+
+
+def _short(rate):
+    """A number in six digits where they tell it, else in all: other rates, other names."""
+    return f"{rate:g}" if float(f"{rate:g}") == rate else repr(rate)
 
 
 class Folders(NamedTuple):
@@ -37,7 +42,7 @@ class Folders(NamedTuple):
     results/RUN/*.json    the run's cost, and its divergence from the teacher by depth
     logs/RUN.txt          what the processes of a run printed
     caches/KIND           the teacher's states, for all runs
-    trials/METHOD.json    seconds and flops of a step
+    trials/KIND/METHOD.json  seconds and flops of a step
     """
 
     output: Path
@@ -69,6 +74,10 @@ class Folders(NamedTuple):
     def note(self, task: Task) -> Path:
         """What a task was made of; written when it is done."""
         return self.output / "results" / task.run.name / f"{task.kind}.json"
+
+    def trial(self, method: str, *, live: bool) -> Path:
+        """Seconds and flops of a step, with the teacher beside the student or without."""
+        return self.output / "trials" / ("live" if live else "cached") / f"{method}.json"
 
     def log(self, name: str) -> Path:
         """What the processes of a run, a cache or a trial printed."""

@@ -85,16 +85,17 @@ def costs(result: StudyResult) -> Table:
     rows = []
     for one in result.methods:
         cost = one.costs.values()
-        flops = [each["flops"] for each in cost if each["flops"]]
-        used = [c["processor_seconds"] for c in cost if c["processor_seconds"] is not None]
-        held = [peak for each in cost if (peak := each.get("peak_memory")) is not None]
+        took, used, flops, held = (
+            [value for each in cost if (value := each.get(name)) is not None]
+            for name in ("seconds", "processor_seconds", "flops", "peak_memory")
+        )
         steps = sorted({each["steps"] for each in cost})
         rows.append(
             (
                 one.name,
                 _listed(one.seeds),
                 "/".join(map(str, steps)),
-                f"{_mean([each['seconds'] for each in cost]):,.0f}",
+                f"{_mean(took):,.0f}" if took else "-",
                 f"{_mean(used):,.0f}" if used else "-",
                 f"{_mean(flops) / 1e12:,.1f}" if flops else "-",
                 in_bytes(max(held)) if held else "-",

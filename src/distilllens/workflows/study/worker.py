@@ -18,10 +18,9 @@ import torch
 
 from distilllens.errors import one_line
 from distilllens.files import open_for_writing, write_json
-from distilllens.generate.decoding import Decoding
 from distilllens.train import run_folder
 from distilllens.train.finite import NotFinite
-from distilllens.workflows.evaluate import Plan, evaluate
+from distilllens.workflows.evaluate import evaluate
 from distilllens.workflows.quiet import hidden_library_bars
 from distilllens.workflows.run_arguments import build
 from distilllens.workflows.run_summary import peak_memory
@@ -31,8 +30,8 @@ from distilllens.workflows.study.measures import (
     by_depth,
     cost_of_run,
     device_of,
-    files_of,
 )
+from distilllens.workflows.study.plans import answers_plan, development_plan
 from distilllens.workflows.study.runs import ANSWER, Folders, Task
 from distilllens.workflows.train import run_job
 
@@ -85,7 +84,7 @@ def do(
     """
     run = task.run
     if task.kind == ANSWER:
-        _answer(study, fields, folders.run(run), folders.answers(run))
+        evaluate(answers_plan(study, fields, folders.run(run), folders.answers(run)))
     else:
         try:
             _train(run, study, fields, folders)
@@ -109,10 +108,12 @@ def _train(run, study, fields, folders):
     if not study.keep_checkpoints:
         for checkpoint in folders.run(run).glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
-    _score(study, fields, folders.run(run), folders.dev(run))
-    if study.common_teacher:
-        write_json(folders.depths(run), by_depth(fields, folders.run(run), study.common_teacher))
-    write_json(folders.cost(run), cost_of_run(fields, folders.run(run), begun))
+    evaluate(development_plan(study, fields, folders.run(run), folders.dev(run)))
+    teacher = study.common_teacher
+    if teacher and (found := by_depth(fields, folders.run(run), teacher)) is not None:
+        write_json(folders.depths(run), found)
+    if not (was_finished and folders.cost(run).is_file()):  # else it is scored again
+        write_json(folders.cost(run), cost_of_run(fields, folders.run(run), begun))
 
 
 def _first_step(folder):
@@ -129,40 +130,3 @@ def _end_with_parent():
     """End this process when the study's ends: a run without it would hold its folder."""
     multiprocessing.parent_process().join()
     os._exit(1)
-
-
-def _score(study, fields, folder, output):
-    """The likelihood of the development set under a run's student, and KL from the teacher."""
-    evaluate(
-        Plan(
-            models=(str(folder),),
-            benchmarks=tuple(files_of(fields["eval_file"])),
-            output=str(output),
-            references_only=True,
-            teacher=study.common_teacher,
-            chat=bool(fields.get("chat")),
-            device=device_of(fields),
-            trust_remote_code=bool(fields.get("trust_remote_code")),
-        )
-    )
-
-
-def _answer(study, fields, folder, output):
-    given = dict(study.evaluate)
-    decoding = {
-        name: given.pop(name)
-        for name in ("max_new_tokens", "temperature", "top_p", "greedy")
-        if name in given
-    }
-    evaluate(
-        Plan(
-            models=(str(folder),),
-            benchmarks=tuple(given.pop("benchmarks")),
-            output=str(output),
-            decoding=Decoding(**decoding),
-            teacher=study.common_teacher,
-            chat=bool(fields.get("chat")),
-            **{"device": device_of(fields), **given},
-            trust_remote_code=bool(fields.get("trust_remote_code")),
-        )
-    )

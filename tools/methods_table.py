@@ -168,7 +168,11 @@ METHODS = (
     _form(
         "early exits",
         # The second field came with the value of the first.
-        {"lens_layers": "exits", "lens_weight_schedule": "constant"},
+        {
+            "lens_layers": "exits",
+            "lens_divergence": "forward_kl",
+            "output_divergence": "forward_kl",
+        },
         ("tests/train/test_trainer.py::test_the_teacher_is_read_once_for_all_exits",),
     ),
     _form(

@@ -9,7 +9,7 @@ from types import ModuleType
 
 from distilllens.kernel_caches import bound_kernel_caches
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = [
     "DistillLensConfig",
     "DistillLensTrainer",

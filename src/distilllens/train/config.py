@@ -141,8 +141,8 @@ class DistillLensConfig(TeacherFields, SFTConfig):
     lens_weight_schedule: str = field(
         default="constant",
         metadata={
-            "help": "How lens_weight falls to 0: constant (at once), linear or cosine. Evaluations "
-            "measure the lens with lens_weight throughout."
+            "help": "How lens_weight falls to 0 by lens_weight_until: constant (whole until then), "
+            "linear or cosine. Evaluations measure the lens with lens_weight throughout."
         },
     )
     lens_weight_until: float = field(

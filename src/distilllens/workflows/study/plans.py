@@ -23,7 +23,7 @@ _ANYWHERE = Path("unused")  # a folder that is never made
 
 
 def development_plan(study: Study, fields: Mapping[str, Any], folder: Path, output: Path) -> Plan:
-    """The likelihood of the development set under a run's student, and KL from the teacher.
+    """The likelihood of the development set under a run's student, and its KL from the teacher.
 
     Args:
         fields: the recipe of the run.

@@ -168,7 +168,7 @@ def _named(column):
     """A column in a few words."""
     name, metric = column
     title = METRICS[metric].title.split(" (")[0]
-    title = {"log_perplexity": "cross-entropy", "kl": "KL from the teacher"}.get(metric, title)
+    title = {"log_perplexity": "cross-entropy", "kl": "KL(teacher ‖ student)"}.get(metric, title)
     return title if name in (DEV, AVERAGE) else f"{title} on {name}"
 
 

@@ -21,13 +21,23 @@ METRIC, RANGE = "kl", 0.15  # nats; what is farther away stands at the edge, wit
 
 
 def with_tables(text: str) -> str:
-    """The page with what each study has left in RESULTS between its marks."""
+    """The page with the tables that each study has left in RESULTS between its marks."""
 
     def table(found):
-        kept = (RESULTS / f"{found[2]}.md").read_text("utf-8").strip()
-        return f"{found[1]}\n{kept}\n<!-- end -->"
+        return f"{found[1]}\n{tables_of(found[2])}\n<!-- end -->"
 
     return re.sub(r"(<!-- study: (\w+) -->)\n.*?<!-- end -->", table, text, flags=re.DOTALL)
+
+
+def tables_of(name: str) -> str:
+    """A study's scores, differences and depths; sentences and learning rates are a link away."""
+    text = (RESULTS / f"{name}.md").read_text("utf-8")
+    head, *sections = re.split(r"^(?=### )", text, flags=re.MULTILINE)
+    kept = [part.strip() for part in sections if not part.startswith("### Learning rates")]
+    link = (
+        f"Sentences, and learning rates that were tried: [{name}.md](../studies/results/{name}.md)."
+    )
+    return "\n\n".join([head.splitlines()[0], *kept, link])
 
 
 def differences(name: str) -> list[tuple[str, dict]]:

@@ -128,6 +128,19 @@ def test_again_does_nothing(done):
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_results_alone_make_the_tables(done, tmp_path):
+    """Without students, checkpoints and caches: of another machine, or removed for their size."""
+    folder, first = done
+    whole = shutil.ignore_patterns("out")
+    shutil.copytree(folder, tmp_path, ignore=whole, dirs_exist_ok=True)
+    shutil.copytree(folder / "out/results", tmp_path / "out/results")
+    shutil.copy(folder / "out/study.json", tmp_path / "out")
+    again = run("--config", "study.yaml", "--output", "out", folder=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == first.stdout
+    assert not (tmp_path / "out/caches").exists() and "trained" not in again.stderr
+
+
 def test_a_killed_study_ends_at_the_same_tables(done, tmp_path):
     """Killed in the middle, with its run; then the same command."""
     undisturbed, _ = done

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -64,16 +64,19 @@ class SharedCaches:
         name = self._names.get(method)
         return None if name is None else self.folders.output / "caches" / name
 
-    def fill(self, alone: Callable):
+    def fill(self, methods: Collection[str], alone: Callable):
         """Let the teacher run over what is missing.
 
         Args:
+            methods: those that have runs left to train.
             alone: ``(name, function, *arguments)``: does something in a process of its own.
 
         Raises:
             ValueError: a cache that cannot be written.
         """
         for method, name in self._names.items():
+            if method not in methods:
+                continue
             fields = {**self.study.recipe(method), "teacher_cache": str(self.of(method))}
             read = [fields.get(field) for field in _READ]
             digest = _digest([read, self._materials.files(data_of(fields))])

@@ -95,7 +95,8 @@ class Conductor:
             self.notes.forget_other_teachers(self._known())
             if self.study.equal == "steps":  # else the numbers of steps are not known yet
                 self.notes.check(self._known())
-            self.caches.fill(self._alone)
+            training = {task.run.method for task in self._left() if task.kind == TRAIN}
+            self.caches.fill(training, self._alone)
             self.terms.settle(self.fields_of, self._alone)
             self.notes.check(self._known())
             while not self._failed:

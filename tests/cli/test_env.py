@@ -80,3 +80,15 @@ def test_a_torch_that_cannot_be_imported_is_reported(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert re.search("torch cannot load +libcudart.so.12: not found", done.stdout)
+
+
+def test_a_gpu_that_does_not_start_is_reported(capsys, monkeypatch):
+    """A driver that is too old, or another process that keeps it: the rest is told all the same."""
+
+    def broken(number):
+        raise RuntimeError("CUDA unknown error")
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.get_device_properties", broken)
+    assert main(["env"]) == 0
+    assert "CUDA unknown error" in capsys.readouterr().out

@@ -5,6 +5,7 @@ import hashlib
 import logging
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -441,6 +442,16 @@ def test_damaged_models_and_empty_prompts_are_refused():
         found.generate(PROMPTS, seed=0)
     with pytest.raises(ValueError, match="logits are no numbers"):
         backend(model)
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_one_infinite_logit_is_refused(greedy):
+    """float16 that overflowed in one token: the rest are numbers, and so would the answer look."""
+    model = family("llama")
+    found = backend(model, replace(SAMPLING, greedy=greedy))
+    model.lm_head.weight.data[7, 0], model.lm_head.weight.data[8, 0] = torch.inf, -torch.inf
+    with pytest.raises(ValueError, match="logits are no numbers"):
+        found.generate(PROMPTS, seed=0)
 
 
 def test_top_p_is_that_of_transformers():

@@ -35,3 +35,32 @@ def test_what_is_not_there_is_said(tmp_path):
     """As of any model."""
     with pytest.raises(ValueError, match="cannot load the teacher"):
         load_merged("teacher", str(tmp_path / "none"))
+
+
+@pytest.mark.filterwarnings("ignore:.*tie:UserWarning", "ignore:Setting `save_emb:UserWarning")
+@pytest.mark.parametrize(
+    ("targets", "saved"),
+    [(["lm_head"], None), (["embed_tokens"], None), (["q_proj"], ["lm_head"]), (["q_proj"], None)],
+)
+def test_an_adapter_of_a_tied_head_changes_no_embedding(tmp_path, targets, saved):
+    """Merged, saved and loaded again it predicts what base and adapter predict."""
+    toys.llama(2, 16, tied=True).save_pretrained(tmp_path / "base")
+    base = LlamaForCausalLM.from_pretrained(tmp_path / "base")
+    settings = LoraConfig(r=2, target_modules=targets, modules_to_save=saved)
+    adapted = get_peft_model(base, settings).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in adapted.parameters():
+            if weight.requires_grad:
+                weight.add_(0.3 * torch.randn_like(weight))
+    adapted.save_pretrained(tmp_path / "lora")
+    ids = torch.tensor([[3, 9, 4, 17, 5]])
+    merged = load_merged("teacher", str(tmp_path / "lora"), dtype="auto").eval()
+    merged.save_pretrained(tmp_path / "merged")
+    again = LlamaForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    with torch.no_grad():
+        wanted = adapted(input_ids=ids).logits
+        for model in (merged, again):
+            assert torch.allclose(model(input_ids=ids).logits, wanted, atol=1e-4)
+    # What other programs go by.
+    assert again.config.tie_word_embeddings == (targets == ["q_proj"] and saved is None)

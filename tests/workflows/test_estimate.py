@@ -198,3 +198,25 @@ def test_every_sheet_is_plausible():
         assert device.source.startswith("https://") and 1e9 < device.link < 1e12
         assert 1e11 < device.bandwidth < 1e13 and 1e12 < device.full <= device.half < 2e15
         assert 10e9 < device.memory < 200e9
+
+
+def test_processes_share_a_processor(workshop):
+    """Two of them have half of its memory and half of its speed; nothing can be sharded there."""
+    alone, both = (found(workshop, device="cpu", num_devices=number) for number in (1, 2))
+    assert both["device"]["memory"] == pytest.approx(alone["device"]["memory"] / 2, rel=0.1)
+    assert both["device"]["full"] == alone["device"]["full"] / 2
+    assert "shared by 2 processes" in both["device"]["title"]
+    assert {plan["name"].split(",")[0] for plan in both["plans"]} == {"DDP"}
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(0.1, 1), (1.0, 4), (1.1, 5)])
+def test_a_part_of_an_epoch_is_rounded_up(workshop, epochs, steps):
+    """As the trainer does: a run has at least one step."""
+    assert found(workshop, max_steps=None, num_train_epochs=epochs)["steps"] == steps
+
+
+def test_a_quantised_teacher_is_said_to_be_counted_whole(workshop):
+    """Its own dtype is all that is known of it."""
+    said = found(workshop, teacher_model_init_kwargs={"load_in_4bit": True})["unknown"]
+    assert any("what quantisation saves" in line for line in said)
+    assert not any("quantisation" in line for line in found(workshop)["unknown"])

@@ -69,3 +69,16 @@ def test_few_rows_of_a_stream_are_read(tmp_path, monkeypatch, shares):
     assert found.num is None and len(found.sample) == 64 and len(read) <= 64 + 2 + 2
     part = sum(tokens == 3 for tokens, _ in found.sample) / 64
     assert part == pytest.approx(0.5 if shares is None else 0.75, abs=0 if shares is None else 0.15)
+
+
+def test_a_few_long_rows_are_no_mean():
+    """Of 2,000 rows eight are long: they are the longest, and count for what they are."""
+    examples = [{"prompt": "the", "completion": " cat"} for _ in range(2000)]
+    for at in range(100, 900, 100):
+        examples[at + 1] = {"prompt": "the", "completion": " cat" * 50}
+    found = rows_of(examples, toys.tokenizer(), None)
+    true = (1992 * 3 + 8 * 52) / 2000
+    assert found.tokens == pytest.approx(true, rel=0.1)
+    batch = found.batch(16, 1024)
+    assert batch.length == pytest.approx(3, abs=3) and batch.longest == 52
+    assert found.batch(1, 1024).targets == pytest.approx(2, rel=0.1)

@@ -108,7 +108,8 @@ class TransformersBackend:
             if not self.decoding.greedy:
                 add_gumbel_(scores := tempered(scores, self.decoding), keys[rows, step])
             best = scores.topk(2).values
-            gaps[rows, step] = best[:, 0] - best[:, 1]
+            # Of an infinite score NaN, which is refused; an infinite gap is of one token alone.
+            gaps[rows, step] = best[:, 0] - best[:, 1] + 0 * best[:, 0]
             return scores
 
         with undisturbed(self._model):

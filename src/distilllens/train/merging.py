@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from peft import PeftModel
+from torch import nn
 
 from distilllens.loading import base_model_name, is_adapter_folder, load_adapter, load_model
 
@@ -21,7 +22,34 @@ def load_merged(role: str, name: str, **settings):
     """
     if not is_adapter_folder(name):
         return load_model(role, name, **settings)
-    return load_adapted(role, name, **settings).merge_and_unload(safe_merge=True)
+    return merged(load_adapted(role, name, **settings))
+
+
+def merged(model: PeftModel):
+    """The base model with the adapter's weights added.
+
+    Raises:
+        ValueError: weights would not be finite.
+    """
+    _untie(model.get_base_model())
+    plain = model.merge_and_unload(safe_merge=True)
+    ends = plain.get_input_embeddings(), plain.get_output_embeddings()
+    text = plain.config.get_text_config()
+    if None not in ends and ends[0].weight is not ends[1].weight and text.tie_word_embeddings:
+        # An adapter of one of the two: whoever read the old entry would tie them again.
+        text.tie_word_embeddings = plain.config.tie_word_embeddings = False
+    return plain
+
+
+def _untie(model):
+    """Give a head or embedding with an adapter a weight of its own: PEFT would add it to both."""
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    plain = [getattr(end, "base_layer", end) for end in ends]
+    if None in ends or plain[0].weight is not plain[1].weight:
+        return
+    for end, layer in zip(ends, plain, strict=True):
+        if end is not layer:
+            layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
 
 
 def load_adapted(role: str, name: str, **settings) -> PeftModel:

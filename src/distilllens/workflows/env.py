@@ -59,6 +59,8 @@ def in_words(found: dict[str, Any]) -> str:
     rows.append(("memory", "unknown" if memory is None else f"{memory:g} GiB"))
     if "torch_error" in found:
         rows.append(("torch cannot load", found["torch_error"]))
+    if "gpu_error" in found:
+        rows.append(("GPUs cannot be used", found["gpu_error"]))
     gpus = found["gpus"] or ["none"]
     rows += [("GPU", gpu if isinstance(gpu, str) else _gpu(gpu)) for gpu in gpus]
     rows += [("CUDA", found["cuda"] or "not in this torch"), ("bf16", _yes(found["bf16"]))]
@@ -134,19 +136,24 @@ def _of_torch():
         from torch import distributed
     except Exception as error:  # a report of just this error is what the command is for
         return empty | {"torch_error": named(error)}
-    cuda = torch.cuda
-    properties = [cuda.get_device_properties(n) for n in range(cuda.device_count())]
-    gpus = [
-        {"index": n, "name": each.name, "memory_gib": round(each.total_memory / _GIB, 1)}
-        for n, each in enumerate(properties)
-    ]
+    cuda, gpus, bf16, broken = torch.cuda, [], False, {}
+    try:
+        properties = [cuda.get_device_properties(n) for n in range(cuda.device_count())]
+        gpus = [
+            {"index": n, "name": each.name, "memory_gib": round(each.total_memory / _GIB, 1)}
+            for n, each in enumerate(properties)
+        ]
+        bf16 = bool(gpus) and cuda.is_bf16_supported()
+    except Exception as error:  # a driver that is too old, a GPU that another process keeps
+        broken = {"gpu_error": named(error)}
     kinds = ("gloo", "nccl", "mpi", "ucc", "xccl")
     known = [kind for kind in kinds if getattr(distributed, f"is_{kind}_available", bool)()]
     return {
         "gpus": gpus,
         "cuda": torch.version.cuda or getattr(torch.version, "hip", None),
-        "bf16": bool(gpus) and cuda.is_bf16_supported(),
+        "bf16": bf16,
         "backends": known if distributed.is_available() else [],
+        **broken,
     }
 
 

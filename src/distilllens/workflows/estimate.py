@@ -12,7 +12,7 @@ from distilllens.train.progress import duration
 from distilllens.workflows import students, train_data
 from distilllens.workflows.estimate_devices import check_options
 from distilllens.workflows.estimate_disk import check_space, disk_in_words, disk_of
-from distilllens.workflows.estimate_machine import device_of
+from distilllens.workflows.estimate_machine import device_of, shared
 from distilllens.workflows.estimate_plans import largest_batch, plans_of
 from distilllens.workflows.estimate_run import Run, on_device, run_of
 from distilllens.workflows.estimate_teachers import measure
@@ -55,7 +55,7 @@ def estimate(
     check_depths(args, config)
     if job.student_config is None:
         args = students.with_save_dtype(model, args, config)
-    found = device_of(device)
+    found = shared(device_of(device), num_devices)
     args = on_device(args, given, found)
     reader = students.as_trained(tokenizer, args)
     examples, unknown = _examples(job, args, reader)
@@ -83,7 +83,8 @@ def say_before_training(run: Callable[[], Run], args) -> None:
         return
     check_space(disk, args.output_dir)
     try:
-        device = device_of("cpu" if args.use_cpu else None)
+        own = device_of("cpu" if args.use_cpu else None)
+        device = shared(own, args.world_size, is_measured_alone=False)
         parts = measure(run.step(device))
         memory = f"{in_bytes(sum(parts.values()))} a device: {_in_parts(parts)}"
     except Exception as error:  # as above

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from dataclasses import replace
 
 import torch
 
@@ -39,6 +40,25 @@ def device_of(name: str | None = None) -> Device:
         _MEASURED,
         efficiency=(0.68, 1.0),
         overhead=0.05,
+    )
+
+
+def shared(device: Device, num: int, *, is_measured_alone: bool = True) -> Device:
+    """A processor as each of ``num`` processes has it; other devices are not shared.
+
+    Args:
+        is_measured_alone: with all cores, which the processes then divide.
+    """
+    if not device.is_cpu or num == 1:
+        return device
+    part = num if is_measured_alone else 1
+    return replace(
+        device,
+        title=f"{device.title}, shared by {num} processes",
+        memory=device.memory // num,
+        half=device.half / part,
+        full=device.full / part,
+        bandwidth=device.bandwidth / part,
     )
 
 

@@ -23,7 +23,7 @@ def plans_of(run: Run, device: Device, num: int, price: float | None, parts: dic
     alone = "one device" if num == 1 else "DDP"
     teacher = "" if not run.has_teacher else ", teacher " + ("live" if run.live else "cached")
     found.append(_plan(alone + teacher, run, device, num, price, _ddp(run, parts, num)))
-    if num > 1:
+    if num > 1 and not device.is_cpu:
         whole = run.args.teacher_sharding == REPLICATE
         for name in ("FSDP2", "ZeRO-3"):
             size = _sharded(run, parts, num, gathers_whole=name == "FSDP2")

@@ -42,13 +42,15 @@ class Rows:
 
     Args:
         num: how many; None if it is not known.
-        sample: (tokens, targets) of some.
+        sample: (tokens, targets) of some, spread evenly.
+        extreme: the same of the longest texts, which no mean counts.
         unique: the share of rows that no earlier row repeats.
         whole: whether ``sample`` has every row.
     """
 
     num: int | None
     sample: tuple[tuple[int, int], ...]
+    extreme: tuple[tuple[int, int], ...] = ()
     unique: float = 1.0
     whole: bool = False
 
@@ -76,8 +78,9 @@ class Rows:
         batches = [draw.choices(self.sample, k=size) for _ in range(_BATCHES)]
         sizes = [(sum if free else max)(n for n, _ in rows) for rows in batches]
         targets = [sum(n for _, n in rows) for rows in batches]
-        longest = max(tokens for tokens, _ in self.sample)
-        most = max(max(targets), max(n for _, n in self.sample))
+        known = (*self.sample, *self.extreme)
+        longest = max(tokens for tokens, _ in known)
+        most = max(max(targets), max(n for _, n in known))
         mean, of_targets = sum(sizes) / _BATCHES, sum(targets) / _BATCHES
         return Batch(1 if free else size, mean, of_targets, max(longest, *sizes), most)
 
@@ -92,14 +95,17 @@ def rows_of(examples: Sequence[dict] | RecordStream, tokenizer, max_length: int 
         found = (_sizes(example, tokenizer, max_length) for example in _first(examples))
         return Rows(None, tuple(found))
     step = max(1, len(examples) // _SAMPLE)
-    chosen = [*range(0, len(examples), step)]
+    longest = []
     if step > 1:
         texts = [len(str([*example.values()])) for example in examples]
-        chosen += sorted(range(len(examples)), key=texts.__getitem__)[-_LONGEST:]
-    found = (_sizes(examples[at], tokenizer, max_length) for at in chosen)
+        longest = sorted(range(len(examples)), key=texts.__getitem__)[-_LONGEST:]
+    sample, extreme = (
+        tuple(_sizes(examples[at], tokenizer, max_length) for at in chosen)
+        for chosen in (range(0, len(examples), step), longest)
+    )
     different = {hash(json.dumps(example, sort_keys=True, default=str)) for example in examples}
     unique = len(different) / len(examples)
-    return Rows(len(examples), tuple(found), unique=unique, whole=step == 1)
+    return Rows(len(examples), sample, extreme, unique=unique, whole=step == 1)
 
 
 def _first(stream):

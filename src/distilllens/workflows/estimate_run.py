@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from types import SimpleNamespace
@@ -144,7 +145,7 @@ class Run:
         if args.packing:
             num = -(-num * rows.tokens // (args.max_length or rows.tokens))
         whole = args.per_device_train_batch_size * args.gradient_accumulation_steps * num_devices
-        return round(args.num_train_epochs * -(-num // whole))
+        return math.ceil(args.num_train_epochs * -(-num // whole))
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -158,8 +159,10 @@ class Sizes:
     """Parameters of the models, and their shapes for the cost model.
 
     Args:
-        trained_bytes, student_bytes, teacher_bytes: of weights.
-        matrices: the share of the student's block weights that get a gradient.
+        student, teacher: the shapes.
+        parameters, trained, teacher_parameters: numbers of weights; of the student's, all and those
+            that are trained.
+        trained_bytes, student_bytes, teacher_bytes: of these weights.
     """
 
     student: cost.Model
@@ -188,6 +191,9 @@ class Sizes:
         )
 
 
+_QUANTISED = ("load_in_4bit", "load_in_8bit", "quantization_config")
+
+
 def run_of(job, model, args, config, reader, examples) -> Run:
     """A run whose training examples are at hand; None of them for rows that are not known.
 
@@ -200,18 +206,20 @@ def run_of(job, model, args, config, reader, examples) -> Run:
         unknown.append(f"the rows: all are taken to be {rows.sample[0][0]} tokens long")
     else:
         rows = rows_of(examples, reader, args.max_length)
-    found = []
+    found, quantised = [], [hasattr(config, "quantization_config")]
     for alone in [args] if args.teachers is None else each_alone(args):
         teacher = teacher_config_of(alone) if alone.teacher_model_name_or_path else None
         if teacher is None and alone.teacher_cache:
             unknown.append(f"the teacher of the cache {alone.teacher_cache}, which names none")
         found.append(Run(job, model, alone, config, teacher, rows, unknown))
+        given = alone.teacher_model_init_kwargs or {}
+        quantised += [any(map(given.get, _QUANTISED)), hasattr(teacher, "quantization_config")]
     if args.teacher_server:
         unknown.append(
             f"the teacher at {args.teacher_server}: the time of its answers and of comparing with "
             "them; a step is counted as one without a teacher"
         )
-    if model.load_in_4bit or model.load_in_8bit:
+    if model.load_in_4bit or model.load_in_8bit or any(quantised):
         unknown.append("what quantisation saves: weights are counted in their own dtype")
     if is_adapter_folder(model.model_name_or_path):
         unknown.append("the adapter that is trained on: all weights are counted as trained")

@@ -10,7 +10,7 @@ import torch
 from distilllens.lens.probe import logits_of, probe_ids, undisturbed
 from distilllens.loading import find_tokenizer, is_adapter_folder, size_in_words
 from distilllens.train.finite import check_weights
-from distilllens.train.merging import load_adapted
+from distilllens.train.merging import load_adapted, merged
 from distilllens.workflows.model_folder import write_model
 from distilllens.workflows.outputs import check_new_folder
 
@@ -61,12 +61,12 @@ def merge(
     logger.info("loading the base model and the adapter in %s", run)
     model = load_adapted("model", run, dtype=dtype, **loading).requires_grad_(False)
     before = _predictions(model)
-    merged = model.merge_and_unload(safe_merge=True)
-    check_weights("model", merged)
-    distance = float((before.exp() * (before - _predictions(merged))).sum(-1).mean())
-    write_model(merged, tokenizer, output)
+    plain = merged(model)
+    check_weights("model", plain)
+    distance = float((before.exp() * (before - _predictions(plain))).sum(-1).mean())
+    write_model(plain, tokenizer, output)
     return (
-        f"wrote {output}: {size_in_words(merged)}; KL(with adapter ‖ merged) is "
+        f"wrote {output}: {size_in_words(plain)}; KL(with adapter ‖ merged) is "
         f"{max(distance, 0):.1e} nats per token on a few tokens, from rounding to that dtype"
     )
 

@@ -147,6 +147,7 @@ UNREADABLE = [
     '{"first": true, "second": 4}',
     '{"first": "7", "second": null}',
     '{"scores": [7]}',
+    '{"first": 7, "second": 1' + "9" * 400 + "}",  # no float holds it
 ]
 
 

@@ -141,6 +141,9 @@ def _json_scores(text):
 
 
 def _in_range(first, second):
-    first, second = float(first), float(second)
+    try:
+        first, second = float(first), float(second)
+    except OverflowError:  # a number of hundreds of digits
+        return None
     inside = LOWEST <= first <= HIGHEST and LOWEST <= second <= HIGHEST
     return (first, second) if inside else None

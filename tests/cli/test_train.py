@@ -333,6 +333,22 @@ BAD = {
         [],
         "metric_for_best_model 'rouge' is never measured; known: loss, cross_entropy",
     ),
+    "a pair that is not compared": (
+        {
+            "metric_for_best_model": "lens_loss/9:9",
+            "load_best_model_at_end": True,
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+            "eval_file": "train.jsonl",
+        },
+        [],
+        "metric_for_best_model 'lens_loss/9:9' is never measured: the pairs are ",
+    ),
+    "an evaluation of nothing": (
+        {"eval_on_start": True},
+        [],
+        "eval_on_start needs eval_file or dataset_test_split",
+    ),
     "two recipes": ({}, ["--config", "recipe.yaml"], "--config is given twice"),
     "splits of a file": ({"dataset_test_split": "test"}, [], "dataset_test_split goes with"),
     "misspelt student": (

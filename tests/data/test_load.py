@@ -54,7 +54,7 @@ def refused(source, message: str):
         {"prompt": "a", "completion": "b"},
         {
             "prompt": [{"role": "user", "content": "a"}],
-            "completion": [{"role": "x", "content": ""}],
+            "completion": [{"role": "x", "content": "b"}],
         },
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": []}]},
         {"text": "Once upon a time"},
@@ -112,7 +112,12 @@ def test_stories_are_split_at_their_separator(tmp_path, suffix):
     [
         (b'{"instruction": "\xff"}', "byte 0xff is not UTF-8 .*save it as UTF-8"),
         (b'{"instruction": ', "broken JSON .*column 17"),
-        (b'{"text": "a", "text": "b"}', "broken JSON .an object has the field 'text' twice"),
+        (b'{"text": "a", "text": "b"}', "broken JSON .an object has the field 'text' twice.$"),
+        (b'{"text": "a"} and more', r"broken JSON .Extra data at column 15.$"),
+        (
+            b'{"messages": "[{\\"role\\": \\"user\\", \\"content\\": 1, \\"content\\": 2}]"}',
+            "an object has the field 'content' twice",
+        ),
         (TALK % b', "tools": [{"x": {"b": 1, "a": 2, "a": 3}}]', "has the field 'a' twice"),
         (b"[" * 100_000, "broken JSON .nested too deeply"),
         (b"[1]", r"\[1\] is not a JSON object"),

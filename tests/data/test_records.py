@@ -58,3 +58,16 @@ def test_a_record_without_a_prompt_is_named(row, message, tmp_path):
     path.write_text(json.dumps({"messages": [USER]}) + "\n" + json.dumps(row) + "\n")
     with pytest.raises(ValueError, match=rf"rows.jsonl:2: .*{message}"):
         load_prompts(path)
+
+
+@pytest.mark.parametrize("content", ["", None, []])
+def test_a_completion_that_says_nothing_is_left_out(content, tmp_path, caplog):
+    """As one of text; a call of a tool is something."""
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    said = [{"role": "assistant", "content": content}]
+    rows = [said, [NEW], [{"role": "assistant", "content": "", "tool_calls": [call]}]]
+    text = "".join(json.dumps({"prompt": [USER], "completion": row}) + "\n" for row in rows)
+    (tmp_path / "rows.jsonl").write_text(text)
+    records = load_records(tmp_path / "rows.jsonl")
+    assert [record["completion"] for record in records] == rows[1:]
+    assert "1 " in caplog.text

@@ -135,3 +135,10 @@ def test_more_rows_than_there_are(data):
     """One line."""
     with pytest.raises(ValueError, match=r"b.jsonl has 6 records, fewer than rows: 7"):
         load_sources(sources_of([{"path": "b.jsonl", "rows": 7}]))
+
+
+def test_a_share_that_is_no_row_is_refused(data):
+    """0.02 of ten rows: the source would be named, and nothing of it read."""
+    entries = [{"path": "a.jsonl", "fraction": 0.98}, {"path": "b.jsonl", "fraction": 0.02}]
+    with pytest.raises(ValueError, match=r"b.jsonl gets no row: a fraction of 0.02 is less than"):
+        load_sources(sources_of(entries))

@@ -152,3 +152,16 @@ def test_a_run_resumes_under_other_spellings(workshop, capsys):
     tokenizer.write_text(json.dumps(settings | {"chat_template": "{{ messages }}"}))
     assert main(["train", "--config", "recipe.yaml"]) == 2
     assert "another recipe: the tokenizer was" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scheduler", ["reduce_lr_on_plateau", "greedy"])
+def test_evaluations_count_if_the_learning_rate_follows_them(scheduler):
+    """Another interval, or other data, would end at other weights."""
+    fields = {"eval_steps": 10, "eval_file": ["more.jsonl"], "files": ("train.jsonl", "more.jsonl")}
+    before = identity(**fields, lr_scheduler_type=scheduler)
+    assert "eval_steps" in first_difference(
+        before, identity(**fields | {"eval_steps": 500}, lr_scheduler_type=scheduler)
+    )
+    other = fields | {"eval_file": ["train.jsonl"], "files": ("train.jsonl",)}
+    assert first_difference(before, identity(**other, lr_scheduler_type=scheduler))
+    assert first_difference(identity(**fields), identity(**fields | {"eval_steps": 500})) is None

@@ -248,3 +248,16 @@ def test_a_server_instead_of_none_is_another_recipe(served, capsys):
     assert main(["train", "--config", "recipe.yaml"]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert "teacher_server was 'http://127.0.0.1:" in last and "is now not set" in last
+
+
+def test_a_run_that_began_at_another_goes_on_from_its_own(stopped, capsys):
+    """The named checkpoint is where it began; repeated, the command takes no step twice."""
+    flags = ["--output_dir", "other", "--resume_from_checkpoint", "out/checkpoint-2"]
+    assert main(["train", "--config", "recipe.yaml", *flags]) == 0
+    assert "resuming from out/checkpoint-2" in capsys.readouterr().err
+    other = stopped.parent / "other"
+    shutil.rmtree(other / "checkpoint-6")
+    change(other / "run.json", finished=False)
+    assert main(["train", "--config", "recipe.yaml", *flags]) == 0
+    said = capsys.readouterr().err
+    assert "resuming from other/checkpoint-4; out/checkpoint-2 is where this run began" in said

@@ -122,3 +122,26 @@ def test_micro_batches_of_one_step_at_most_are_remembered(tmp_path):
     for _ in range(5):
         trainer.training_step(trainer.model, dict(batch))
     assert len(trainer._micro_batches) == 2
+
+
+def test_the_newest_checkpoint_outlives_the_best(tmp_path):
+    """Until the final model is saved: with a limit of 1 transformers would delete it before."""
+    trainer = toys.trainer(
+        toys.config(
+            tmp_path,
+            max_steps=4,
+            save_steps=2,
+            save_strategy="steps",
+            save_total_limit=1,
+            eval_strategy="steps",
+            eval_steps=2,
+            load_best_model_at_end=True,
+            metric_for_best_model="loss",
+            greater_is_better=True,  # so that the best is the first
+        ),
+        eval_dataset=toys.dataset(4, seed=3),
+    )
+    trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
+    assert (tmp_path / "checkpoint-4" / "complete.json").is_file()
+    assert trainer.args.save_total_limit == 1

@@ -119,7 +119,7 @@ GROUPS = {
         "save_steps": "Steps between checkpoints, with save_strategy steps.",
         "save_total_limit": "Keep only this many checkpoints.",
         "report_to": "Also log to these, such as tensorboard or wandb.",
-        "resume_from_checkpoint": "Resume from this checkpoint, not from the newest in output_dir.",
+        "resume_from_checkpoint": "Begin at this checkpoint of another run, or go back to one.",
     },
 }
 _PROCESSES = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from distilllens.data.whole_json import DECODER, TwiceNamed
 
 # ShareGPT's names of speakers, and those that followed it.
 ROLES = {
@@ -72,9 +72,15 @@ def with_system_message(record: dict, field: str) -> dict:
 
 
 def parsed(text: str) -> object:
-    """The value of JSON text; other text is returned as it is."""
+    """The value of JSON text; other text is returned as it is.
+
+    Raises:
+        TwiceNamed: an object in it has two fields of one name.
+    """
     try:
-        return json.loads(text)
+        return DECODER.decode(text)
+    except TwiceNamed:
+        raise
     except (ValueError, RecursionError):
         return text
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from distilllens.data.whole_json import DECODER, TwiceNamed
 from distilllens.errors import first_line
 
 # Fields of a conversation that its chat template reads.
@@ -204,7 +204,9 @@ def tools_of(record: Mapping) -> list | None:
     given = tools = record.get("tools")
     if isinstance(given, str):
         try:
-            tools = json.loads(given)
+            tools = DECODER.decode(given)
+        except TwiceNamed:
+            raise
         except ValueError:
             tools = given
     if tools is None or (isinstance(tools, list) and all(isinstance(t, dict) for t in tools)):

@@ -182,9 +182,19 @@ def _has_no_target(kind, row, record):
         return target in row or (target == "messages" and "conversations" in row)
     held = record[target]
     if isinstance(held, list) and kind != "instruction":
-        return not held  # messages, of which a text is none
+        return not held or _says_nothing(kind, held)  # messages, of which a text is none
     texts = held if isinstance(held, list) else [held]
     return all(isinstance(text, str) and not text.strip() for text in texts)
+
+
+def _says_nothing(kind, messages):
+    """Whether a completion is messages without content and without calls."""
+    return kind == "prompt" and all(
+        isinstance(message, dict)
+        and message.get("content") in ("", None, [])
+        and not message.get("tool_calls")
+        for message in messages
+    )
 
 
 def _check_instruction(record, where):

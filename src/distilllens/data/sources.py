@@ -178,6 +178,12 @@ def load_sources(
         weights = [source.fraction / sum(s.fraction for s in sources) for source in sources]
         total = min(len(rows) / weight for rows, weight in zip(found, weights, strict=True))
         found = [rows[: round(w * total)] for rows, w in zip(found, weights, strict=True)]
+        if empty := [s for s, rows in zip(sources, found, strict=True) if not rows]:
+            raise ValueError(
+                f"datasets: {empty[0].label} gets no row: a fraction of {empty[0].fraction:g} is "
+                f"less than one of the {sum(map(len, found))} rows of the largest mixture that "
+                "repeats none; raise it, or leave the source out"
+            )
     return found
 
 

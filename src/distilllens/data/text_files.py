@@ -6,28 +6,16 @@ import codecs
 import gzip
 import json
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 
+from distilllens.data.whole_json import DECODER, TwiceNamed
 from distilllens.errors import first_line
 
 STORY_SEPARATOR = "<|endoftext|>"
 _MOST_LINES = 1000  # that one object of printed JSON is looked for on
-
-
-def _object(pairs):
-    """The object of a record's fields, none of which is lost because it has another's name."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise ValueError(f"an object has the field {name!r} twice")
-    return found
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def read_text(file: Path, name: str) -> str:
@@ -99,10 +87,11 @@ def json_lines(name: str, lines: Iterable[str]) -> Iterator[tuple[str, object]]:
     for line, content in enumerate(lines, 1):
         if content.strip():
             try:
-                yield f"{name}:{line}", _DECODER.decode(content)
+                yield f"{name}:{line}", DECODER.decode(content)
             except (ValueError, RecursionError) as error:
                 rest = "\n".join([content, *islice(lines, _MOST_LINES)])
-                raise _broken_json(name, line, error, _hint(rest)) from error
+                hint = "" if isinstance(error, TwiceNamed) else _hint(rest, len(content))
+                raise _broken_json(name, line, error, hint) from error
 
 
 def json_list(name: str, text: str) -> Iterator[tuple[str, object]]:
@@ -129,7 +118,7 @@ def json_list(name: str, text: str) -> Iterator[tuple[str, object]]:
     while text[position] != "]":
         line, counted = line + text.count("\n", counted, position), position
         try:
-            value, position = _DECODER.raw_decode(text, position)
+            value, position = DECODER.raw_decode(text, position)
         except ValueError as error:
             raise _broken_json(name, line, error) from error
         yield f"{name}:{line}", value
@@ -167,15 +156,16 @@ def _broken_json(name, line, error, hint=""):
     return ValueError(f"{name}:{line}: broken JSON ({reason}{where}){hint}")
 
 
-def _hint(text):
-    """What to do if the value that begins a text ends on a later line."""
+def _hint(text, first):
+    """What to do if the value that begins a text ends after its ``first`` characters."""
+    begins = len(text) - len(text.lstrip())
     try:
-        value, _ = json.JSONDecoder().raw_decode(text.lstrip())
+        value, end = json.JSONDecoder().raw_decode(text.lstrip())
     except (ValueError, RecursionError):
         return ""
     if isinstance(value, list):
         return "; this looks like a JSON list: name the file .json"
-    if isinstance(value, dict):
+    if isinstance(value, dict) and begins + end > first:
         return (
             "; this looks like pretty-printed JSON, but .jsonl holds one object per line: "
             "convert it with jq -c . or make it a list in a .json file"

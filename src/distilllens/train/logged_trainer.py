@@ -36,6 +36,22 @@ class LoggedTrainer(SafeTrainer):
         self._since = None
         return super().train(*args, **kwargs)
 
+    def evaluate(self, *args, **kwargs):
+        """Evaluate; the model is then as it was: the log of an epoch may follow the evaluation."""
+        training = self.model.training
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            self.model.train(training)
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        """All evaluation data, also with ``dataloader_drop_last``, which is for training."""
+        dropped, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = dropped
+
     def training_step(self, model, inputs, num_items_in_batch=None):
         """A micro-batch; loading and the batches that a resume skips are before its time."""
         if self._since is None:

@@ -28,14 +28,22 @@ _WAITING = ("ddp_timeout",)
 _GLOBAL = {"accelerator_config", "deepspeed", "fsdp", "fsdp_config", "parallelism_config"}
 
 
+_FOLLOWS_EVALUATION = ("reduce_lr_on_plateau", "greedy")
+
+
 class _File(NamedTuple):
     path: str
     sha256: str
 
 
 def keeps_best(given: Mapping[str, Any]) -> bool:
-    """Whether evaluation and saving decide which weights of a run are final."""
-    return bool(given.get("load_best_model_at_end") or given.get("eval_generate"))
+    """Whether evaluation and saving decide which weights of a run are final.
+
+    They do where the best checkpoint is kept, and where the learning rate follows the evaluation.
+    """
+    return bool(given.get("load_best_model_at_end") or given.get("eval_generate")) or (
+        str(given.get("lr_scheduler_type")) in _FOLLOWS_EVALUATION
+    )
 
 
 def first_difference(before: Mapping, now: Mapping) -> str | None:

@@ -261,6 +261,14 @@ class SafeTrainer(SFTTrainer):
         mask_repeated_training_rows(self, batch_samples)
         return super()._get_num_items_in_batch(batch_samples, device)
 
+    def _finalize_training(self, *args, **kwargs):
+        # With a limit of 1 it deletes the newest checkpoint before the final model is saved.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+
     def _save_checkpoint(self, model, trial):
         self._carried.gather(self._sum_over_processes, self.accelerator.num_processes)
         run_dir, step = Path(self._get_output_dir(trial=trial)), self.state.global_step

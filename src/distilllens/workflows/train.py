@@ -19,21 +19,20 @@ from distilllens.evaluate.answer_scorer import AnswerScorer
 from distilllens.files import unmade_on_failure
 from distilllens.loading import is_adapter_folder
 from distilllens.marks import described
-from distilllens.objective import TERMS
 from distilllens.teacher import ServedTeacher
 from distilllens.train import _trl, final_model, run_folder
 from distilllens.train.build import build_trainer
 from distilllens.train.checkpoint import rotate
-from distilllens.train.config import HIGHER_IS_BETTER, DistillLensConfig
+from distilllens.train.config import DistillLensConfig
 from distilllens.train.elastic import rows_to_keep, settle
 from distilllens.train.lost import check_agreed, faults_told
-from distilllens.train.metrics import SEEN
 from distilllens.train.on_policy_checks import check_prompts
 from distilllens.train.run_lock import claimed
 from distilllens.train.saving import saved_or_removed
 from distilllens.train.stopping import StopSignals
 from distilllens.train.teacher_checks import check_teacher_sharding
 from distilllens.workflows import estimate, students, train_data, train_inputs
+from distilllens.workflows.best_metric import check_evaluation, check_measured
 from distilllens.workflows.estimate_run import run_of
 from distilllens.workflows.hub import hub_of
 from distilllens.workflows.identity import (
@@ -54,7 +53,6 @@ from distilllens.workflows.train_checks import check_folders, check_loggers, che
 from distilllens.workflows.train_inputs import JobArguments
 
 logger = logging.getLogger(__name__)
-_METRICS = ("loss", *sorted(term.log_name for term in TERMS), *SEEN)
 
 
 class _Begun(TrainerCallback):
@@ -118,7 +116,7 @@ def check_job(job: JobArguments, model, args: DistillLensConfig):
     """
     students.check_student(job, model, args)
     check_loggers(args.report_to, has_tensorboard=is_tensorboard_available())
-    _check_evaluation(job, args)
+    check_evaluation(job, args)
     check_folders(args.output_dir, args.teacher_cache)
     if not run_folder.is_finished(args.output_dir):
         check_server(vars(args))
@@ -196,6 +194,7 @@ def _train(inputs, checkpoint, scorer, opening, identity, record):
         if isinstance(trainer.teacher, ServedTeacher):
             record["teacher_server_model"] = trainer.teacher.model
         _check_goes_on(checkpoint, output_dir, record)
+        check_measured(trainer)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     _save_final(trainer, identity, record)
     if trainer.is_world_process_zero():
@@ -240,25 +239,6 @@ def one_line_errors(what, begun=lambda: False):
         raise ValueError(text) from error
 
 
-def _check_evaluation(job, args):
-    strategy = str(getattr(args.eval_strategy, "value", args.eval_strategy))
-    named = (job.eval_file, job.dataset_test_split, job.test_split_size)
-    if strategy != "no" and not any(named):
-        who = "eval_generate" if args.eval_generate else f"eval_strategy {strategy}"
-        raise ValueError(f"{who} needs eval_file or dataset_test_split: the data to evaluate on")
-    name = (args.metric_for_best_model or "loss").removeprefix("eval_")
-    absent = {t.log_name for t in TERMS if t.optional and not getattr(args, t.weight_field)}
-    known = tuple(each for each in _METRICS if each not in absent)
-    known += HIGHER_IS_BETTER if args.eval_generate else ()
-    pairs = tuple(f"{t.log_name}/" for t in TERMS if t.has_pairs and t.log_name in known)
-    if name not in known and not name.startswith(pairs):
-        hint = "; it needs eval_generate" if name in HIGHER_IS_BETTER else ""
-        raise ValueError(
-            f"metric_for_best_model {name!r} is never measured{hint}; "
-            f"known: {', '.join(known)}, lens_loss/1:2 and so on"
-        )
-
-
 def _chosen(args, checkpoint, config, identity):
     """The checkpoint to resume from: the run's own, unless resume_from_checkpoint names another."""
     named = args.resume_from_checkpoint
@@ -269,6 +249,10 @@ def _chosen(args, checkpoint, config, identity):
         )
     if named is not None and str(named).lower() not in ("true", "false"):
         run_folder.check_checkpoint(named, config)
+        elsewhere = Path(named).resolve().parent != Path(args.output_dir).resolve()
+        if elsewhere and checkpoint is not None:
+            logger.info("resuming from %s; %s is where this run began", checkpoint, named)
+            return checkpoint
         checkpoint = Path(named)
         if difference := run_folder.other_recipe(checkpoint.parent, identity):
             logger.warning("%s belongs to a run of another recipe: %s", checkpoint, difference)
@@ -315,13 +299,13 @@ def _save_final(trainer, identity, record):
     part.rmdir()
     trainer.save_state()
     trainer.create_model_card(dataset_name=record["data"])
-    best = trainer.state.best_model_checkpoint
-    rotate(output_dir, trainer.args.save_total_limit, [best] if best else [])
     weights = [name for name in names if fnmatch(name, "*model*.safetensors")]
     others = [name for name in (*names, "trainer_state.json") if (output_dir / name).is_file()]
     others = [name for name in others if name not in weights]
     found = {"weights": described(output_dir, weights), "files": described(output_dir, others)}
     run_folder.write_run(output_dir, identity, finished=True, **found, **record)
+    best = trainer.state.best_model_checkpoint
+    rotate(output_dir, trainer.args.save_total_limit, [best] if best else [])
 
 
 def _clear(part):

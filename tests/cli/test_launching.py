@@ -13,7 +13,7 @@ from processes import python
 from safetensors.torch import load_file
 from toys import recipe
 
-from distilllens.cli import main
+from distilllens.cli import launching, main
 from distilllens.train.checkpoint import last_whole
 
 TRAIN = ["-m", "distilllens", "train", "--config", "recipe.yaml"]
@@ -155,3 +155,13 @@ def test_the_fields_are_known_to_a_recipe(workshop):
     recipe(workshop, num_processes=2, teacher_cache="cache")
     assert yaml.safe_load((workshop / "recipe.yaml").read_text())["num_processes"] == 2
     assert main(["cache", "--config", "recipe.yaml"]) == 0
+
+
+def test_a_check_that_is_killed_says_so(capfd):
+    """As by a machine without memory: the line and the status of any process that a signal ends."""
+
+    def killed():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert launching._checked_apart(killed) == 128 + signal.SIGKILL
+    assert "checking the recipe was ended by SIGKILL" in capfd.readouterr().err

@@ -1,6 +1,7 @@
 """Models are found and checked before any weights are read."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -68,6 +69,7 @@ def test_the_base_of_a_run_is_found_from_any_folder(base, tmp_path, monkeypatch)
     assert [found.base for found in here] == ["base", "base"]
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
+    toys.llama(seed=7).save_pretrained("base")  # another model of that name
     found = find_models(["../run", "../run/checkpoint-2"])
     for one, before in zip(found, here, strict=True):
         assert one.base == str(base) and one.hashes == before.hashes
@@ -78,6 +80,7 @@ def test_the_base_of_a_run_is_found_from_any_folder(base, tmp_path, monkeypatch)
     with pytest.raises(ValueError, match=r"cannot load the adapter \.\./run of .*base: "):
         find_models(["../run"])[0].load("cpu")
     (tmp_path / "run" / "run.json").unlink()
+    shutil.rmtree("base")
     with pytest.raises(ValueError, match=r"the base model 'base' of the adapter \.\./run"):
         find_models(["../run"])
 

@@ -2,7 +2,13 @@
 
 import pytest
 
-from distilllens.workflows.outputs import check_figures, check_folder, check_page, write_page
+from distilllens.workflows.outputs import (
+    check_figures,
+    check_folder,
+    check_new_folder,
+    check_page,
+    write_page,
+)
 
 PAGE = '<!doctype html>\n<head><meta name="generator" content="distilllens"></head>'
 
@@ -88,3 +94,18 @@ def test_a_check_leaves_nothing_behind(tmp_path):
     check_folder("--output", tmp_path / "a" / "b")
     check_folder("--output", tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_replaced_is_refused_first(tmp_path, monkeypatch):
+    """A model is written beside it, and takes its place: not that of the shell, nor of a mount."""
+    from pathlib import Path
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    check_new_folder("--output", Path("empty"))
+    for path in (Path("."), tmp_path):
+        with pytest.raises(ValueError, match=r"cannot be replaced; name a new folder inside it"):
+            check_new_folder("--output", path)
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path).name == "empty")
+    with pytest.raises(ValueError, match=r"--output empty cannot be replaced"):
+        check_new_folder("--output", Path("empty"))

@@ -84,7 +84,8 @@ def _moved_base(folder):
     except (DamagedFile, StopIteration):
         return None
     path = Path(run["working_directory"], base)
-    return None if Path(base).exists() or not path.is_dir() else str(path)
+    # A folder of that name here may be another model.
+    return None if not path.is_dir() or path.resolve() == Path(base).resolve() else str(path)
 
 
 class _Adapter(TypedDict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -95,7 +96,8 @@ def check_new_folder(flag: str, path: Path):
     """Refuse a folder that cannot be created or written, or that holds something.
 
     Raises:
-        ValueError: the path, or a folder above it, is a file; the folder is not empty, or a link.
+        ValueError: the path, or a folder above it, is a file; the folder is not empty, or a link,
+            or cannot be replaced: the working directory, or where something is mounted.
         OSError: a folder that cannot be written.
     """
     check_folder(flag, path)
@@ -106,6 +108,10 @@ def check_new_folder(flag: str, path: Path):
         )
     if path.exists() and any(path.iterdir()):
         raise ValueError(f"{flag} {path} exists and is not empty; name another folder")
+    if path.exists():  # it will be replaced by a folder that is made beside it
+        if path.resolve() == Path.cwd() or os.path.ismount(path):
+            raise ValueError(f"{flag} {path} cannot be replaced; name a new folder inside it")
+        _check_writable(f"{flag} {path}", path.resolve().parent)
 
 
 def _is_ours(path, mark):

@@ -103,9 +103,11 @@ def test_a_folder_that_cannot_be_replaced_is_refused_first(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     check_new_folder("--output", Path("empty"))
-    for path in (Path("."), tmp_path):
+    monkeypatch.chdir(tmp_path / "empty")
+    for path in (Path("."), tmp_path / "empty"):
         with pytest.raises(ValueError, match=r"cannot be replaced; name a new folder inside it"):
             check_new_folder("--output", path)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("os.path.ismount", lambda path: Path(path).name == "empty")
     with pytest.raises(ValueError, match=r"--output empty cannot be replaced"):
         check_new_folder("--output", Path("empty"))

@@ -261,3 +261,18 @@ def test_a_run_that_began_at_another_goes_on_from_its_own(stopped, capsys):
     assert main(["train", "--config", "recipe.yaml", *flags]) == 0
     said = capsys.readouterr().err
     assert "resuming from other/checkpoint-4; out/checkpoint-2 is where this run began" in said
+
+
+def test_a_finished_run_does_not_change_its_dtype(workshop, capsys):
+    """Asked for another, it says so instead of calling it done."""
+    recipe(workshop, save_dtype="bfloat16")
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+    for flags, status, said in (
+        ([], 0, "nothing to do"),
+        (["--save_dtype", "auto"], 0, "nothing to do"),
+        (["--save_dtype", "float32"], 2, "with save_dtype bfloat16, and it is now float32"),
+    ):
+        capsys.readouterr()
+        assert main(["train", "--config", "recipe.yaml", *flags]) == status
+        found = capsys.readouterr()
+        assert said in found.out + found.err

@@ -159,6 +159,7 @@ def _run(job, model, args, given):
                         "the same command makes it again",
                         ", ".join(edited),
                     )
+                _check_save_dtype(args.output_dir, given)
                 return None
             logger.warning("the final model is damaged, and is made again: %s", damage)
         checkpoint = _chosen(args, checkpoint, config.to_dict(), identity)
@@ -237,6 +238,18 @@ def one_line_errors(what, begun=lambda: False):
             raise
         text = f"{what}: {type(error).__name__}: {first_line(error)}"
         raise ValueError(text) from error
+
+
+def _check_save_dtype(output_dir, given):
+    """Refuse to call a run finished whose model would be saved in another dtype."""
+    asked = given.get("save_dtype", "auto")
+    before = (run_folder.read_run(output_dir).get("given") or {}).get("save_dtype", "auto")
+    if asked not in ("auto", before):
+        raise ValueError(
+            f"output_dir {output_dir} holds the finished run of this recipe with save_dtype "
+            f"{before}, and it is now {asked}: its model stays as it is; name another output_dir, "
+            "or leave save_dtype out"
+        )
 
 
 def _chosen(args, checkpoint, config, identity):

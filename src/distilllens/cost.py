@@ -12,18 +12,26 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Model:
-    """The sizes that costs depend on. Embedding and head are one matrix unless ``untied``."""
+    """The sizes that costs depend on.
+
+    Args:
+        block_weights: that a token meets in all blocks.
+        untied: embedding and head are two matrices.
+        idle_weights: of the experts that a token does not meet; other tokens of its batch do.
+    """
 
     layers: int
     width: int
     vocab: int
     block_weights: int
     untied: bool = False
+    idle_weights: int = 0
 
     @property
     def weights(self) -> int:
-        """The number of weights: blocks, embedding and head."""
-        return self.block_weights + self.vocab * self.width * (1 + self.untied)
+        """The number of weights: blocks with all experts, embedding and head."""
+        blocks = self.block_weights + self.idle_weights
+        return blocks + self.vocab * self.width * (1 + self.untied)
 
 
 def gpt2(layers: int, width: int, vocab: int = 50257) -> Model:
@@ -137,7 +145,7 @@ def step_bytes(
 
     def forward(model):
         activations = 16 * tokens * model.layers * model.width
-        return size * (model.block_weights + activations)
+        return size * (model.block_weights + model.idle_weights + activations)
 
     def divergence(count):
         chunks = -(-count // chunk)

@@ -273,7 +273,7 @@ def _dtype(name):
 
 
 def shape_of(model) -> cost.Model:
-    """The sizes of a model that its flops depend on; of experts, those that a token meets."""
+    """The sizes of a model that its costs depend on."""
     inputs, outputs = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     untied = inputs is not outputs
     config = model.config.get_text_config()
@@ -281,9 +281,10 @@ def shape_of(model) -> cost.Model:
     num = next((n for key in _EXPERTS if (n := getattr(config, key, None))), 1)
     used = min(1, (getattr(config, "num_experts_per_tok", None) or num) / num)
     whole = sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name)
-    blocks = whole - inputs.numel() - untied * outputs.numel() - round(experts * (1 - used))
+    idle = round(experts * (1 - used))
+    blocks = whole - inputs.numel() - untied * outputs.numel() - idle
     vocab, width = outputs.shape
-    return cost.Model(config.num_hidden_layers, width, vocab, blocks, untied)
+    return cost.Model(config.num_hidden_layers, width, vocab, blocks, untied, idle)
 
 
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")

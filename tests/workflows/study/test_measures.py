@@ -27,7 +27,7 @@ def test_a_token_meets_some_of_the_experts(monkeypatch, tmp_path):
     attention, router, expert, norms = 16 * (16 + 8 + 8 + 16), 8 * 16, 3 * 16 * 20, 2 * 16
     blocks = 2 * (attention + router + 2 * expert + norms) + 16
     of_blocks, of_head = 6 * blocks * 1000, 6 * 500 * 30 * 16
-    updates = 12 * (blocks + 2 * 30 * 16) * 10
+    updates = 12 * (blocks + 2 * 6 * expert + 2 * 30 * 16) * 10  # of all experts
     found = measures._flops({}, tmp_path, {"num_tokens": 1000}, 10)
     assert found == of_blocks + of_head + updates
 

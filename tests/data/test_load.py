@@ -471,3 +471,13 @@ def test_a_chat_template_reads_tools_of_instructions(tmp_path, caplog):
     bad = write(tmp_path / "b.jsonl", GOOD, GOOD | {"tools": "none"})
     with pytest.raises(ValueError, match=r"b\.jsonl:2: 'tools' is 'none'; it must be a list of"):
         load_records(bad, chat=True)
+
+
+def test_text_of_a_table_that_looks_like_json_is_text(tmp_path):
+    """Unless it is messages, of which no field is lost."""
+    file = tmp_path / "a.csv"
+    file.write_text('prompt,completion\nask,"[{""a"": 1, ""a"": 2}]"\n')
+    assert load_records(file) == [{"prompt": "ask", "completion": '[{"a": 1, "a": 2}]'}]
+    turn = '[{""role"": ""user"", ""content"": ""a"", ""content"": ""b""}]'
+    file.write_text(f'prompt,completion\nask,"{turn}"\n')
+    refused(file, r"a.csv:2: an object has the field 'content' twice")

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import toys
+from transformers import SchedulerType
 
 from distilllens.cli import main
 from distilllens.train.recipe_difference import first_difference
@@ -158,6 +159,7 @@ def test_a_run_resumes_under_other_spellings(workshop, capsys):
 def test_evaluations_count_if_the_learning_rate_follows_them(scheduler):
     """Another interval, or other data, would end at other weights."""
     fields = {"eval_steps": 10, "eval_file": ["more.jsonl"], "files": ("train.jsonl", "more.jsonl")}
+    scheduler = SchedulerType(scheduler)  # as the configuration has it
     before = identity(**fields, lr_scheduler_type=scheduler)
     assert "eval_steps" in first_difference(
         before, identity(**fields | {"eval_steps": 500}, lr_scheduler_type=scheduler)

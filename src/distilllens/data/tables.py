@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from distilllens.data.conversations import parsed
+from distilllens.data.whole_json import TwiceNamed
 from distilllens.errors import first_line
 
 _NUM_ROWS = 1000  # of a table that are in memory
@@ -38,7 +39,11 @@ def csv_rows(name: str, lines: Iterable[str]) -> Iterator[tuple[str, dict]]:
                     f"{len(header)} columns"
                 )
             else:
-                yield f"{name}:{start}", _csv_row(header, cells)
+                try:
+                    row = _csv_row(header, cells)
+                except TwiceNamed as error:
+                    raise ValueError(f"{name}:{start}: {error}") from error
+                yield f"{name}:{start}", row
     except csv.Error as error:
         raise ValueError(f"{name}:{line}: broken CSV ({error})") from error
 
@@ -135,10 +140,19 @@ def _cell(column, text):
     if not text:
         return None
     if column in ("prompt", "completion") and text.lstrip().startswith("["):
-        value = parsed(text)
-        if isinstance(value, list) and all(isinstance(m, dict) and "role" in m for m in value):
+        try:
+            value = parsed(text)
+        except TwiceNamed:
+            if _is_messages(json.loads(text)):
+                raise
+            return text  # which looks like JSON
+        if _is_messages(value):
             return value or text
     return text
+
+
+def _is_messages(value):
+    return isinstance(value, list) and all(isinstance(m, dict) and "role" in m for m in value)
 
 
 def _of_any_length(reader):

@@ -35,7 +35,8 @@ def merged(model: PeftModel):
     plain = model.merge_and_unload(safe_merge=True)
     ends = plain.get_input_embeddings(), plain.get_output_embeddings()
     text = plain.config.get_text_config()
-    if None not in ends and ends[0].weight is not ends[1].weight and text.tie_word_embeddings:
+    is_tied = getattr(text, "tie_word_embeddings", False)
+    if is_tied and None not in ends and ends[0].weight is not ends[1].weight:
         # An adapter of one of the two: whoever read the old entry would tie them again.
         text.tie_word_embeddings = plain.config.tie_word_embeddings = False
     return plain

@@ -28,7 +28,8 @@ _WAITING = ("ddp_timeout",)
 _GLOBAL = {"accelerator_config", "deepspeed", "fsdp", "fsdp_config", "parallelism_config"}
 
 
-_FOLLOWS_EVALUATION = ("reduce_lr_on_plateau", "greedy")
+# Schedulers whose learning rate depends on evaluations.
+FOLLOWS_EVALUATION = ("reduce_lr_on_plateau", "greedy")
 
 
 class _File(NamedTuple):
@@ -41,9 +42,10 @@ def keeps_best(given: Mapping[str, Any]) -> bool:
 
     They do where the best checkpoint is kept, and where the learning rate follows the evaluation.
     """
-    return bool(given.get("load_best_model_at_end") or given.get("eval_generate")) or (
-        str(given.get("lr_scheduler_type")) in _FOLLOWS_EVALUATION
-    )
+    scheduler = given.get("lr_scheduler_type")
+    if getattr(scheduler, "value", scheduler) in FOLLOWS_EVALUATION:
+        return True
+    return bool(given.get("load_best_model_at_end") or given.get("eval_generate"))
 
 
 def first_difference(before: Mapping, now: Mapping) -> str | None:

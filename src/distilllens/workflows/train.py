@@ -17,7 +17,7 @@ from transformers.integrations import is_tensorboard_available
 from distilllens.errors import first_line, one_line
 from distilllens.evaluate.answer_scorer import AnswerScorer
 from distilllens.files import unmade_on_failure
-from distilllens.loading import is_adapter_folder
+from distilllens.loading import is_adapter_folder, load_config, saved_dtype
 from distilllens.marks import described
 from distilllens.teacher import ServedTeacher
 from distilllens.train import _trl, final_model, run_folder
@@ -242,9 +242,12 @@ def one_line_errors(what, begun=lambda: False):
 
 def _check_save_dtype(output_dir, given):
     """Refuse to call a run finished whose model would be saved in another dtype."""
-    asked = given.get("save_dtype", "auto")
-    before = (run_folder.read_run(output_dir).get("given") or {}).get("save_dtype", "auto")
-    if asked not in ("auto", before):
+    asked, before = given.get("save_dtype", "auto"), run_folder.read_run(output_dir).get("given")
+    if before is None or asked in ("auto", before := before.get("save_dtype", "auto")):
+        return
+    if is_adapter_folder(output_dir):
+        return
+    if saved_dtype(load_config("student", str(output_dir))) != asked:
         raise ValueError(
             f"output_dir {output_dir} holds the finished run of this recipe with save_dtype "
             f"{before}, and it is now {asked}: its model stays as it is; name another output_dir, "

@@ -38,6 +38,7 @@ def notes(tmp_path, monkeypatch):
     return notes
 
 
+OTHER = "teacher_model_name_or_path: student"
 TASK = Task(Run("kd", 2, None), TRAIN)
 
 
@@ -59,19 +60,20 @@ def test_a_model_that_changed_while_the_study_ran_is_refused(notes):
 
 
 def test_runs_that_were_measured_against_another_teacher_are_scored_again(notes):
-    """Their scores go, their weights stay; a note of before this was noted counts as it is."""
+    """Their scores go, their weights stay; before it was noted, it was each run's own teacher."""
     folders = notes.folders
-    for seed, teacher in ((1, {}), (2, {"teacher": "gone"})):
+    notes_of = ({}, {"teacher": "gone"}, {"teacher": "gone", "diverged": "at step 1"})
+    for seed, teacher in enumerate(notes_of, 1):
         task = Task(Run("kd", seed, None), TRAIN)
         note = {name: value for name, value in notes.made_of(task).items() if name != "teacher"}
         folders.dev(task.run).mkdir(parents=True)
         folders.run(task.run).mkdir(parents=True)
         folders.note(task).write_text(json.dumps(note | teacher))
         (folders.dev(task.run) / "scores.json").write_text("{}")
-    notes.forget_other_teachers([Task(Run("kd", seed, None), TRAIN) for seed in (1, 2, 3)])
-    left = [Run("kd", seed, None) for seed in (1, 2)]
-    assert [folders.dev(run).exists() for run in left] == [True, False]
-    assert [Task(run, TRAIN).is_done(folders) for run in left] == [True, False]
+    notes.forget_other_teachers([Task(Run("kd", seed, None), TRAIN) for seed in (1, 2, 3, 4)])
+    left = [Run("kd", seed, None) for seed in (1, 2, 3)]
+    assert [folders.dev(run).exists() for run in left] == [True, False, True]
+    assert [Task(run, TRAIN).is_done(folders) for run in left] == [True, False, True]
     assert all(folders.run(run).is_dir() for run in left)
 
 
@@ -99,3 +101,16 @@ def test_two_runs_do_not_fill_one_cache_at_once(notes):
     notes.folders.note(first).parent.mkdir(parents=True)
     notes.folders.note(first).write_text(json.dumps(conductor.notes.made_of(first)))
     assert len(conductor._next()) == 2
+
+
+def test_another_teacher_in_the_file_is_refused_and_nothing_forgotten(notes):
+    """A slip of the pen costs no scores."""
+    task = Task(Run("kd", 1, None), TRAIN)
+    folders = notes.folders
+    folders.dev(task.run).mkdir(parents=True)
+    folders.note(task).write_text(json.dumps(notes.made_of(task)))
+    with open("other.yaml", "w") as file:
+        file.write(STUDY.replace("teacher_model_name_or_path: teacher", OTHER))
+    with pytest.raises(ValueError, match="teacher_model_name_or_path was 'teacher' and is now"):
+        Conductor(read_study("other.yaml"), folders, 1)()
+    assert task.is_done(folders) and folders.dev(task.run).is_dir()

@@ -108,3 +108,21 @@ def test_what_needs_one_teacher_is_refused(tmp_path, monkeypatch, capsys, text, 
     assert main(["study", "--config", "study.yaml", "--output", "out"]) == 2
     (line,) = [one for one in capsys.readouterr().err.splitlines() if "study.yaml" in one]
     assert message in line
+
+
+def test_a_method_less_may_give_all_one_teacher(tmp_path):
+    """What is trained is scored again, whatever the hours, and not trained again."""
+    one = "seeds: 1\nmax_hours: 1.0\n"
+    text = TWO_TEACHERS.replace("seeds: 1\n", one)
+    text = "\n".join(line for line in text.split("\n") if "both:" not in line)
+    furnish(tmp_path, text + "# second\n")
+    words = ("--config", "study.yaml", "--output", "out")
+    assert run(*words, folder=tmp_path).returncode == 0
+    text = "\n".join(line for line in text.split("\n") if "other:" not in line)
+    (tmp_path / "study.yaml").write_text(text.replace("max_hours: 1.0", "max_hours: 1.0e-9"))
+    weights = tmp_path / "out/runs/one/seed-1/model.safetensors"
+    before = weights.stat().st_mtime_ns
+    found = run(*words, folder=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert "one/seed-1 is scored again" in found.stderr and "KL(teacher" in found.stdout
+    assert weights.stat().st_mtime_ns == before

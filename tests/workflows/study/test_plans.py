@@ -47,6 +47,11 @@ def test_a_study_that_can_be_scored(folder):
         ("[test.jsonl]", "[long.jsonl]", "study.yaml: evaluate: long example 1"),
         ("dev.jsonl", "long.jsonl", "study.yaml: eval_file: long example 1: the prompt fills"),
         ("dev.jsonl", "empty.jsonl", "study.yaml: eval_file: .*empty"),
+        (
+            "model_name_or_path: student\n",
+            "bf16: false\n",
+            "study.yaml: method kd: .*model_name_or",
+        ),
     ],
 )
 def test_what_cannot_be_scored(folder, old, new, message):

@@ -21,6 +21,7 @@ from distilllens.evaluate.scores import score as score_of
 from distilllens.evaluate.table import read_table
 from distilllens.files import write_atomically
 from distilllens.stored import read_stored
+from distilllens.train import run_folder
 from distilllens.train.progress import duration
 from distilllens.workflows.recipe_file import recipe_text
 from distilllens.workflows.study import worker
@@ -92,13 +93,13 @@ class Conductor:
             KeyboardInterrupt: after the runs in progress were saved.
         """
         with self._together():
-            self.notes.forget_other_teachers(self._known())
+            methods = set(self.study.methods)
             if self.study.equal == "steps":  # else the numbers of steps are not known yet
-                self.notes.check(self._known())
-            training = {task.run.method for task in self._left() if task.kind == TRAIN}
-            self.caches.fill(training, self._alone)
+                self._compare_notes()
+                methods = {task.run.method for task in self._left() if self._trains(task)}
+            self.caches.fill(methods, self._alone)
             self.terms.settle(self.fields_of, self._alone)
-            self.notes.check(self._known())
+            self._compare_notes()
             while not self._failed:
                 for task in self._next():
                     self._begin(task)
@@ -109,6 +110,15 @@ class Conductor:
                 self._wait()
         self._check_failed()
         return self._left()
+
+    def _compare_notes(self):
+        """Refuse what was done with another study; score again what another teacher measured."""
+        self.notes.check(self._known())
+        self.notes.forget_other_teachers(self._known())
+
+    def _trains(self, task):
+        """Whether a task has steps left to take, and not only scores to make."""
+        return task.kind == TRAIN and not run_folder.is_finished(self.folders.run(task.run))
 
     def trials(self) -> dict:
         """Method -> what a step of it costs (``Terms.trials``)."""
@@ -126,12 +136,16 @@ class Conductor:
         """The recipe of a run."""
         rate = {} if run.rate is None else {"learning_rate": run.rate}
         folder = {"output_dir": str(self.folders.run(run))}
-        return {**self.fields_of(run.method), **rate, "seed": run.seed, **folder}
+        fields = {**self.fields_of(run.method), **rate, "seed": run.seed, **folder}
+        cache = self.caches.of(run.method)
+        if cache is not None and run_folder.is_finished(self.folders.run(run)):
+            fields["teacher_cache"] = str(cache)  # it had one, which may be gone
+        return fields
 
     def score(self, run: Run) -> float | None:
         """A run's score on the development set, by which learning rates are chosen.
 
-        None for a run that is not done, infinity for one that diverged.
+        None for a run that is not done, or was not scored so; infinity for one that diverged.
         """
         task = Task(run, TRAIN)
         if not task.is_done(self.folders):
@@ -139,8 +153,8 @@ class Conductor:
         if "diverged" in self.notes.of(task):
             return math.inf
         metric = _METRICS[self.study.choose_by]
-        samples = development_samples(read_table(self.folders.dev(run)))[DEV, metric]
-        return score_of(metric, samples).mean
+        samples = development_samples(read_table(self.folders.dev(run))).get((DEV, metric))
+        return None if samples is None else score_of(metric, samples).mean
 
     def _known(self):
         """The tasks that are known by now, in order."""
@@ -162,7 +176,7 @@ class Conductor:
         ]
         hours = self.study.max_hours
         if ready and hours is not None and self._spent_seconds() >= 3600 * hours:
-            ready = [task for task in ready if task.kind != TRAIN]  # what is trained is asked
+            ready = [task for task in ready if not self._trains(task)]  # what is trained is scored
         chosen = []
         for task in ready:
             if len(busy) + len(chosen) < self.jobs and not self._waits(task, [*busy, *chosen]):

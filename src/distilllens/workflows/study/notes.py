@@ -79,12 +79,17 @@ class Notes:
 
         A method that was added or removed may have changed the one teacher that all methods have.
         The runs stay; they are scored again.
+
+        Args:
+            tasks: that ``check`` has passed.
         """
         for task in tasks:
             if task.kind != TRAIN or not task.is_done(self.folders):
                 continue
             note = self.of(task)
-            if note.get("teacher", self.study.common_teacher) != self.study.common_teacher:
+            # Before it was noted, each student was measured against its own teacher.
+            before = note.get("teacher", note["values"].get("teacher_model_name_or_path"))
+            if before != self.study.common_teacher and "diverged" not in note:
                 self.folders.note(task).unlink()
                 shutil.rmtree(self.folders.dev(task.run), ignore_errors=True)
                 self.folders.depths(task.run).unlink(missing_ok=True)

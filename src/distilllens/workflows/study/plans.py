@@ -68,6 +68,9 @@ def check_plans(study: Study):
         ValueError: a field of ``evaluate`` out of range, a benchmark that cannot be read, or a
             prompt that leaves no room in the student's context.
     """
+    for method in study.methods:
+        with _named(study, f"method {method}"):
+            students.check_student(*build_unused(study.recipe(method)))
     fields = study.recipe(study.baseline)  # the student and the data are the same for all
     job, model, args = build_unused(fields)
     tokenizer = students.load_student_tokenizer(job, model, args)

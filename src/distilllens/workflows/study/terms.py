@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypedDict
 from distilllens.files import write_json
 from distilllens.stored import read_stored
 from distilllens.train import run_folder
+from distilllens.train.recipe_difference import FOLLOWS_EVALUATION
 from distilllens.workflows.run_arguments import build
 from distilllens.workflows.study.materials import Materials, data_of
 from distilllens.workflows.study.matrix import Study
@@ -146,6 +147,9 @@ def try_out(fields: dict, file: Path, made_of: dict):
     folder = file.with_suffix("")
     shutil.rmtree(folder, ignore_errors=True)
     recipe = {**fields, **_SHORT, "output_dir": str(folder)}
+    recipe.pop("metric_for_best_model", None)
+    if recipe.get("lr_scheduler_type") in FOLLOWS_EVALUATION:  # and nothing is evaluated
+        recipe["lr_scheduler_type"] = "constant"
     run_job(*build(recipe))
     cost = cost_of_run(recipe, folder, Begun(0, 0.0))
     _, state = run_folder.read_state(folder)

@@ -141,6 +141,7 @@ def test_the_newest_checkpoint_outlives_the_best(tmp_path):
         ),
         eval_dataset=toys.dataset(4, seed=3),
     )
+    trainer.saves_final_model = True
     trainer.train()
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
     assert (tmp_path / "checkpoint-4" / "complete.json").is_file()

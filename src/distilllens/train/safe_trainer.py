@@ -46,11 +46,17 @@ _SHOWN_TOKENS = 12
 class SafeTrainer(SFTTrainer):
     """``SFTTrainer`` that keeps what it has: its user is ``DistillLensTrainer``.
 
+    Attributes:
+        saves_final_model: whether who trains saves the final model, and removes older checkpoints
+            after it.
+
     Raises:
         ValueError: while training: a gradient that is not finite. No step is taken with it, and the
             last checkpoint stays. While saving: weights that are not finite.
         Stopped: with ``StopSignals`` among the callbacks, after a signal; its step is saved.
     """
+
+    saves_final_model = False
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -262,7 +268,9 @@ class SafeTrainer(SFTTrainer):
         return super()._get_num_items_in_batch(batch_samples, device)
 
     def _finalize_training(self, *args, **kwargs):
-        # With a limit of 1 it deletes the newest checkpoint before the final model is saved.
+        if not self.saves_final_model:
+            return super()._finalize_training(*args, **kwargs)
+        # With a limit of 1 it would delete the newest checkpoint before that model is saved.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             return super()._finalize_training(*args, **kwargs)

@@ -189,7 +189,7 @@ def _train(inputs, checkpoint, scorer, opening, identity, record):
     ):
         callbacks = [begun, opening, signals]
         trainer = build_trainer(*inputs, callbacks=callbacks, score_answers=scorer)
-        opening.trainer = trainer
+        opening.trainer, trainer.saves_final_model = trainer, True
         if lens_is_read(trainer):
             record["layer_map"] = str(trainer.objective.layer_map)
         if isinstance(trainer.teacher, ServedTeacher):

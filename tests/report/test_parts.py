@@ -38,3 +38,15 @@ def test_numbers_have_four_digits_and_nothing_is_blank():
     html = Table(("a", "b", "c", "d"), (("x", 0.123456, 12345, None),)).html()
     for cell in ("<td>x</td>", ">0.1235</td>", ">12345</td>", "<td></td>"):
         assert cell in html
+
+
+def test_columns_of_words_begin_left():
+    """Numbers are read from their ends; a sentence, or a name, from its beginning."""
+    html = Table(
+        ("method", "why", "seconds"), (("a", "better by 1", 2.5), ("b", "worse", 3))
+    ).html()
+    assert (
+        '<th scope="col" class="words">why</th>' in html and '<td class="words">worse</td>' in html
+    )
+    assert '<th scope="col">seconds</th>' in html and "<td>2.5</td>" in html
+    assert "<th" in Table(("method", "why"), ()).html()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
+from itertools import zip_longest
 from typing import Any
 
 from distilllens.report.canvas import COLOURS
@@ -30,9 +31,15 @@ class Table:
     rows: tuple[tuple, ...]
 
     def html(self) -> str:
-        """The table as HTML; floats have four significant digits."""
-        head = "".join(f'<th scope="col">{escape(name)}</th>' for name in self.columns)
-        rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in self.rows)
+        """The table as HTML; floats have four significant digits, columns of words begin left."""
+        words = [all(map(_is_words, cells)) for cells in zip_longest(*self.rows)]
+        # The first column begins left in any case.
+        marks = [' class="words"' if at and each else "" for at, each in enumerate(words)]
+        head = "".join(
+            f'<th scope="col"{mark or ""}>{escape(name)}</th>'
+            for name, mark in zip_longest(self.columns, marks[: len(self.columns)])
+        )
+        rows = "".join(f"<tr>{''.join(map(_cell, row, marks))}</tr>" for row in self.rows)
         return (
             f'<div class="scroll"><table class="numbers"><thead><tr>{head}</tr></thead>'
             f"<tbody>{rows}</tbody></table></div>"
@@ -126,7 +133,11 @@ def when_attribute(words: str) -> str:
     return f' data-when="{escape(words)}"' if words else ""
 
 
-def _cell(value):
+def _is_words(value):
+    return isinstance(value, str) and value[:1].isalpha()
+
+
+def _cell(value, mark=""):
     if isinstance(value, float):
         value = f"{value:.4g}"
-    return f"<td>{escape('' if value is None else str(value))}</td>"
+    return f"<td{mark}>{escape('' if value is None else str(value))}</td>"

@@ -93,7 +93,10 @@ class Notes:
                 self.folders.note(task).unlink()
                 shutil.rmtree(self.folders.dev(task.run), ignore_errors=True)
                 self.folders.depths(task.run).unlink(missing_ok=True)
-                logger.info("%s is scored again: the teacher of all is another", task.run.name)
+                logger.info(
+                    "%s is scored again: the teacher that all methods share has changed",
+                    task.run.name,
+                )
 
     def check(self, tasks: Iterable[Task]):
         """Refuse what was done with other values, files or models than the study has now.

@@ -250,8 +250,8 @@ def _unmeasured(study):
     if study.common_teacher or not study.has_teachers:
         return ()
     return (
-        "There is not one teacher with the students' tokenizer, so no KL from it is measured, nor "
-        "the distance by depth.",
+        "The methods do not share one teacher with the students' tokenizer, so neither "
+        "KL(teacher ‖ student) nor the distance by depth is measured.",
     )
 
 
